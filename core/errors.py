@@ -1,0 +1,104 @@
+"""Every error a user can meet.
+
+Knows how an error reads; knows nothing of what went wrong. Each error says what is wrong, where (file, tensor, key,
+plugin), what was expected and found, and what to do, in at most a few lines, and carries the same facts as attributes.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class CoreError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        problem: one sentence, no full stop, that names the tensor, key or plugin concerned.
+        where: file or directory (or ``distribution:entry point``) in which the problem lies.
+        expected, found: the two sides of a disagreement, printed when given.
+        hint: what the user can do about it.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        where: str | os.PathLike[str] | None = None,
+        expected: object = None,
+        found: object = None,
+        hint: str | None = None,
+    ) -> None:
+        self.problem = problem
+        self.where = None if where is None else os.fspath(where)
+        self.expected = expected
+        self.found = found
+        self.hint = hint
+        super().__init__(self._render())
+
+    def _render(self) -> str:
+        text = self.problem if self.where is None else f"{self.where}: {self.problem}"
+        sides = [f"{side} {value}" for side, value in (("expected", self.expected), ("found", self.found)) if value is not None]
+        if sides:
+            text += f" ({', '.join(sides)})"
+        if self.hint:
+            text += f"\n  {self.hint}"
+        return text
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.__dict__.copy())
+
+
+def _rebuild(cls: type[CoreError], state: dict[str, object]) -> CoreError:
+    """Unpickles an error; its constructor's keywords are not in ``args``."""
+    error = cls.__new__(cls)
+    error.__dict__.update(state)
+    Exception.__init__(error, error._render())
+    return error
+
+
+class UsageError(CoreError):
+    """The caller asked for something that makes no sense, whatever the checkpoint (exit code 2 at a command line)."""
+
+
+class CheckpointError(CoreError):
+    """A checkpoint's files are absent, unreadable, damaged or contradict each other."""
+
+
+class HubError(CheckpointError):
+    """The model hub could not be reached, or refused the repository."""
+
+
+class ConfigError(CoreError):
+    """``config.json`` (or a sibling) is missing a key, has one of the wrong type, or asks for what nobody implements."""
+
+
+class PluginError(CoreError):
+    """An architecture plugin is broken, blocked, contested or breaks the contract."""
+
+
+class UnknownModelTypeError(PluginError):
+    """No installed plugin claims the checkpoint's ``model_type``."""
+
+
+class WeightsError(CoreError):
+    """Checkpoint tensors and model parameters do not fit each other."""
+
+
+class QuantizationError(WeightsError):
+    """The quantization that a checkpoint states is unknown or contradicts its tensors."""
+
+
+class InsufficientMemoryError(CoreError):
+    """The model and its caches do not fit into the device's memory."""
+
+
+class TokenizerError(CoreError):
+    """A tokenizer file is absent, damaged or of a kind that is not supported."""
+
+
+class ChatTemplateError(CoreError):
+    """A chat template is absent, broken, or refuses the conversation."""
+
+
+class CacheError(CoreError):
+    """A cache cannot do what is asked of it: wrong batch, wrong model, or a rewind past what it still holds."""
