@@ -1,0 +1,28 @@
+"""Kernels: one object each, a reference in plain MLX and fused sources that must agree with it before they are used.
+
+Knows nothing of models, checkpoints or caches.
+"""
+
+from __future__ import annotations
+
+from core.kernels.check import KernelCase, KernelReport, check_kernel
+from core.kernels.compare import Tolerance
+from core.kernels.device import reference_only
+from core.kernels.fused import KernelWarning, Launch
+from core.kernels.kernel import Kernel
+from core.kernels.registry import registered_kernels
+from core.kernels.swiglu import swiglu, swiglu_pair
+
+__all__ = [
+    "Kernel",
+    "KernelCase",
+    "KernelReport",
+    "KernelWarning",
+    "Launch",
+    "Tolerance",
+    "check_kernel",
+    "reference_only",
+    "registered_kernels",
+    "swiglu",
+    "swiglu_pair",
+]

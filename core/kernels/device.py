@@ -1,0 +1,96 @@
+"""Which kernel language the device at hand speaks, if any.
+
+Knows MLX's devices and the environment variable ``CORE_KERNELS``; knows no kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import mlx.core as mx
+
+from core.errors import UsageError
+
+Language = Literal["metal", "cuda"]
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity: it is a dictionary key on the hot path
+class KernelDevice:
+    """A device that can run fused sources.
+
+    Args:
+        name: what a warning calls it.
+        language: which of a kernel's sources it takes.
+        build: has the signature of ``mx.fast.metal_kernel`` and ``mx.fast.cuda_kernel``; a test passes its own.
+    """
+
+    name: str
+    language: Language
+    build: Callable[..., Any]
+
+
+# A tuple of one, because None is a choice too: the reference.
+_override: ContextVar[tuple[KernelDevice | None] | None] = ContextVar("core_kernels_device", default=None)
+
+
+def current_device() -> KernelDevice | None:
+    """The device whose sources a kernel called now would use; None means the reference.
+
+    Raises:
+        UsageError: ``CORE_KERNELS`` holds a value that nobody knows.
+    """
+    override = _override.get()
+    if override is not None:
+        return override[0]
+    gpu = _gpu()
+    # A fused source runs on the GPU only, and a user may have moved the default to the CPU, even for one block.
+    if gpu is None or mx.default_device().type != mx.DeviceType.gpu:
+        return None
+    return gpu
+
+
+@contextmanager
+def use_device(device: KernelDevice | None) -> Iterator[None]:
+    """Kernels called inside use ``device``, or their references when it is None; for tests and measurements."""
+    token = _override.set((device,))
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def reference_only() -> AbstractContextManager[None]:
+    """A context manager: kernels called inside use their references, whatever the device.
+
+    What ``mx.compile`` traced before keeps what it traced.
+    """
+    return use_device(None)
+
+
+@functools.cache
+def _gpu() -> KernelDevice | None:
+    mode = os.environ.get("CORE_KERNELS", "auto")
+    if mode not in ("auto", "reference"):
+        raise UsageError(
+            "the environment variable CORE_KERNELS has an unknown value", expected="auto or reference", found=repr(mode)
+        )
+    if mode == "reference":
+        return None
+    if mx.metal.is_available():
+        return KernelDevice(_gpu_name("Metal GPU"), "metal", mx.fast.metal_kernel)
+    if mx.cuda.is_available():
+        return KernelDevice(_gpu_name("CUDA GPU"), "cuda", mx.fast.cuda_kernel)
+    return None
+
+
+def _gpu_name(default: str) -> str:
+    try:
+        return str(mx.device_info(mx.Device(mx.gpu)).get("device_name", default))
+    except Exception:  # only a label: an MLX that words this differently must not cost the kernels
+        return default

@@ -1,0 +1,225 @@
+"""A kernel's fused source on one device: built once, believed only after it agreed with the reference.
+
+Knows how MLX builds and launches a source; knows nothing of which device is at hand.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import mlx.core as mx
+
+from core.kernels.compare import Comparison, compare, dtype_name
+
+if TYPE_CHECKING:
+    from core.kernels.device import KernelDevice
+    from core.kernels.kernel import Kernel
+
+Function = Callable[..., mx.array]
+
+# MLX passes arrays of fewer elements to Metal in another address space, which is another source.
+_METAL_CONSTANT_SIZE = 8
+# A decode step has one shape and prefills have many: forgetting all of them costs one launch computation each.
+_MAX_PLANS = 1024
+_FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+
+
+class KernelWarning(UserWarning):
+    """A kernel's fused source is not used on this machine because it failed its check; results are the reference's."""
+
+
+class Launch(NamedTuple):
+    """How to launch a source on given inputs.
+
+    ``grid`` counts threads, as in both ``mx.fast.metal_kernel`` and ``mx.fast.cuda_kernel`` (CUDA rounds it up to whole
+    blocks, so a CUDA body checks its bounds). The source's output is named ``out``. ``template`` holds compile-time
+    constants: each combination is another compilation and another class of shapes, checked on its own.
+    """
+
+    grid: tuple[int, int, int]
+    threadgroup: tuple[int, int, int]
+    output_shape: tuple[int, ...]
+    output_dtype: mx.Dtype
+    template: tuple[tuple[str, bool | int | mx.Dtype], ...] = ()
+
+
+class Plan(NamedTuple):
+    """What to call for inputs of given shapes and dtypes; ``run`` has no gradient, ``differentiable`` has."""
+
+    run: Function
+    differentiable: Function
+
+
+class FusedSource:
+    """One kernel on one device."""
+
+    def __init__(self, kernel: Kernel, device: KernelDevice) -> None:
+        self.kernel = kernel
+        self.device = device
+        self.source = kernel.metal if device.language == "metal" else kernel.cuda
+        self.usable = self.source is not None
+        self._launcher: Callable[..., list[mx.array]] | None = None
+        self._plans: dict[Hashable, Plan | None] = {}
+        self._verified: set[Hashable] = set()
+        self._lock = threading.RLock()
+
+    def plan(self, inputs: tuple[mx.array, ...]) -> Plan | None:
+        """The plan for these inputs, or None where the reference is to be used; may run the check."""
+        if not self.usable:
+            return None
+        key = tuple([(x.shape, x.dtype) for x in inputs])
+        try:
+            return self._plans[key]
+        except KeyError:
+            return self._decide(key, inputs)
+
+    def launch(self, inputs: tuple[mx.array, ...]) -> mx.array:
+        """Builds and launches the source, whatever any check said; raises what MLX raises."""
+        return self._run(inputs, _arguments(self.kernel.launch(*inputs)))
+
+    def claims(self, inputs: tuple[mx.array, ...]) -> bool:
+        """Whether the source may be asked: right number of inputs, none empty, and the kernel supports them."""
+        kernel = self.kernel
+        return len(inputs) == len(kernel.input_names) and all(x.size for x in inputs) and kernel.supports(*inputs)
+
+    def compare(self, inputs: tuple[mx.array, ...]) -> Comparison:
+        """Runs source and reference on concrete inputs."""
+        expected = self.kernel.reference(*inputs)
+        return compare(self.launch(inputs), expected, self.kernel.tolerance_of(expected.dtype))
+
+    def _run(self, inputs: tuple[mx.array, ...], arguments: dict[str, Any]) -> mx.array:
+        if self._launcher is None:
+            self._launcher = self.device.build(
+                name=self.kernel.name.replace(".", "_"),
+                input_names=list(self.kernel.input_names),
+                output_names=["out"],
+                source=self.source,
+            )
+        return self._launcher(inputs=list(inputs), **arguments)[0]
+
+    def _decide(self, key: Hashable, inputs: tuple[mx.array, ...]) -> Plan | None:
+        plan: Plan | None = None
+        problem: str | None = None
+        with self._lock:
+            if not self.usable:
+                return None
+            try:
+                if self.claims(inputs):
+                    launch = self.kernel.launch(*inputs)
+                    problem = self._verify(inputs, launch)
+                    plan = self._make_plan(launch)
+            except Exception as error:  # building, compiling or launching: whatever it is, the reference still works
+                problem = f"fails with {type(error).__name__}: {_first_line(error)}"
+            if problem is None:
+                if len(self._plans) >= _MAX_PLANS:
+                    self._plans.clear()
+                self._plans[key] = plan
+                return plan
+        self._give_up(problem)
+        return None
+
+    def _verify(self, inputs: tuple[mx.array, ...], launch: Launch) -> str | None:
+        """Compares with the reference, once for each class of shapes; says what is wrong, if anything.
+
+        The check makes arrays of its own from a random key of its own. MLX evaluates such arrays at any time, even
+        while ``mx.compile``, ``mx.grad`` or ``mx.vmap`` trace the call that asked for it.
+        """
+        shape_class = _shape_class(inputs, launch)
+        if shape_class in self._verified:
+            return None
+        for sample in self._samples(inputs, shape_class):
+            comparison = self.compare(sample)
+            if not comparison.ok:
+                shapes = ", ".join(f"{dtype_name(x.dtype)} {list(x.shape)}" for x in sample)
+                return f"{comparison.problem} on {shapes}"
+        self._verified.add(shape_class)
+        return None
+
+    def _samples(self, inputs: tuple[mx.array, ...], shape_class: Hashable) -> list[tuple[mx.array, ...]]:
+        key = mx.random.key(0)
+        dtype = next((x.dtype for x in inputs if x.dtype in _FLOATS), inputs[0].dtype)
+        samples = [
+            sample
+            for sample in self.kernel.sample_inputs(key, dtype)
+            if self.claims(sample) and _shape_class(sample, self.kernel.launch(*sample)) == shape_class
+        ]
+        if samples:
+            return samples
+        # The kernel's author did not think of this class: use the shapes of the call itself.
+        if not all(x.dtype in _FLOATS for x in inputs):
+            raise LookupError("sample_inputs has no sample of this class of shapes, and integers cannot be made up")
+        keys = mx.random.split(key, len(inputs))
+        return [tuple(mx.random.normal(x.shape, key=k).astype(x.dtype) for x, k in zip(inputs, keys, strict=True))]
+
+    def _make_plan(self, launch: Launch) -> Plan:
+        reference, arguments = self.kernel.reference, _arguments(launch)
+
+        def run(*inputs: mx.array) -> mx.array:
+            try:
+                return self._run(inputs, arguments)
+            except Exception as error:
+                self._give_up(f"cannot be launched: {type(error).__name__}: {_first_line(error)}")
+                return reference(*inputs)
+
+        return Plan(run, _with_gradient_of(reference, run))
+
+    def _give_up(self, problem: str) -> None:
+        """Falls back for good: a source that is wrong once on a machine is not trusted there with other shapes."""
+        with self._lock:
+            if not self.usable:
+                return
+            self.usable = False
+            self._plans.clear()
+        warnings.warn(
+            f"kernel {self.kernel.name!r} ({self.kernel.origin.module}) is off on {self.device.name}: its "
+            f"{self.device.language} source {problem}. The reference is used instead: right, and slower. "
+            "`python -m core doctor --kernels` shows more; CORE_KERNELS=reference skips all fused sources.",
+            KernelWarning,
+            stacklevel=2,
+        )
+
+
+def _with_gradient_of(reference: Function, run: Function) -> Function:
+    """``run`` with the derivatives of ``reference``: MLX knows none for a source.
+
+    ``mx.vmap`` reaches the source itself and MLX refuses it there by name; inside ``reference_only()`` it works.
+    """
+    function = mx.custom_function(run)
+
+    @function.vjp
+    def vjp(primals: Any, cotangent: mx.array, _output: mx.array) -> Any:
+        return mx.vjp(reference, _as_list(primals), [cotangent])[1]
+
+    @function.jvp
+    def jvp(primals: Any, tangents: Any) -> Any:
+        primals, tangents = _as_list(primals), _as_list(tangents)
+        tangents = [mx.zeros_like(p) if t is None else t for p, t in zip(primals, tangents, strict=True)]
+        return mx.jvp(reference, primals, tangents)[1][0]
+
+    return cast(Function, function)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (tuple, list)) else [value]
+
+
+def _arguments(launch: Launch) -> dict[str, Any]:
+    return {
+        "output_shapes": [launch.output_shape],
+        "output_dtypes": [launch.output_dtype],
+        "grid": launch.grid,
+        "threadgroup": launch.threadgroup,
+        "template": list(launch.template) or None,
+    }
+
+
+def _shape_class(inputs: tuple[mx.array, ...], launch: Launch) -> Hashable:
+    """Equal for inputs that run the same compiled code."""
+    return launch.template, tuple((x.dtype, x.ndim == 0, x.size < _METAL_CONSTANT_SIZE) for x in inputs)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

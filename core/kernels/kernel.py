@@ -1,0 +1,104 @@
+"""The Kernel: a name, a reference in plain MLX operations, and sources that may replace it.
+
+Knows how a call finds its implementation; knows no particular kernel.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+
+import mlx.core as mx
+
+from core.kernels.compare import DEFAULT_TOLERANCE, EXACT, Tolerance
+from core.kernels.device import KernelDevice, current_device
+from core.kernels.fused import Function, FusedSource, Launch, Plan
+from core.kernels.registry import Origin, register
+
+
+class Kernel:
+    """A function of arrays that may be computed by a fused Metal or CUDA source.
+
+    Calling it uses the source for the device at hand, and its reference where there is no source, where ``supports``
+    says no, and where the source once disagreed with the reference on this machine. The first use of a source compares
+    the two on random input, once per process, dtype and class of shapes (shapes that run the same compiled code); a
+    wrong number, a NaN or an error switches the source off for the rest of the process, with one ``KernelWarning``.
+
+    Derivatives (``mx.grad``, ``mx.vjp``, ``mx.jvp``) are the reference's. ``mx.vmap`` works wherever the reference is
+    used; MLX refuses to batch a fused source.
+
+    Constructing a kernel registers it.
+
+    Args:
+        name: unique in the process; a plugin's kernels are named ``plugin.kernel``.
+        reference: the definition, of arrays to one array; its parameters name the source's inputs.
+        launch: how to launch a source on these inputs; reads shapes and dtypes only.
+        sample_inputs: random inputs from ``(key, dtype)``, in several shapes (odd sizes, one row, every template);
+            must use the key given, and leave ``mx.random.state`` alone.
+        metal, cuda: bodies for ``mx.fast.metal_kernel`` and ``mx.fast.cuda_kernel``, which write ``out``.
+        tolerance: allowed error for each dtype of the output; one that it does not list has the default of
+            ``core.kernels.compare``, and an integer none at all.
+        supports: whether the sources take these inputs; reads shapes and dtypes only. Empty arrays never reach it.
+
+    Raises:
+        PluginError: another kernel has this name.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        reference: Function,
+        *,
+        launch: Callable[..., Launch],
+        sample_inputs: Callable[[mx.array, mx.Dtype], Sequence[tuple[mx.array, ...]]],
+        metal: str | None = None,
+        cuda: str | None = None,
+        tolerance: Mapping[mx.Dtype, Tolerance] | None = None,
+        supports: Callable[..., bool] | None = None,
+    ) -> None:
+        self.name = name
+        self.reference = reference
+        self.launch = launch
+        self.sample_inputs = sample_inputs
+        self.metal = metal
+        self.cuda = cuda
+        self.tolerance = {**DEFAULT_TOLERANCE, **(tolerance or {})}
+        self.supports = supports or _supports_all
+        self.input_names = tuple(inspect.signature(reference).parameters)
+        self.origin = Origin.of_caller(1)
+        self._fused: dict[KernelDevice, FusedSource] = {}
+        register(self)
+
+    def __call__(self, *inputs: mx.array) -> mx.array:
+        plan = self._plan(inputs)
+        return self.reference(*inputs) if plan is None else plan.differentiable(*inputs)
+
+    def forward(self, *inputs: mx.array) -> mx.array:
+        """Same as calling it, without derivatives where a fused source runs.
+
+        For decode steps: a source that carries its reference's gradient costs two more graph nodes and about ten
+        microseconds of host time.
+        """
+        plan = self._plan(inputs)
+        return self.reference(*inputs) if plan is None else plan.run(*inputs)
+
+    def tolerance_of(self, dtype: mx.Dtype) -> Tolerance:
+        """The error allowed in an output of this dtype."""
+        return self.tolerance.get(dtype, EXACT)
+
+    def __repr__(self) -> str:
+        sources = [language for language in ("metal", "cuda") if getattr(self, language) is not None]
+        return f"Kernel({self.name!r}, sources: {', '.join(sources) or 'none'}, from {self.origin.module})"
+
+    def _plan(self, inputs: tuple[mx.array, ...]) -> Plan | None:
+        device = current_device()
+        if device is None:
+            return None
+        fused = self._fused.get(device)
+        if fused is None:
+            fused = self._fused.setdefault(device, FusedSource(self, device))
+        return fused.plan(inputs)
+
+
+def _supports_all(*_inputs: mx.array) -> bool:
+    return True
