@@ -84,26 +84,15 @@ def shown(value: object, limit: int = 80) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
-        return ascii_repr(value, limit)
+        return quoted(value, limit)
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def ascii_repr(text: str, limit: int = 80) -> str:
-    """`text` quoted, with what cannot be printed escaped, clipped to about `limit` characters."""
-    clipped = text[:limit]
-    quoted = repr(clipped)
-    if not quoted.isprintable() or not _encodes(quoted):
-        quoted = ascii(clipped)
-    return quoted if len(text) <= limit else f"{quoted[:-1]}…{quoted[-1]}"
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+def quoted(text: str, limit: int = 80) -> str:
+    """`text` in quotes, what cannot be printed escaped (lone surrogates too), clipped to `limit` characters of it."""
+    shown = repr(text[:limit])
+    return shown if len(text) <= limit else f"{shown[:-1]}…{shown[-1]}"
 
 
 def _check_bounds(data: bytes, of: str, where: str, error: type[CoreError]) -> None:

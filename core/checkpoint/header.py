@@ -132,8 +132,8 @@ def read_header(file: Ranges, *, where: str, shard: str) -> dict[str, TensorInfo
         raise CheckpointError(
             "is cut off inside its header",
             where=where,
-            expected=f"more than {length + _PREFIX:,} bytes",
-            found=f"{size:,} bytes",
+            expected=f"at least {length + _PREFIX:,} bytes",
+            found=f"{size:,}",
             hint=_AGAIN,
         )
     header = file.read(_PREFIX, _PREFIX + length)
@@ -255,8 +255,9 @@ def _check_cover(tensors: list[TensorInfo], data: int, size: int, where: str) ->
     for tensor in tensors:
         if tensor.start != stop:
             what = "overlaps" if tensor.start < stop else "leaves a hole after"
+            neighbour = f"tensor {shown(before.name, 200)}" if before else "the header"
             raise CheckpointError(
-                f"tensor {shown(tensor.name, 200)} {what} {f'tensor {shown(before.name, 200)}' if before else 'the header'}",
+                f"tensor {shown(tensor.name, 200)} {what} {neighbour}",
                 where=where,
                 expected=f"data_offsets from {stop - data:,}",
                 found=f"{tensor.start - data:,}",
@@ -272,7 +273,7 @@ def _check_cover(tensors: list[TensorInfo], data: int, size: int, where: str) ->
             f"is truncated: tensor {shown(lost.name, 200)}{others} reach past its end",
             where=where,
             expected=f"{stop:,} bytes",
-            found=f"{size:,} bytes",
+            found=f"{size:,}",
             hint="the download or copy was cut short: run it again",
         )
     if stop < size:
@@ -280,7 +281,7 @@ def _check_cover(tensors: list[TensorInfo], data: int, size: int, where: str) ->
             "has bytes at its end that no tensor owns",
             where=where,
             expected=f"{stop:,} bytes",
-            found=f"{size:,} bytes",
+            found=f"{size:,}",
             hint=_AGAIN,
         )
 

@@ -118,6 +118,7 @@ def _candidates(names: tuple[str, ...], format: str) -> tuple[str, ...]:
         name
         for name in names
         if name.endswith(_SUFFIX)
+        and not name.startswith(".")  # macOS leaves ._model.safetensors on foreign disks
         and "/" not in name
         and name.startswith(_STEMS[MISTRAL]) == native
         and not _ADAPTERS.fullmatch(name)

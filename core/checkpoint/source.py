@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.checkpoint.bounded_json import ascii_repr
+from core.checkpoint.bounded_json import quoted
 from core.errors import CheckpointError, UsageError
 
 DEMOS = Path(__file__).resolve().parent.parent / "demos"
@@ -45,9 +45,7 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Path
         if source.startswith(("http://", "https://")):
             raise _url(source)
     if not text or "\0" in text:
-        raise CheckpointError(
-            "names no checkpoint", found=ascii_repr(text), hint="pass a directory or a hub id, org/name"
-        )
+        raise CheckpointError("names no checkpoint", found=quoted(text), hint="pass a directory or a hub id, org/name")
     path = Path(text).expanduser() if text.startswith("~") else Path(text)
     kind = _kind(path)
     if kind == "directory":
@@ -97,7 +95,7 @@ def _demo(source: str) -> Path:
     if name not in available:
         listed = ", ".join(f"demo:{demo}" for demo in available)
         hint = f"there are: {listed}" if listed else "this installation has no demo models"
-        raise CheckpointError("there is no such demo model", where=ascii_repr(source), hint=hint)
+        raise CheckpointError("there is no such demo model", where=quoted(source), hint=hint)
     return DEMOS / name
 
 
