@@ -190,16 +190,37 @@ def _with_gradient_of(reference: Function, run: Function) -> Function:
     function = mx.custom_function(run)
 
     @function.vjp
-    def vjp(primals: Any, cotangent: mx.array, _output: mx.array) -> Any:
-        return mx.vjp(reference, _as_list(primals), [cotangent])[1]
+    def vjp(primals: Any, cotangent: mx.array, _output: mx.array) -> list[mx.array]:
+        primals = _as_list(primals)
+        of_floats, positions = _restrict(reference, primals)
+        gradients = [mx.zeros_like(x) for x in primals]
+        for position, gradient in zip(
+            positions, mx.vjp(of_floats, [primals[p] for p in positions], [cotangent])[1], strict=True
+        ):
+            gradients[position] = gradient
+        return gradients
 
     @function.jvp
-    def jvp(primals: Any, tangents: Any) -> Any:
+    def jvp(primals: Any, tangents: Any) -> mx.array:
         primals, tangents = _as_list(primals), _as_list(tangents)
-        tangents = [mx.zeros_like(p) if t is None else t for p, t in zip(primals, tangents, strict=True)]
-        return mx.jvp(reference, primals, tangents)[1][0]
+        of_floats, positions = _restrict(reference, primals)
+        given = [mx.zeros_like(primals[p]) if tangents[p] is None else tangents[p] for p in positions]
+        return mx.jvp(of_floats, [primals[p] for p in positions], given)[1][0]
 
     return cast(Function, function)
+
+
+def _restrict(reference: Function, inputs: list[mx.array]) -> tuple[Function, list[int]]:
+    """The reference as a function of its floating inputs, and their positions: MLX refuses derivatives by integers."""
+    positions = [i for i, x in enumerate(inputs) if mx.issubdtype(x.dtype, mx.floating)]
+
+    def of_floats(*floats: mx.array) -> mx.array:
+        merged = list(inputs)
+        for position, value in zip(positions, floats, strict=True):
+            merged[position] = value
+        return reference(*merged)
+
+    return of_floats, positions
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -24,8 +24,8 @@ class Kernel:
     the two on random input, once per process, dtype and class of shapes (shapes that run the same compiled code); a
     wrong number, a NaN or an error switches the source off for the rest of the process, with one ``KernelWarning``.
 
-    Derivatives (``mx.grad``, ``mx.vjp``, ``mx.jvp``) are the reference's. ``mx.vmap`` works wherever the reference is
-    used; MLX refuses to batch a fused source.
+    Derivatives (``mx.grad``, ``mx.vjp``, ``mx.jvp``) are the reference's, of every order. ``mx.vmap`` works wherever
+    the reference is used; MLX refuses to batch a fused source, and to compile one with ``shapeless=True``.
 
     Constructing a kernel registers it.
 
@@ -70,8 +70,10 @@ class Kernel:
         register(self)
 
     def __call__(self, *inputs: mx.array) -> mx.array:
-        plan = self._plan(inputs)
-        return self.reference(*inputs) if plan is None else plan.differentiable(*inputs)
+        device = current_device()
+        if device is None or (plan := self._plan(device, inputs)) is None:
+            return self.reference(*inputs)
+        return plan.differentiable(*inputs)
 
     def forward(self, *inputs: mx.array) -> mx.array:
         """Same as calling it, without derivatives where a fused source runs.
@@ -79,8 +81,10 @@ class Kernel:
         For decode steps: a source that carries its reference's gradient costs two more graph nodes and about ten
         microseconds of host time.
         """
-        plan = self._plan(inputs)
-        return self.reference(*inputs) if plan is None else plan.run(*inputs)
+        device = current_device()
+        if device is None or (plan := self._plan(device, inputs)) is None:
+            return self.reference(*inputs)
+        return plan.run(*inputs)
 
     def tolerance_of(self, dtype: mx.Dtype) -> Tolerance:
         """The error allowed in an output of this dtype."""
@@ -90,10 +94,7 @@ class Kernel:
         sources = [language for language in ("metal", "cuda") if getattr(self, language) is not None]
         return f"Kernel({self.name!r}, sources: {', '.join(sources) or 'none'}, from {self.origin.module})"
 
-    def _plan(self, inputs: tuple[mx.array, ...]) -> Plan | None:
-        device = current_device()
-        if device is None:
-            return None
+    def _plan(self, device: KernelDevice, inputs: tuple[mx.array, ...]) -> Plan | None:
         fused = self._fused.get(device)
         if fused is None:
             fused = self._fused.setdefault(device, FusedSource(self, device))

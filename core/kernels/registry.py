@@ -47,7 +47,7 @@ def register(kernel: Kernel) -> None:
     known = _kernels.get(kernel.name)
     if known is not None and not kernel.origin.reran(known.origin):
         raise PluginError(
-            f"two kernels are named {kernel.name!r}: modules {known.origin.module} and {kernel.origin.module} both define it",
+            f"modules {known.origin.module} and {kernel.origin.module} both define a kernel {kernel.name!r}",
             where=kernel.origin.module,
             hint=f"give it a name of its own, such as '{kernel.origin.module.rpartition('.')[2]}.{kernel.name}'",
         )
