@@ -1,0 +1,11 @@
+"""Text around a model: tokenizers, streaming detokenizers and chat templates.
+
+Knows strings and token ids; knows no arrays, no models and no hub. Importing it is cheap: ``tokenizers`` and ``jinja2``
+are imported by the first tokenizer that is loaded and the first template that is rendered.
+"""
+
+from core.text.detokenizer import Detokenizer
+from core.text.files import TextFiles
+from core.text.tokenizer import Tokenizer, load_tokenizer
+
+__all__ = ["Detokenizer", "TextFiles", "Tokenizer", "load_tokenizer"]

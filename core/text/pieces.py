@@ -1,0 +1,163 @@
+"""What one token adds to a text, for each kind of decoder.
+
+Knows the decoders of ``tokenizers`` and which of them can be streamed; keeps no state of any stream.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from enum import Enum
+from operator import index
+from typing import TYPE_CHECKING, Any
+
+from core.errors import TokenizerError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+class Kind(Enum):
+    """How text grows as tokens arrive."""
+
+    BYTES = "every token is bytes, and the text is their UTF-8"
+    PIECES = "every token is text of its own, but for runs of byte tokens and the first token"
+    WHOLE = "later tokens can change earlier text: nothing is certain before the end"
+
+
+class Pieces:
+    """The text of single tokens, looked up often and computed once each."""
+
+    def __init__(self, backend: Backend, special_ids: frozenset[int]) -> None:
+        self._backend = backend
+        self._special_ids = special_ids
+        self._texts: dict[int, str] = {}
+        self._bytes: dict[int, bytes] = {}
+        decoders = _decoders(backend)
+        self._has_bytes = any(decoder["type"] == "ByteFallback" for decoder in decoders)
+        self.kind = _kind(decoders)
+        self._anchor: tuple[int, ...] = ()
+        if self.kind is Kind.PIECES:
+            anchor = self._find_anchor()
+            if anchor is None:
+                self.kind = Kind.WHOLE
+            else:
+                self._anchor = (anchor,)
+        self._anchor_length = len(self.decode(self._anchor))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """All of ``ids`` at once, special tokens skipped; time is linear in their number."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def token(self, token_id: int) -> str:
+        """The token's form in the vocabulary.
+
+        Raises:
+            TokenizerError: no token has this id.
+        """
+        # Negative numbers would overflow in the backend.
+        token: str | None = self._backend.id_to_token(token_id) if 0 <= token_id < 2**32 else None
+        if token is None:
+            raise TokenizerError(
+                f"no token has the id {token_id}", expected=f"0 to {self._backend.get_vocab_size() - 1}"
+            )
+        return token
+
+    def checked(self, ids: Iterable[int]) -> list[int]:
+        """``ids`` as a list of plain integers, each of which is a token's.
+
+        Raises:
+            TokenizerError: no token has one of the ids.
+        """
+        plain = [index(token_id) for token_id in ids]
+        for token_id in plain:
+            self.token(token_id)
+        return plain
+
+    def is_skipped(self, token_id: int) -> bool:
+        return token_id in self._special_ids
+
+    def is_byte(self, token_id: int) -> bool:
+        """Whether the token is one byte of a character (``<0xE2>``), to be joined with its neighbours."""
+        return self._has_bytes and _BYTE.fullmatch(self.token(token_id)) is not None
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """The token's bytes; for ``Kind.BYTES`` only."""
+        data = self._bytes.get(token_id)
+        if data is None:
+            token = self.token(token_id)
+            # A token with one character outside the byte alphabet (an added token) stands for its own UTF-8.
+            known = all(character in _BYTE_OF for character in token)
+            data = bytes(_BYTE_OF[character] for character in token) if known else token.encode()
+            self._bytes[token_id] = data
+        return data
+
+    def text_of(self, token_id: int) -> str:
+        """What the token adds to a text that has begun; for ``Kind.PIECES`` and tokens that are no byte."""
+        text = self._texts.get(token_id)
+        if text is None:
+            text = self._texts[token_id] = self.text_after_anchor([token_id])
+        return text
+
+    def text_after_anchor(self, ids: Sequence[int]) -> str:
+        """What ``ids`` add to a text that has begun and ends with a token that is no byte.
+
+        The anchor, a plain letter, stands in front, so that whatever a decoder does to the first token happens to it.
+        """
+        return self.decode([*self._anchor, *ids])[self._anchor_length :]
+
+    def _find_anchor(self) -> int | None:
+        for token_id in self._anchor_candidates():
+            alone, twice = self.decode([token_id]), self.decode([token_id, token_id])
+            if alone.isalpha() and twice.startswith(alone) and len(twice) > len(alone):
+                return token_id
+        return None
+
+    def _anchor_candidates(self) -> Iterator[int]:
+        for letter in "aeionst":
+            token_id = self._backend.token_to_id(letter)
+            if token_id is not None:
+                yield token_id
+        yield from range(self._backend.get_vocab_size())
+
+
+def _decoders(backend: Backend) -> list[dict[str, Any]]:
+    """The decoder's parts, a sequence flattened; empty when there is none."""
+    if backend.decoder is None:
+        return []
+
+    def flat(decoder: dict[str, Any]) -> list[dict[str, Any]]:
+        if decoder["type"] == "Sequence":
+            return [part for inner in decoder["decoders"] for part in flat(inner)]
+        return [decoder]
+
+    return flat(json.loads(backend.decoder.__getstate__()))
+
+
+def _kind(decoders: list[dict[str, Any]]) -> Kind:
+    types = [decoder["type"] for decoder in decoders]
+    if "ByteLevel" in types:
+        return Kind.BYTES if set(types) <= {"ByteLevel", "Fuse"} and types.count("ByteLevel") == 1 else Kind.WHOLE
+    fused = False
+    for decoder in decoders:
+        name = decoder["type"]
+        # After Fuse a decoder sees the whole text: only what touches nothing but its start can be streamed.
+        known = {"Strip", "Fuse"} if fused else {"Strip", "Fuse", "Replace", "ByteFallback", "Metaspace"}
+        if name not in known or (fused and name == "Strip" and decoder["stop"]):
+            return Kind.WHOLE
+        fused = fused or name == "Fuse"
+    return Kind.PIECES
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable characters for bytes: printable Latin-1 for itself, the others from U+0100 on, in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
