@@ -57,7 +57,10 @@ def current_device() -> KernelDevice | None:
 
 @contextmanager
 def use_device(device: KernelDevice | None) -> Iterator[None]:
-    """Kernels called inside use ``device``, or their references when it is None; for tests and measurements."""
+    """Kernels called inside use ``device``, or their references when it is None.
+
+    For tests and measurements; applies to this thread (or task) alone.
+    """
     token = _override.set((device,))
     try:
         yield

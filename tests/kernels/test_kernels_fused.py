@@ -217,6 +217,27 @@ def test_random_state_is_left_alone(make_kernel) -> None:
     assert mx.random.uniform(shape=(3,)).tolist() == expected
 
 
+def test_an_unwritten_output_cannot_look_right(make_kernel) -> None:
+    """The source runs before its reference, on numbers of which no buffer can hold the result yet."""
+    events, seen = [], []
+
+    def reference(x: mx.array) -> mx.array:
+        events.append("reference")
+        return twice_plus_sine(x)
+
+    def source(x: mx.array) -> mx.array:
+        events.append("source")
+        seen.append(x.reshape(-1)[0].item())
+        return twice_plus_sine(x)
+
+    kernel = make_kernel(reference=reference)
+    for _ in range(2):
+        with use_device(FakeGPU(source)):
+            kernel(mx.zeros((4, 4)))
+    assert events == ["source", "reference", "source"] * 2
+    assert len(set(seen)) == 3, "two checks on different numbers, and the zeros"
+
+
 def test_shapes_seen_are_not_kept_for_ever(make_kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "_MAX_PLANS", 4)
     gpu, kernel = FakeGPU(marked), make_kernel()

@@ -104,15 +104,16 @@ def test_first_use_inside_a_compiled_gradient(make_kernel) -> None:
     assert uses_source(kernel)
 
 
-@pytest.mark.parametrize("body", ["this is no source;", "out[0] = gate_up[0];"], ids=["syntax", "wrong"])
-def test_broken_source_falls_back(make_kernel, body: str) -> None:
+@pytest.mark.parametrize("change", ["sigmoid * up_i", "this is no source;"], ids=["wrong", "syntax"])
+def test_broken_source_falls_back(make_kernel, change: str) -> None:
+    metal, cuda = ((source or "").replace("gate_i * sigmoid * up_i", change) for source in (swiglu.metal, swiglu.cuda))
     kernel = make_kernel(
         "broken",
         swiglu.reference,
         launch=swiglu.launch,
         sample_inputs=swiglu.sample_inputs,
-        metal=body,
-        cuda=body,
+        metal=metal,
+        cuda=cuda,
     )
     x = random((3, 64), mx.float32, 10)
     with pytest.warns(KernelWarning, match="kernel 'broken'") as caught:

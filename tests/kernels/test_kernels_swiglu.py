@@ -9,7 +9,7 @@ from kernel_shim import DTYPES, to_float64
 
 from core.kernels import swiglu, swiglu_pair
 
-# Half a unit in the last place for the one rounding, and what float32 inside loses: exp(-60) amplifies a rounding by 60.
+# Half a unit in the last place for the one rounding, and what float32 inside loses.
 ROUNDING = {mx.float32: 6e-6, mx.float16: 2.0**-11 + 6e-6, mx.bfloat16: 2.0**-8 + 6e-6}
 SMALLEST = {mx.float32: 1e-37, mx.float16: 2.0**-25, mx.bfloat16: 1e-37}
 
