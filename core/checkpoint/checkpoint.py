@@ -131,8 +131,16 @@ class Checkpoint:
         return self.path / name
 
     def fetch_weights(self) -> Checkpoint:
-        """The checkpoint with its weights on the local disk: itself, where they already are."""
-        return self
+        """The checkpoint with its weights on the local disk: itself, where they are already.
+
+        Raises:
+            CheckpointError: as `shards`; nothing is downloaded then.
+            HubError: the download failed; what is complete is kept, and the next call goes on from there.
+        """
+        if self.path is not None:
+            return self
+        directory = self._storage.download(self.shards)
+        return Checkpoint(self.source, directory, revision=self.revision, format=self._format)
 
     @cached_property
     def _layout(self) -> Layout:
@@ -144,7 +152,7 @@ class Checkpoint:
                 f"has no {name}", where=self.where(), found=self._what_is_here(), hint=self._elsewhere(name)
             )
         data = self._storage.read(name, MAX_TEXT)
-        if len(data) > MAX_TEXT:
+        if data is None:
             raise error("is too large", where=self.where(name), expected=f"at most {MAX_TEXT:,} bytes")
         return data
 

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from core.checkpoint.bounded_json import parse_object, shown
 from core.checkpoint.storage import Storage
-from core.errors import CheckpointError, UsageError
+from core.errors import CheckpointError
 
 HF = "hf"
 MISTRAL = "mistral"
@@ -82,15 +82,12 @@ def find_layout(storage: Storage, format: str | None = None) -> Layout:
     """The weight files of a checkpoint.
 
     Args:
-        format: ``"hf"``, ``"mistral"``, or None for the first that is found.
+        format: `HF`, `MISTRAL`, or None for the first that is found.
 
     Raises:
         CheckpointError: no weights, weights in a format that is not read, more than one model, an incomplete set, an
             index that is damaged or names absent files.
-        UsageError: an unknown format.
     """
-    if format not in (None, HF, MISTRAL):
-        raise UsageError(f"unknown format {format!r}", expected=f"{HF!r} or {MISTRAL!r}")
     formats = find_formats(storage.names)
     if not formats or (format is not None and format not in formats):
         raise _nothing(storage, format, formats)
@@ -129,7 +126,7 @@ def _read_index(storage: Storage, name: str) -> Mapping[str, str]:
     """Shard of each tensor, from ``{"weight_map": {tensor: file}}``; its other keys are not relied upon."""
     where = storage.where(name)
     data = storage.read(name, MAX_INDEX)
-    if len(data) > MAX_INDEX:
+    if data is None:
         raise CheckpointError("is too large for an index", where=where, expected=f"at most {MAX_INDEX:,} bytes")
     # A tensor listed twice with one shard is harmless; with two, the shards are read and the tensor is found in either.
     index = parse_object(data, where=where, error=CheckpointError, unique_keys=True)

@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 
 from core.checkpoint.checkpoint import Checkpoint
-from core.checkpoint.source import resolve
+from core.checkpoint.hub import Repository, cached_snapshot
+from core.checkpoint.layout import HF, MISTRAL
+from core.checkpoint.source import HubId, resolve
 from core.checkpoint.storage import Directory
-from core.errors import HubError
+from core.errors import CheckpointError, HubError, UsageError
 
 
 def open_checkpoint(
@@ -26,7 +28,7 @@ def open_checkpoint(
             ``"org/name"`` or ``"org/name@revision"``. Whatever exists on disk or looks like a path is taken as a path.
         revision: branch, tag or commit of a hub repository.
         download: whether a hub repository's weights are downloaded. If not, headers and small files are read over the
-            network when they are asked for, and `Checkpoint.path` is None unless the weights are cached already.
+            network when they are asked for, and `Checkpoint.path` is None.
         progress: whether a download shows its progress on stderr.
         format: ``"hf"`` or ``"mistral"``, for checkpoints that hold both; None takes the first of these that is there.
 
@@ -37,7 +39,33 @@ def open_checkpoint(
         HubError: the hub could not be reached, or refused.
         UsageError: a revision for a directory, two revisions, an unknown format.
     """
+    if format not in (None, HF, MISTRAL):
+        raise UsageError(f"unknown format {format!r}", expected=f"{HF!r} or {MISTRAL!r}")
     place = resolve(source, revision)
+    name = os.fspath(source)
     if isinstance(place, Path):
-        return Checkpoint(os.fspath(source), Directory(place), format=format)
-    raise HubError("reading from the hub is not there yet", where=place.repo)
+        return Checkpoint(name, Directory(place), format=format)
+    try:
+        repository = Repository(place, progress=progress)
+    except HubError as error:
+        return _from_cache(name, place, format, error, whole=download)
+    checkpoint = Checkpoint(name, repository, revision=repository.commit, format=format)
+    return checkpoint.fetch_weights() if download else checkpoint
+
+
+def _from_cache(name: str, hub: HubId, format: str | None, error: HubError, *, whole: bool) -> Checkpoint:
+    """What is cached of a repository that the hub does not give; `error` again if that is not enough."""
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    # The hub was reached and does not know the revision: a cached branch of that name is one that was deleted.
+    directory = None if isinstance(error.__cause__, RevisionNotFoundError) else cached_snapshot(hub)
+    if directory is None:
+        raise error
+    checkpoint = Checkpoint(name, directory, revision=directory.path.name, format=format)
+    if whole:
+        try:
+            checkpoint.shards  # noqa: B018
+        except CheckpointError as missing:
+            problem = error.problem.replace("is not cached", "is cached in part only")
+            raise HubError(problem, where=error.where, found=missing.found, hint=error.hint) from error.__cause__
+    return checkpoint

@@ -10,18 +10,23 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from core.checkpoint.header import Ranges
 from core.errors import CheckpointError
 
-_NESTED = ("additional_chat_templates",)
+_NESTED = "additional_chat_templates"
 """The one subdirectory that belongs to a checkpoint: named chat templates, one file each."""
 
 
 class Storage(Protocol):
     """The files of one checkpoint, wherever they are. Names are relative to its root, their parts joined by ``/``."""
+
+    @property
+    def concurrency(self) -> int:
+        """Files worth reading at a time."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -30,15 +35,20 @@ class Storage(Protocol):
     def where(self, name: str = "") -> str:
         """How an error names a file, or the whole checkpoint."""
 
-    def read(self, name: str, limit: int) -> bytes:
-        """A whole file, of which at most `limit` + 1 bytes are read: a longer result says that it is larger."""
+    def read(self, name: str, limit: int) -> bytes | None:
+        """A whole file, or None if it has more than `limit` bytes."""
 
     def open(self, name: str) -> AbstractContextManager[Ranges]:
         """A file of which ranges are to be read."""
 
+    def download(self, shards: tuple[str, ...]) -> Directory:
+        """The directory that holds `shards` and all that belongs to them; downloads what is not local yet."""
+
 
 class Directory:
     """A checkpoint in a local directory."""
+
+    concurrency = 1
 
     def __init__(self, path: Path) -> None:
         """
@@ -47,47 +57,63 @@ class Directory:
         """
         self.path = path.absolute()
         names = list(_list(self.path))
-        for nested in _NESTED:
-            if (self.path / nested).is_dir():
-                names += [f"{nested}/{name}" for name in _list(self.path / nested)]
+        if (self.path / _NESTED).is_dir():
+            names += [f"{_NESTED}/{name}" for name in _list(self.path / _NESTED)]
         self.names = tuple(sorted(names))
 
     def where(self, name: str = "") -> str:
         return str(self.path / name)
 
-    def read(self, name: str, limit: int) -> bytes:
-        with self._open(name) as file:
-            return _read_up_to(file, limit + 1)
+    def read(self, name: str, limit: int) -> bytes | None:
+        with open_local(self.path / name) as file:
+            data = file.read(0, limit + 1)
+        return data if len(data) <= limit else None
 
-    @contextmanager
-    def open(self, name: str) -> Iterator[Ranges]:
-        with self._open(name) as file:
+    def open(self, name: str) -> AbstractContextManager[Ranges]:
+        return open_local(self.path / name)
+
+    def download(self, shards: tuple[str, ...]) -> Directory:
+        return self
+
+
+def belongs(name: str) -> bool:
+    """Whether a file, by its path in a repository, is one that a checkpoint's names include."""
+    return name.count("/") == name.startswith(f"{_NESTED}/")
+
+
+@contextmanager
+def open_local(path: Path) -> Iterator[Ranges]:
+    """A local file of which ranges are to be read.
+
+    Raises:
+        CheckpointError: it does not exist, may not be read, or is no regular file.
+    """
+    try:
+        # Asked before opening: to open a named pipe would wait for its writer.
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a directory" if stat.S_ISDIR(mode) else "a device, pipe or socket"
+            raise CheckpointError("is not a file", where=path, expected="a regular file", found=kind)
+        # Unbuffered: a buffer would read on, past the end of the header.
+        with path.open("rb", buffering=0) as file:
             yield _LocalRanges(file)
-
-    @contextmanager
-    def _open(self, name: str) -> Iterator[BinaryIO]:
-        path = self.path / name
-        try:
-            # Asked before opening: to open a named pipe would wait for its writer.
-            mode = path.stat().st_mode
-            if not stat.S_ISREG(mode):
-                kind = "a directory" if stat.S_ISDIR(mode) else "a device, pipe or socket"
-                raise CheckpointError("is not a file", where=path, expected="a regular file", found=kind)
-            # Unbuffered: a buffer would read on, past the end of the header.
-            with path.open("rb", buffering=0) as file:
-                yield file
-        except OSError as exc:
-            raise os_error(exc, path) from exc
+    except OSError as exc:
+        raise os_error(exc, path) from exc
 
 
 class _LocalRanges:
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: FileIO) -> None:
         self._file = file
         self.size = os.fstat(file.fileno()).st_size
 
     def read(self, start: int, stop: int) -> bytes:
         self._file.seek(start)
-        return _read_up_to(self._file, stop - start)
+        pieces = []
+        # An unbuffered file may hand out a large range in pieces.
+        while start < stop and (piece := self._file.read(stop - start)):
+            pieces.append(piece)
+            start += len(piece)
+        return b"".join(pieces)
 
 
 def os_error(exc: OSError, path: Path) -> CheckpointError:
@@ -117,12 +143,3 @@ def _list(path: Path) -> Iterator[str]:
                     yield entry.name
     except OSError as exc:
         raise os_error(exc, path) from exc
-
-
-def _read_up_to(file: BinaryIO, count: int) -> bytes:
-    """`count` bytes, or fewer at the end of the file; an unbuffered file may hand them out in pieces."""
-    pieces = []
-    while count > 0 and (piece := file.read(count)):
-        pieces.append(piece)
-        count -= len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

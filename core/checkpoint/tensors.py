@@ -6,6 +6,7 @@ ones is for whoever plans a load.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from core.checkpoint.bounded_json import shown
 from core.checkpoint.header import TensorInfo, read_header
 from core.checkpoint.layout import Layout
@@ -22,10 +23,15 @@ def read_tensors(storage: Storage, layout: Layout) -> dict[str, TensorInfo]:
         CheckpointError: a shard breaks the format, two shards hold one tensor, or the index places a tensor where it
             is not.
     """
-    tensors: dict[str, TensorInfo] = {}
-    for shard in layout.shards:
+
+    def read(shard: str) -> dict[str, TensorInfo]:
         with storage.open(shard) as file:
-            found = read_header(file, where=storage.where(shard), shard=shard)
+            return read_header(file, where=storage.where(shard), shard=shard)
+
+    with ThreadPoolExecutor(storage.concurrency) as pool:
+        headers = list(pool.map(read, layout.shards))
+    tensors: dict[str, TensorInfo] = {}
+    for shard, found in zip(layout.shards, headers, strict=True):
         twice = [name for name in found if name in tensors]
         if twice:
             raise CheckpointError(

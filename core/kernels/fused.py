@@ -131,7 +131,8 @@ class FusedSource:
                     self._plans.clear()
                 self._plans[key] = plan
                 return plan
-        self._give_up(problem)
+            self._switch_off()  # before another thread gets the lock
+        self._warn(problem)
         return None
 
     def _verify(self, inputs: tuple[mx.array, ...], launch: Launch) -> str | None:
@@ -174,18 +175,23 @@ class FusedSource:
             try:
                 return self._run(inputs, arguments)
             except Exception as error:
-                self._give_up(f"cannot be launched: {type(error).__name__}: {_first_line(error)}")
+                if self._switch_off():
+                    self._warn(f"cannot be launched: {type(error).__name__}: {_first_line(error)}")
                 return reference(*inputs)
 
         return Plan(run, _with_gradient_of(reference, run))
 
-    def _give_up(self, problem: str) -> None:
-        """Falls back for good: a source that is wrong once on a machine is not trusted there with other shapes."""
+    def _switch_off(self) -> bool:
+        """Falls back for good: a source that is wrong once on a machine is not trusted there with other shapes.
+
+        False when that was done before.
+        """
         with self._lock:
-            if not self.usable:
-                return
-            self.usable = False
+            was_usable, self.usable = self.usable, False
             self._plans.clear()
+            return was_usable
+
+    def _warn(self, problem: str) -> None:
         warnings.warn(
             f"kernel {self.kernel.name!r} ({self.kernel.origin.module}) is off on {self.device.name}: its "
             f"{self.device.language} source {problem}. The reference is used instead: right, and slower. "

@@ -21,7 +21,7 @@ SHIM = Path(__file__).parent / "shim"
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 _SHIM_TYPES = {mx.float32: "float", mx.float16: "float16_t", mx.bfloat16: "bfloat16_t"}
 _CUDA_TYPES = {mx.float32: "float", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16"}
-_GUARD = 64  # bytes before and after an output that no thread may touch
+_GUARD = 16384  # bytes around every buffer: more than one block of threads can overrun
 
 
 def find_compiler() -> str | None:
@@ -83,7 +83,7 @@ class ShimLibrary:
         buffers = []
         for name, x in zip(kernel.input_names, inputs, strict=True):
             values = to_numpy(x)
-            raw, start = _aligned(values.nbytes + misalign * values.itemsize)
+            raw, start = _aligned(values.nbytes + misalign * values.itemsize + _GUARD)
             at = start + misalign * values.itemsize
             raw[at : at + values.nbytes] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
             buffers.append(raw)

@@ -1,0 +1,69 @@
+"""core: load any language model on MLX by its ``model_type``, with one small plugin for each architecture.
+
+    import core
+    lm = core.load("path or hub id")
+    print(lm.generate("To be, or").text)
+
+Names are imported when first used, so ``import core`` is cheap and imports no plugin.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from core.generation import GenerationResult, generate_tokens
+    from core.hookspecs import hookimpl
+    from core.language_model import LanguageModel
+    from core.loading import load, load_config, load_tokenizer, plan
+    from core.nn import Cache, CacheSpec
+    from core.registry import register, unregister
+    from core.weights import Plan
+
+_HOMES = {
+    "Cache": "core.nn",
+    "CacheSpec": "core.nn",
+    "GenerationResult": "core.generation",
+    "LanguageModel": "core.language_model",
+    "Plan": "core.weights",
+    "generate_tokens": "core.generation",
+    "hookimpl": "core.hookspecs",
+    "load": "core.loading",
+    "load_config": "core.loading",
+    "load_tokenizer": "core.loading",
+    "plan": "core.loading",
+    "register": "core.registry",
+    "unregister": "core.registry",
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "Cache",
+    "CacheSpec",
+    "GenerationResult",
+    "LanguageModel",
+    "Plan",
+    "__version__",
+    "generate_tokens",
+    "hookimpl",
+    "load",
+    "load_config",
+    "load_tokenizer",
+    "plan",
+    "register",
+    "unregister",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'core' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

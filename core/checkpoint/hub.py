@@ -1,0 +1,151 @@
+"""A checkpoint on the Hugging Face hub: listed, read in part, or downloaded, through huggingface_hub.
+
+Knows which files of a repository a language model needs. Token, cache directory, endpoint and offline mode are the
+client's, from its standard environment (``HF_TOKEN``, ``HF_HOME``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, ...). The client
+is imported inside the functions that need it: it takes longer to import than all of the rest.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from core.checkpoint.header import Ranges
+from core.checkpoint.hub_errors import translated
+from core.checkpoint.ranges import HttpRanges
+from core.checkpoint.source import HubId
+from core.checkpoint.storage import Directory, belongs, open_local
+
+COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "params.json",
+    "hf_quant_config.json",
+    "quantize_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tekken.json",
+    "tokenizer.model*",
+    "*.model",
+    "*.tiktoken",
+    "chat_template.json",
+    "*.jinja",
+)
+"""What is downloaded beside the weights: configs, tokenizers, chat templates. No code, no pickles, no second formats."""
+
+
+class Repository:
+    """A repository on the hub at one commit, as storage: small files through the cache, headers by range requests."""
+
+    concurrency = 8
+
+    def __init__(self, hub: HubId, *, progress: bool = False) -> None:
+        """Lists the repository: one request.
+
+        Raises:
+            HubError: the hub could not be reached, or refused.
+        """
+        with translated(hub):
+            from huggingface_hub import HfApi
+
+            # Without a time limit the client would wait for ever for a hub that accepts and does not answer.
+            info = HfApi().model_info(hub.repo, revision=hub.revision, files_metadata=True, timeout=30)
+            if info.sha is None:
+                raise ValueError("the listing names no commit")
+            sizes: Mapping[str, int | None] = {file.rfilename: file.size for file in info.siblings or ()}
+        self._hub = hub
+        self._sizes = sizes
+        self._progress = progress
+        self.commit = info.sha
+        self.names = tuple(sorted(filter(belongs, sizes)))
+
+    def where(self, name: str = "") -> str:
+        root = f"hub:{self._hub.repo}@{self._hub.revision or 'main'}"
+        return f"{root}/{name}" if name else root
+
+    def read(self, name: str, limit: int) -> bytes | None:
+        size = self._sizes.get(name)
+        if size is not None and size > limit:
+            return None
+        with open_local(self._cached(name) or self._fetched(name)) as file:
+            return file.read(0, file.size) if file.size <= limit else None
+
+    def open(self, name: str) -> AbstractContextManager[Ranges]:
+        path = self._cached(name)
+        if path is not None:
+            return open_local(path)
+        return nullcontext(HttpRanges(self._hub, self.commit, name))
+
+    def download(self, shards: tuple[str, ...]) -> Directory:
+        """The snapshot with `shards`, the index, and the companions, on the local disk.
+
+        Files that are complete in the cache are not downloaded again; a connection that breaks is resumed where it broke.
+        A file appears under its name only when it is complete.
+
+        Raises:
+            HubError: as the class; or the disk is full.
+        """
+        wanted = {name for name in self.names if is_companion(name)} | set(shards)
+        if len(shards) > 1 or f"{shards[0]}.index.json" in self.names:
+            wanted |= {name for name in self.names if name.endswith(".safetensors.index.json")}
+        with translated(self._hub), _progress_bars(self._progress):
+            from huggingface_hub import snapshot_download
+
+            # By the revision asked for, not by the commit: the cache then knows offline what "main" was.
+            patterns = [glob.escape(name) for name in sorted(wanted)]
+            path = snapshot_download(self._hub.repo, revision=self._hub.revision, allow_patterns=patterns)
+        return Directory(Path(path))
+
+    def _cached(self, name: str) -> Path | None:
+        from huggingface_hub import try_to_load_from_cache
+
+        path = try_to_load_from_cache(self._hub.repo, name, revision=self.commit)
+        return Path(path) if isinstance(path, str) else None
+
+    def _fetched(self, name: str) -> Path:
+        with translated(self._hub), _progress_bars(self._progress):
+            from huggingface_hub import hf_hub_download
+
+            return Path(hf_hub_download(self._hub.repo, name, revision=self.commit))
+
+
+def cached_snapshot(hub: HubId) -> Directory | None:
+    """What the cache holds of a repository, complete or not, without asking the hub; None if nothing."""
+    with translated(hub):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            # No pattern matches: whether the snapshot is complete is not asked here.
+            path = snapshot_download(hub.repo, revision=hub.revision, allow_patterns=[], local_files_only=True)
+        except LocalEntryNotFoundError:
+            return None
+    return Directory(Path(path))
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file is downloaded beside the weights."""
+    return any(fnmatchcase(name.rpartition("/")[2], pattern) for pattern in COMPANIONS)
+
+
+@contextmanager
+def _progress_bars(shown: bool) -> Iterator[None]:
+    """The client's progress bars, on stderr, only where they are asked for; its environment variable has the last word."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or are_progress_bars_disabled() == (not shown):
+        yield
+        return
+    (enable_progress_bars if shown else disable_progress_bars)()
+    try:
+        yield
+    finally:
+        (disable_progress_bars if shown else enable_progress_bars)()

@@ -1,0 +1,159 @@
+"""The base of every plugin's config class: strict types, one readable error, and an account of the keys it read.
+
+Knows what all decoder-only language models share; a plugin's subclass adds the rest and owns its defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
+
+from core.errors import ConfigError
+
+# Keys of transformers' configs that describe training, export or bookkeeping: they do not change what a loaded model
+# computes at inference, so leaving them unread loses nothing.
+_HARMLESS = frozenset(
+    {
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_from_model_config",
+        "_name_or_path",
+        "attention_dropout",
+        "attn_implementation",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "dtype",
+        "eos_token_id",
+        "hidden_dropout",
+        "id2label",
+        "initializer_range",
+        "is_decoder",
+        "is_encoder_decoder",
+        "label2id",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "pretraining_tp",
+        "quantization",
+        "quantization_config",
+        "residual_dropout",
+        "return_dict",
+        "sep_token_id",
+        "tokenizer_class",
+        "torch_dtype",
+        "torchscript",
+        "transformers_version",
+        "unk_token_id",
+        "unsloth_fixed",
+        "unsloth_version",
+        "use_cache",
+    }
+)
+_CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
+_MAX_PROBLEMS = 4
+
+
+class ModelConfig(BaseModel):
+    """What every decoder-only language model states about itself.
+
+    Types are strict: the string ``"64"`` is not an integer. Instances are frozen, comparable and picklable. Subclass it,
+    add fields named as in ``config.json``, and give a default only where the reference implementation has one.
+
+    Attributes:
+        harmless: further keys that a subclass knows to be without effect; they are never reported as unread.
+        causal_architectures: accepted values of ``architectures``; empty accepts any name with a causal language-model
+            head (``…ForCausalLM``).
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", hide_input_in_errors=False)
+
+    harmless: ClassVar[frozenset[str]] = frozenset()
+    causal_architectures: ClassVar[frozenset[str]] = frozenset()
+
+    model_type: str
+    architectures: list[str] | None = None
+    vocab_size: PositiveInt
+    hidden_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    tie_word_embeddings: bool = False
+
+    @model_validator(mode="after")
+    def _has_language_model_head(self) -> Self:
+        names = self.architectures or []
+        if self.causal_architectures:
+            accepted = any(name in self.causal_architectures for name in names)
+        else:
+            accepted = any(name.endswith(_CAUSAL_HEADS) for name in names)
+        if names and not accepted:
+            raise ConfigError(
+                f"architectures names {', '.join(names)}, which has no causal language-model head",
+                expected=" or ".join(sorted(self.causal_architectures)) or "a name that ends in ForCausalLM",
+                found=", ".join(names),
+                hint="Only text generation models load; classifiers, embedders and encoders do not.",
+            )
+        return self
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+        """Validates a parsed ``config.json``.
+
+        Raises:
+            ConfigError: naming every key (up to four) that is missing or of the wrong type, what was expected and found.
+        """
+        try:
+            return cls.model_validate(dict(raw))
+        except ValidationError as error:
+            raise ConfigError(_describe(error), hint="Compare the file with the one the model was published with.") from None
+
+    @classmethod
+    def derive_heads(cls, raw: Any) -> Any:
+        """Fills in what transformers derives: ``head_dim``, and ``num_key_value_heads`` where it is ``null``.
+
+        For use in a subclass's ``model_validator(mode="before")``; values of a wrong type are left for validation.
+        """
+        if not isinstance(raw, Mapping):
+            return raw
+        derived = dict(raw)
+        sizes = {name: raw.get(name, cls.model_fields[name].default) for name in ("hidden_size", "num_attention_heads")}
+        hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+        if derived.get("head_dim") is None and type(hidden) is type(heads) is int and heads > 0:
+            derived["head_dim"] = hidden // heads
+        if derived.get("num_key_value_heads", 0) is None:
+            derived["num_key_value_heads"] = heads
+        return derived
+
+    @classmethod
+    def unread_keys(cls, raw: Mapping[str, Any]) -> list[str]:
+        """Keys of ``raw`` that neither this class reads nor anybody has declared harmless; nested ones are dotted."""
+        known = cls.read_keys() | _HARMLESS | cls.harmless
+        return sorted(key for key in raw if key not in known)
+
+    @classmethod
+    def read_keys(cls) -> frozenset[str]:
+        """Top-level keys of ``config.json`` that this class reads."""
+        aliases: Iterable[str | None] = (field.alias for field in cls.model_fields.values())
+        return frozenset(cls.model_fields) | frozenset(alias for alias in aliases if alias)
+
+
+def _describe(error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    lines = []
+    for problem in problems[:_MAX_PROBLEMS]:
+        key = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
+        if problem["type"] == "missing":
+            lines.append(f"key {key!r} is missing")
+        else:
+            expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+            lines.append(f"key {key!r}: expected {expected}, found {_show(problem['input'])}")
+    if len(problems) > _MAX_PROBLEMS:
+        lines.append(f"and {len(problems) - _MAX_PROBLEMS} more")
+    return "; ".join(lines)
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    if len(text) > 60:
+        text = text[:57] + "..."
+    return f"{text} ({type(value).__name__})"

@@ -1,0 +1,69 @@
+"""The device that MLX computes on: what it is, how much memory it recommends, and wired memory on Metal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+
+import mlx.core as mx
+
+_wired_lock = threading.Lock()
+_wired_users = 0
+_wired_before = 0
+
+
+def backend() -> str:
+    """``metal``, ``cuda`` or ``cpu``: what the default device runs on."""
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
+def describe() -> str:
+    """Backend and device name, for reports."""
+    info = mx.device_info()
+    return f"{backend()} ({info.get('device_name') or info.get('architecture', 'unknown')})"
+
+
+def memory_limits() -> tuple[int | None, int | None]:
+    """Bytes a model may use without trouble, and bytes that exist at all; None where the device does not say."""
+    info = mx.device_info()
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    match backend():
+        case "metal":
+            return _integer(info.get("max_recommended_working_set_size")), _integer(info.get("memory_size")) or physical
+        case "cuda":
+            total = _integer(info.get("total_memory")) or _integer(info.get("memory_size"))
+            return total, total
+        case _:
+            return physical, physical
+
+
+def _integer(value: object) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+@contextlib.contextmanager
+def wired_memory() -> Iterator[None]:
+    """Keeps the model's memory resident on Metal while generation runs; a no-op elsewhere.
+
+    Several generations may run at once: the first one sets the limit, the last one restores what was there before.
+    """
+    global _wired_users, _wired_before
+    if backend() != "metal":
+        yield
+        return
+    with _wired_lock:
+        _wired_users += 1
+        if _wired_users == 1:
+            _wired_before = mx.set_wired_limit(memory_limits()[0] or 0)
+    try:
+        yield
+    finally:
+        with _wired_lock:
+            _wired_users -= 1
+            if _wired_users == 0:
+                mx.synchronize()
+                mx.set_wired_limit(_wired_before)

@@ -1,0 +1,138 @@
+"""The token loop: prefill in chunks, then one token after another, the device always one step ahead of the host."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Sequence
+from typing import Protocol
+
+import mlx.core as mx
+
+from core.device import wired_memory
+from core.errors import UsageError
+from core.generation.result import GenerationStats
+from core.generation.sampling import Sampling
+from core.nn import Cache
+
+PREFILL_CHUNK = 2048
+"""Prompt tokens processed at once: enough to fill a device, and a bound on the memory of activations."""
+
+
+class CausalLM(Protocol):
+    """What the loop needs of a model; ``core.nn.Decoder`` has it."""
+
+    def make_cache(self, batch: int = 1) -> Cache: ...
+
+    def hidden_states(self, tokens: mx.array, cache: Cache | None = None) -> mx.array: ...
+
+    def head(self, x: mx.array) -> mx.array: ...
+
+
+def generate_tokens(
+    model: CausalLM,
+    prompt_ids: Sequence[int],
+    *,
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int | None = None,
+    eos: Collection[int] = (),
+    cache: Cache | None = None,
+    prefill_chunk: int = PREFILL_CHUNK,
+    stats: GenerationStats | None = None,
+) -> Iterator[int]:
+    """Generates token ids.
+
+    At most ``max_tokens`` are yielded, the last one in ``eos`` if one came up; without ``eos`` nothing stops earlier.
+    However the iterator ends, exhausted, closed or by an error while it waits, the cache then holds what it held before,
+    the prompt, and the ids yielded but the last, whose key and value have not been computed or have been taken back.
+
+    Args:
+        model: has ``make_cache``, ``hidden_states`` and ``head``, as ``core.nn.Decoder``.
+        prompt_ids: at least one id; they follow what the cache already holds.
+        temperature, top_p, top_k, seed: as in ``Sampling``.
+        cache: for one sequence; None makes a new one.
+        prefill_chunk: prompt tokens processed at once.
+        stats: filled in as the generation goes.
+
+    Raises:
+        UsageError: an empty prompt, or a setting out of range.
+    """
+    if len(prompt_ids) == 0:
+        raise UsageError("the prompt has no tokens", hint="Give at least one, for instance the tokenizer's BOS.")
+    if max_tokens < 0 or prefill_chunk < 1:
+        raise UsageError("max_tokens must not be negative, and prefill_chunk positive")
+    sampling = Sampling(temperature, top_p, top_k, seed).checked()
+    return _generate(
+        model,
+        list(prompt_ids),
+        max_tokens,
+        sampling,
+        frozenset(eos),
+        model.make_cache() if cache is None else cache,
+        prefill_chunk,
+        GenerationStats() if stats is None else stats,
+    )
+
+
+def _generate(
+    model: CausalLM,
+    prompt: list[int],
+    max_tokens: int,
+    sampling: Sampling,
+    eos: frozenset[int],
+    cache: Cache,
+    chunk: int,
+    stats: GenerationStats,
+) -> Iterator[int]:
+    if max_tokens == 0:
+        return
+    sample = sampling.sampler()
+    started = time.perf_counter()
+    mx.reset_peak_memory()
+    stats.prompt_tokens = len(prompt)
+    position = cache.length + len(prompt)  # of the next token to choose
+    with wired_memory():
+        token = sample(_prefill(model, prompt, cache, chunk), position)
+        mx.async_eval(token)
+        while True:
+            ahead = stats.generated_tokens + 1 < max_tokens
+            if ahead:
+                position += 1
+                following = sample(model.head(model.hidden_states(token[:, None], cache))[:, -1], position)
+                mx.async_eval(following)
+            try:
+                token_id = int(token.item())
+                now = time.perf_counter()
+                stats.generated_tokens += 1
+                if stats.generated_tokens == 1:
+                    stats.prompt_seconds = now - started
+                    started = now
+                else:
+                    stats.decode_seconds = now - started
+                stats.peak_memory = mx.get_peak_memory()
+                yield token_id
+            except BaseException:
+                _take_back(cache, ahead)
+                raise
+            if not ahead or token_id in eos:
+                _take_back(cache, ahead)
+                return
+            token = following
+
+
+def _prefill(model: CausalLM, prompt: list[int], cache: Cache, chunk: int) -> mx.array:
+    """Processes the prompt and returns the logits of its last position, ``[1, vocab]``."""
+    tokens = mx.array(prompt, dtype=mx.int32)[None]
+    for start in range(0, len(prompt), chunk):
+        hidden = model.hidden_states(tokens[:, start : start + chunk], cache)
+        if start + chunk < len(prompt):
+            mx.eval(cache.arrays())
+    return model.head(hidden[:, -1:])[:, -1]
+
+
+def _take_back(cache: Cache, ahead: bool) -> None:
+    """Forgets the step that ran ahead."""
+    if ahead:
+        cache.rewind(1)

@@ -1,0 +1,69 @@
+"""The contract: what an architecture plugin answers. One module that marks these functions with ``@core.hookimpl``.
+
+``parse_config``, ``weight_map`` and ``build_block`` are required; core's own defaults answer the others. Hooks run while a
+model is loaded, never in the forward pass. Arguments may be left out of an implementation's signature.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import mlx.nn as nn
+
+    from core.config import ModelConfig
+    from core.loading import LoadReport
+    from core.nn import CacheSpec, Decoder
+    from core.weights import WeightMap
+
+PROJECT = "core"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec(firstresult=True)
+def parse_config(config: dict[str, Any]) -> ModelConfig:
+    """Required. Validates a parsed ``config.json``: usually ``return MyConfig.from_dict(config)``."""
+    raise NotImplementedError
+
+
+@hookspec(firstresult=True)
+def weight_map(config: ModelConfig, layout: str) -> WeightMap | None:
+    """Required. Where each parameter comes from in ``layout``; None for a layout that this architecture has not.
+
+    Layouts: ``hf`` (transformers' names), ``mlx`` (mlx-lm's names, where they differ).
+    """
+    raise NotImplementedError
+
+
+@hookspec(firstresult=True)
+def build_block(config: ModelConfig, index: int) -> nn.Module:
+    """Required. The block at ``index``: a module with the protocol ``block(x, step)``, ``x`` ``[batch, seq, hidden]``."""
+    raise NotImplementedError
+
+
+@hookspec(firstresult=True)
+def build_model(config: ModelConfig, blocks: Sequence[nn.Module]) -> Decoder:
+    """Optional. The model around the blocks, a ``core.nn.Decoder`` or a subclass; core's default norm is an RMSNorm."""
+    raise NotImplementedError
+
+
+@hookspec(firstresult=True)
+def make_cache(config: ModelConfig, index: int) -> CacheSpec:
+    """Optional. What the block at ``index`` keeps between steps; the default reads ``sliding_window`` and the heads."""
+    raise NotImplementedError
+
+
+@hookspec(firstresult=True)
+def quantize_module(config: ModelConfig, path: str, module: nn.Module) -> bool:
+    """Optional. Whether quantizing the model quantizes this module; the default says yes to what can be."""
+    raise NotImplementedError
+
+
+@hookspec
+def model_loaded(model: nn.Module, report: LoadReport) -> None:
+    """Optional observer, called once when a model is ready."""

@@ -1,0 +1,28 @@
+"""What plugins build blocks from: attention, rotary positions, feed-forward layers, experts, caches, the decoder.
+
+Knows arrays; knows no files, no tokens' meaning and no architecture.
+"""
+
+from core.nn.attention import Attention
+from core.nn.cache import Cache, State
+from core.nn.decoder import Decoder
+from core.nn.linear import ExpertLinear, FusedLinear, QuantizedExpertLinear
+from core.nn.mlp import MLP, Experts
+from core.nn.rope import RoPE
+from core.nn.spec import CacheSpec
+from core.nn.step import Step
+
+__all__ = [
+    "MLP",
+    "Attention",
+    "Cache",
+    "CacheSpec",
+    "Decoder",
+    "ExpertLinear",
+    "Experts",
+    "FusedLinear",
+    "QuantizedExpertLinear",
+    "RoPE",
+    "State",
+    "Step",
+]

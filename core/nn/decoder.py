@@ -1,0 +1,87 @@
+"""The skeleton of a decoder-only language model: embedding, blocks, final norm, language head.
+
+Everything that differs between architectures is in the blocks, which a plugin builds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from core.errors import UsageError
+from core.nn.cache import Cache
+from core.nn.spec import CacheSpec
+from core.nn.step import StepPlan
+
+
+class Decoder(nn.Module):
+    """Token ids in, logits out.
+
+    Args:
+        vocab_size, hidden_size: sizes of the embedding.
+        blocks: modules with the block protocol ``block(x, step)``.
+        norm: the norm before the language head.
+        tie_word_embeddings: the head multiplies by the embedding's own matrix.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        blocks: Sequence[nn.Module],
+        norm: nn.Module,
+        *,
+        tie_word_embeddings: bool = False,
+    ) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(vocab_size, hidden_size)
+        self.layers = list(blocks)
+        self.norm = norm
+        if not tie_word_embeddings:
+            self.lm_head = nn.Linear(hidden_size, vocab_size, bias=False)
+        self._cache_specs: tuple[CacheSpec, ...] = ()
+
+    def set_cache_specs(self, specs: Sequence[CacheSpec]) -> None:
+        """Says what each block asks of its cache; core calls it once, with the plugin's ``make_cache``."""
+        self._cache_specs = tuple(specs)
+
+    def make_cache(self, batch: int = 1) -> Cache:
+        """An empty cache for ``batch`` sequences."""
+        return Cache(self._cache_specs, batch)
+
+    def __call__(
+        self, tokens: mx.array, cache: Cache | None = None, lengths: Sequence[int] | None = None
+    ) -> mx.array:
+        """Logits of the next token at every position.
+
+        Args:
+            tokens: integers ``[batch, seq]``.
+            cache: holds the tokens before these and takes these in; None starts at position 0 and keeps nothing.
+            lengths: real tokens of each row, where rows are padded on the right; None when all are real.
+
+        Returns:
+            ``[batch, seq, vocab_size]``; undefined where a row is padding.
+        """
+        return self.head(self.hidden_states(tokens, cache, lengths))
+
+    def hidden_states(
+        self, tokens: mx.array, cache: Cache | None = None, lengths: Sequence[int] | None = None
+    ) -> mx.array:
+        """The blocks' output before the final norm, ``[batch, seq, hidden_size]``; arguments as for a call."""
+        if tokens.ndim != 2 or tokens.shape[1] == 0:
+            raise UsageError("tokens must be a non-empty array [batch, seq]", found=f"shape {tuple(tokens.shape)}")
+        plan = StepPlan(*tokens.shape, len(self.layers), cache, lengths)
+        x = self.embed_tokens(tokens)
+        for layer, step in zip(self.layers, plan.steps(), strict=True):
+            x = layer(x, step)
+        if cache is not None:
+            cache.commit()
+        return x
+
+    def head(self, x: mx.array) -> mx.array:
+        """Final norm and language head: ``[..., hidden_size]`` → ``[..., vocab_size]``."""
+        x = self.norm(x)
+        return self.lm_head(x) if "lm_head" in self else self.embed_tokens.as_linear(x)
+

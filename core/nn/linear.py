@@ -1,0 +1,173 @@
+"""Linear layers that hold several projections in one matrix, and one matrix for each expert.
+
+Knows weights and quantization; the checkpoint's names for the parts belong to the plugin's weight map.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+class FusedLinear(nn.Module):
+    """Several projections of one input, computed as one matrix product.
+
+    A checkpoint stores the parts apart. Where they agree in quantization, bias and dtype, their rows are concatenated
+    when they are loaded (rows commute with quantization along the input axis); where a mixed recipe makes them differ,
+    ``regroup`` splits the layer into one product for each group that agrees. The order of the parts never changes.
+
+    Args:
+        input_dims: features of the input.
+        parts: name → output features, in order.
+        bias: add a bias to each part.
+        experts: make each part a stack of so many experts' matrices (``ExpertLinear``).
+    """
+
+    def __init__(
+        self, input_dims: int, parts: Mapping[str, int], *, bias: bool = False, experts: int | None = None
+    ) -> None:
+        super().__init__()
+        self._parts = dict(parts)
+        self._input_dims = input_dims
+        self._bias = bias
+        self._experts = experts
+        self._groups: tuple[tuple[str, ...], ...] = ()
+        self.linears: list[nn.Module] = []
+        self.regroup([tuple(parts)])
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Name → output features, in order."""
+        return dict(self._parts)
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The parts that each of ``linears`` holds."""
+        return self._groups
+
+    def regroup(self, groups: Sequence[Sequence[str]]) -> None:
+        """Replaces ``linears`` by fresh, unquantized ones, one for each group of part names."""
+        self._groups = tuple(tuple(group) for group in groups)
+        self.linears = [self._linear(sum(self._parts[name] for name in group)) for group in self._groups]
+
+    def _linear(self, output_dims: int) -> nn.Module:
+        if self._experts is None:
+            return nn.Linear(self._input_dims, output_dims, bias=self._bias)
+        return ExpertLinear(self._experts, self._input_dims, output_dims, bias=self._bias)
+
+    def __call__(self, x: mx.array, *routing: Any) -> list[mx.array]:
+        """The parts' outputs in order; ``x`` is ``[..., input_dims]``. Experts take their routing as well."""
+        if len(self._groups) == 1:
+            return _split(self.linears[0](x, *routing), list(self._parts.values()))
+        outputs: dict[str, mx.array] = {}
+        for group, linear in zip(self._groups, self.linears, strict=True):
+            pieces = _split(linear(x, *routing), [self._parts[name] for name in group])
+            outputs.update(zip(group, pieces, strict=True))
+        return [outputs[name] for name in self._parts]
+
+    def joined(self, x: mx.array, *routing: Any) -> mx.array:
+        """The parts' outputs in order, in one array ``[..., sum of parts]``."""
+        if len(self._groups) == 1:
+            output: mx.array = self.linears[0](x, *routing)
+            return output
+        return mx.concatenate(self(x, *routing), axis=-1)
+
+
+def _split(x: mx.array, sizes: list[int]) -> list[mx.array]:
+    if len(sizes) == 1:
+        return [x]
+    bounds = []
+    for size in sizes[:-1]:
+        bounds.append(size + (bounds[-1] if bounds else 0))
+    return mx.split(x, bounds, axis=-1)
+
+
+class ExpertLinear(nn.Module):
+    """One matrix for each expert, of which each row of the input uses one.
+
+    Args:
+        experts: number of matrices.
+        input_dims, output_dims: features.
+        bias: add a bias for each expert.
+    """
+
+    def __init__(self, experts: int, input_dims: int, output_dims: int, *, bias: bool = False) -> None:
+        super().__init__()
+        bound = math.sqrt(1 / input_dims)
+        self.weight = mx.random.uniform(-bound, bound, shape=(experts, output_dims, input_dims))
+        if bias:
+            self.bias = mx.zeros((experts, output_dims))
+
+    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
+        """Applies expert ``indices[...]`` to ``x[...]``.
+
+        Args:
+            x: ``[..., rows, input_dims]``, its leading axes broadcast against ``indices``.
+            indices: unsigned integers ``[...]``.
+            sorted_indices: the indices ascend, which lets the product visit each expert once.
+
+        Returns:
+            ``[..., rows, output_dims]``.
+        """
+        y = mx.gather_mm(x, self.weight.swapaxes(-1, -2), rhs_indices=indices, sorted_indices=sorted_indices)
+        return y + self.bias[indices][..., None, :] if "bias" in self else y
+
+    def to_quantized(self, group_size: int | None = None, bits: int | None = None, mode: str = "affine") -> nn.Module:
+        """The same layer with quantized weights; called by ``mlx.nn.quantize``."""
+        experts, output_dims, input_dims = self.weight.shape
+        layer = QuantizedExpertLinear(experts, input_dims, output_dims, group_size, bits, mode, bias="bias" in self)
+        layer.weight, layer.scales, *biases = mx.quantize(self.weight, group_size, bits, mode=mode)
+        if biases:
+            layer.biases = biases[0]
+        if "bias" in self:
+            layer.bias = self.bias
+        return layer
+
+
+class QuantizedExpertLinear(nn.Module):
+    """``ExpertLinear`` with quantized weights; as in ``mlx.nn.QuantizedLinear``, its parameters are frozen."""
+
+    def __init__(
+        self,
+        experts: int,
+        input_dims: int,
+        output_dims: int,
+        group_size: int | None = None,
+        bits: int | None = None,
+        mode: str = "affine",
+        *,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        bound = math.sqrt(1 / input_dims)
+        weight = mx.random.uniform(-bound, bound, shape=(experts, output_dims, input_dims))
+        self.weight, self.scales, *biases = mx.quantize(weight, group_size, bits, mode=mode)
+        if biases:
+            self.biases = biases[0]
+        if bias:
+            self.bias = mx.zeros((experts, output_dims))
+        # quantize has chosen the mode's defaults: read them off the shapes.
+        self.bits = bits or self.weight.shape[-1] * 32 // input_dims
+        self.group_size = group_size or input_dims // self.scales.shape[-1]
+        self.mode = mode
+        self.freeze()
+
+    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
+        """As ``ExpertLinear``."""
+        y = mx.gather_qmm(
+            x,
+            self.weight,
+            self.scales,
+            self.get("biases"),
+            rhs_indices=indices,
+            transpose=True,
+            group_size=self.group_size,
+            bits=self.bits,
+            mode=self.mode,
+            sorted_indices=sorted_indices,
+        )
+        return y + self.bias[indices][..., None, :] if "bias" in self else y

@@ -1,0 +1,145 @@
+"""Which slots of a cache's buffers hold which positions: host arithmetic shared by all blocks with the same window.
+
+A buffer is ``[batch, heads, slots, head_dim]``; slot ``s`` of row ``b`` holds position ``base[b] + s``. A full cache never
+moves its base. A window cache slides: when its slots run out, the tokens that a later query can still see (and a few
+spare ones, so that recent tokens can be taken back) move to the front and the base follows. Keys so stay in order and
+contiguous, and one query needs no mask. Knows integers only; the arrays are in ``core.nn.cache``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from core.errors import CacheError
+
+SPARE = 16  # tokens kept beyond the window, and so the number that can be rewound at any moment
+_GROWTH = 256  # slots: a full cache grows by at least this many, so that growing is rare
+_SLIDE = (16, 240)  # slots: a window cache slides its tokens once in this many steps, at least and at most
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Slots that survive into a new buffer: a range common to all rows, or one index for each row and slot.
+
+    Attributes:
+        start, stop: the surviving slots, when ``index`` is None.
+        index: int32 ``[batch, 1, kept, 1]``.
+        size: slots of the new buffer.
+    """
+
+    start: int
+    stop: int
+    size: int
+    index: mx.array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """How one step changes the buffers of every block that shares a span.
+
+    Attributes:
+        before: move the kept tokens to a new buffer first.
+        at: int32 ``[1]``, the first slot to write, when the rows are aligned, else int32 ``[batch, 1, seq, 1]``.
+        after: keep only these slots when the block has attended (a chunk longer than the window).
+        aligned: all rows stand at the same slot.
+        first, last: bounds of the slots in use after writing.
+        base, length: per row, as they are while the step attends.
+    """
+
+    before: Move | None
+    at: mx.array
+    after: Move | None
+    aligned: bool
+    last: int
+    base: tuple[int, ...]
+
+
+class Span:
+    """The slots of one kind of cache (all blocks with the same ``window``) for a batch of rows.
+
+    Args:
+        window: keys a query sees, itself included; None keeps everything.
+        batch: rows.
+    """
+
+    def __init__(self, window: int | None, batch: int) -> None:
+        self.window = window
+        self.base = [0] * batch
+        self.capacity = 0
+        self._kept = None if window is None else window - 1 + SPARE
+        self._target = 0 if window is None else window + SPARE + min(max(window, _SLIDE[0]), _SLIDE[1])
+
+    def copy(self) -> Span:
+        """An independent span in the same state."""
+        twin = Span(self.window, len(self.base))
+        twin.base, twin.capacity = list(self.base), self.capacity
+        return twin
+
+    def first_needed(self, length: int) -> int:
+        """Position of the oldest key that a query at position ``length`` can see."""
+        return 0 if self.window is None else max(0, length - self.window + 1)
+
+    def check_rewind(self, row: int, length: int) -> None:
+        """Refuses a length whose window is no longer whole.
+
+        Raises:
+            CacheError: tokens that a query at ``length`` sees have been dropped.
+        """
+        if self.first_needed(length) < self.base[row]:
+            raise CacheError(
+                f"cannot rewind to {length} tokens: the sliding window has already dropped tokens that it needs",
+                expected=f"a rewind of at most {SPARE} tokens past a window of {self.window}",
+                hint="Start again with a new cache, or keep a cache.copy() from before.",
+            )
+
+    def extend(self, lengths: list[int], counts: list[int], seq: int) -> Write:
+        """Plans the writing of ``seq`` tokens a row, of which row ``b`` keeps ``counts[b]``, after ``lengths[b]`` others."""
+        filled = [length - base for length, base in zip(lengths, self.base, strict=True)]
+        aligned = len(set(filled)) == 1 and len(set(self.base)) == 1
+        before = after = None
+        if max(filled) + seq > self.capacity:
+            before = self._make_room(lengths, filled, seq, aligned)
+            filled = [length - base for length, base in zip(lengths, self.base, strict=True)]
+            aligned = len(set(filled)) == 1 and len(set(self.base)) == 1
+        base = tuple(self.base)
+        last = max(filled) + seq
+        if self._kept is not None and self.capacity > self._target:
+            after = self._drop_old([n + c for n, c in zip(lengths, counts, strict=True)])
+        if aligned:
+            at = mx.array([filled[0]], dtype=mx.int32)
+        else:
+            at = (mx.array(filled, dtype=mx.int32)[:, None] + mx.arange(seq, dtype=mx.int32))[:, None, :, None]
+        return Write(before, at, after, aligned, last, base)
+
+    def _make_room(self, lengths: list[int], filled: list[int], seq: int, aligned: bool) -> Move:
+        if self._kept is None:
+            need = max(filled) + seq
+            # A quarter more each time: copying costs a constant factor, however long the sequence gets.
+            wanted = max(need, self.capacity + self.capacity // 4) if self.capacity else need
+            self.capacity = -(-wanted // _GROWTH) * _GROWTH
+            return Move(0, max(filled), self.capacity)
+        move = self._slide(lengths, seq)
+        self.capacity = move.size
+        return move
+
+    def _slide(self, lengths: list[int], room: int) -> Move:
+        """Moves each row's last ``_kept`` tokens to the front, with ``room`` free slots behind the longest row."""
+        assert self._kept is not None
+        base = [max(old, length - self._kept) for old, length in zip(self.base, lengths, strict=True)]
+        shift = [new - old for new, old in zip(base, self.base, strict=True)]
+        kept = max(length - new for length, new in zip(lengths, base, strict=True))
+        size = max(self._target, kept + room)
+        slots = self.capacity
+        self.base = base
+        if len(set(shift)) == 1:
+            return Move(shift[0], min(shift[0] + kept, max(slots, shift[0])), size)
+        index = mx.minimum(mx.array(shift, dtype=mx.int32)[:, None] + mx.arange(kept, dtype=mx.int32), slots - 1)
+        return Move(0, kept, size, index[:, None, :, None])
+
+    def _drop_old(self, lengths: list[int]) -> Move:
+        """Shrinks a buffer that a long chunk has made larger than the window needs."""
+        move = self._slide(lengths, 0)
+        self.capacity = move.size
+        return move

@@ -1,0 +1,140 @@
+"""One step of a model: what a block may know of the sequences it works on.
+
+The block protocol is ``block(x, step)``. A step carries positions as arrays and no integer that depends on the sequence,
+so a block that uses it works for one sequence or many, each at its own position, cached or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from core.errors import CacheError
+from core.nn.cache import BlockCache, Cache, KeyValues, State
+from core.nn.span import Write
+
+
+class Step:
+    """The step as one block sees it.
+
+    Attributes:
+        positions: int32 ``[batch]``, the position of each row's first token in this step.
+        lengths: int32 ``[batch]``, how many of the step's tokens are real in each row (the rest is padding on the right),
+            or None when all are.
+    """
+
+    __slots__ = ("_block", "_plan", "lengths", "positions")
+
+    def __init__(self, plan: StepPlan, block: BlockCache | None) -> None:
+        self._plan = plan
+        self._block = block
+        self.positions = plan.positions
+        self.lengths = plan.lengths
+
+    @property
+    def state(self) -> State | None:
+        """The arrays of a block whose ``CacheSpec`` is a state; None when the step has no cache."""
+        if isinstance(self._block, KeyValues):
+            raise CacheError("this block's CacheSpec keeps keys and values, not state; use step.attend")
+        return self._block
+
+    def attend(
+        self, queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, window: int | None = None
+    ) -> mx.array:
+        """Causal attention of this step's queries to its own and all cached keys; caches the new keys and values.
+
+        Query *i* sees the keys at positions up to its own and, with a ``window``, exactly the last ``window`` of them,
+        itself included. Grouped queries need no repeated keys.
+
+        Args:
+            queries: ``[batch, heads, seq, head_dim]``, rotated.
+            keys, values: ``[batch, kv_heads, seq, head_dim]``, keys rotated.
+            scale: factor on the query-key products.
+            window: tokens; None sees everything.
+
+        Returns:
+            ``[batch, heads, seq, value_head_dim]``.
+
+        Raises:
+            CacheError: the block's cache keeps state, or fewer tokens than ``window`` asks for.
+        """
+        block = self._block
+        if block is None:
+            mask = self._plan.mask(None, window)
+        elif isinstance(block, State):
+            raise CacheError("this block attends, but its CacheSpec keeps state", hint="Return CacheSpec.full or .sliding.")
+        else:
+            kept = block.spec.window
+            if kept is not None and (window is None or window > kept):
+                raise CacheError(f"a cache of {kept} tokens cannot serve attention to {window or 'all'} tokens")
+            write = self._plan.writes[kept]
+            keys, values = block.write(keys, values, write)
+            first = self._plan.first_visible(write, window)
+            keys, values = keys[:, :, first : write.last], values[:, :, first : write.last]
+            mask = self._plan.mask(write, window)
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+
+
+class StepPlan:
+    """What all blocks share in one step: positions, how each kind of cache is written, and the masks.
+
+    Args:
+        batch, seq: shape of the tokens.
+        blocks: number of blocks in the model.
+        cache: the model's cache, or None to attend within the step only.
+        counts: real tokens of each row; None when there is no padding.
+    """
+
+    def __init__(
+        self, batch: int, seq: int, blocks: int, cache: Cache | None = None, counts: Sequence[int] | None = None
+    ) -> None:
+        if cache is not None and len(cache.blocks) != blocks:
+            held = len(cache.blocks)
+            raise CacheError("this cache belongs to another model", expected=f"{blocks} blocks", found=f"{held} blocks")
+        if counts is not None and (len(counts) != batch or min(counts) < 0 or max(counts) > seq):
+            raise CacheError("lengths do not fit the tokens", expected=f"{batch} integers from 0 to {seq}", found=list(counts))
+        self.seq = seq
+        self.lengths = None if counts is None else mx.array(counts, dtype=mx.int32)
+        self._before = [0] * batch if cache is None else list(cache.lengths)
+        self.positions = mx.zeros((batch,), dtype=mx.int32) if cache is None else cache.positions()
+        self.writes: dict[int | None, Write] = {} if cache is None else cache.begin(batch, seq, counts)
+        self._blocks: Sequence[BlockCache | None] = [None] * blocks if cache is None else cache.blocks
+        self._masks: dict[tuple[int | None, tuple[int, ...]], mx.array | str | None] = {}
+
+    def steps(self) -> list[Step]:
+        """The step as each block sees it."""
+        return [Step(self, block) for block in self._blocks]
+
+    def first_visible(self, write: Write, window: int | None) -> int:
+        """First slot that any query of the step sees; 0 where the rows are not aligned."""
+        if window is None or not write.aligned:
+            return 0
+        return max(0, self._before[0] - window + 1 - write.base[0])
+
+    def mask(self, write: Write | None, window: int | None) -> mx.array | str | None:
+        """The mask for one kind of cache and one window, built once a step; None where nothing is hidden."""
+        key = window, () if write is None else (write.last, *write.base)
+        if key not in self._masks:
+            self._masks[key] = self._build_mask(write, window)
+        return self._masks[key]
+
+    def _build_mask(self, write: Write | None, window: int | None) -> mx.array | str | None:
+        if write is not None and not write.aligned:
+            queries = (self.positions[:, None] + mx.arange(self.seq, dtype=mx.int32))[:, None, :, None]
+            base = mx.array(write.base, dtype=mx.int32)[:, None, None, None]
+            return _band(queries, base + mx.arange(write.last, dtype=mx.int32), window)
+        first = 0 if write is None else self.first_visible(write, window)
+        keys = self.seq if write is None else write.last - first
+        if self.seq == 1:
+            return None
+        if window is None or keys <= window:
+            return "causal"
+        # Only differences of positions matter here: count from the first visible key.
+        queries = mx.arange(keys - self.seq, keys, dtype=mx.int32)[:, None]
+        return _band(queries, mx.arange(keys, dtype=mx.int32), window)
+
+
+def _band(queries: mx.array, keys: mx.array, window: int | None) -> mx.array:
+    mask = keys <= queries
+    return mask if window is None else mask & (keys > queries - window)

@@ -1,0 +1,108 @@
+"""What a config says about quantization: MLX's own block, with overrides for single layers.
+
+Knows the spellings of ``config.json``; which tensors really are quantized is read off the headers by the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import mlx.core as mx
+
+from core.errors import QuantizationError
+
+_SETTINGS = frozenset({"bits", "group_size", "mode"})
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How one matrix is quantized: ``bits`` an element, ``group_size`` elements of a row share a scale, MLX's ``mode``."""
+
+    bits: int
+    group_size: int
+    mode: str = "affine"
+
+    def __str__(self) -> str:
+        return f"{self.bits}-bit, groups of {self.group_size}" + ("" if self.mode == "affine" else f", {self.mode}")
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """The ``quantization`` block of a config.
+
+    Attributes:
+        default: for every quantized layer without an override.
+        overrides: path in the checkpoint → its own settings, or None where the block says ``false``.
+    """
+
+    default: Quantization
+    overrides: Mapping[str, Quantization | None] = field(default_factory=dict)
+
+    def of(self, path: str) -> Quantization | None:
+        """The settings of one layer; None where an override turns quantization off."""
+        return self.overrides.get(path, self.default)
+
+    @classmethod
+    def from_config(cls, raw: Mapping[str, Any]) -> QuantizationConfig | None:
+        """Reads ``quantization``, else ``quantization_config``; None where a config has neither.
+
+        Raises:
+            QuantizationError: another tool's method, or settings that the installed MLX does not have.
+        """
+        key = "quantization" if raw.get("quantization") is not None else "quantization_config"
+        block = raw.get(key)
+        if block is None:
+            return None
+        if not isinstance(block, Mapping):
+            raise QuantizationError(f"key {key!r} is not an object", expected="an object with bits and group_size", found=block)
+        method = block.get("quant_method")
+        if method is not None and not _SETTINGS <= block.keys() | {"mode"}:
+            raise QuantizationError(
+                f"the weights are quantized with {method!r}, which is not supported",
+                expected="unquantized weights, or MLX's own quantization",
+                hint="Load the unquantized model this one was made from, or an MLX conversion of it.",
+            )
+        default = _read(block, key, None)
+        overrides: dict[str, Quantization | None] = {}
+        for path, value in block.items():
+            if path in _SETTINGS or path == "quant_method":
+                continue
+            if isinstance(value, Mapping):
+                overrides[path] = _read(value, f"{key}.{path}", default)
+            elif isinstance(value, bool):
+                overrides[path] = default if value else None
+        return cls(default, overrides)
+
+
+def _read(block: Mapping[str, Any], key: str, default: Quantization | None) -> Quantization:
+    mode = block.get("mode", default.mode if default else "affine")
+    values: dict[str, int] = {}
+    for name in ("bits", "group_size"):
+        value = block.get(name, getattr(default, name, None))
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise QuantizationError(f"key '{key}.{name}' is not a positive integer", found=repr(value))
+        values[name] = value
+    if not isinstance(mode, str):
+        raise QuantizationError(f"key '{key}.mode' is not a string", found=repr(mode))
+    settings = Quantization(values["bits"], values["group_size"], mode)
+    problem = _refusal(settings)
+    if problem is not None:
+        raise QuantizationError(
+            f"key {key!r} asks for {settings}, which the installed MLX {mx.__version__} does not have",
+            found=problem,
+            hint="Upgrade MLX, or load a conversion with other settings.",
+        )
+    return settings
+
+
+@lru_cache
+def _refusal(settings: Quantization) -> str | None:
+    """MLX's own word on the settings, asked with a tiny matrix; None when it accepts them."""
+    try:
+        mx.quantize(mx.zeros((1, settings.group_size * 32)), settings.group_size, settings.bits, mode=settings.mode)
+    except ValueError as error:
+        return str(error).split("\n")[0]
+    return None

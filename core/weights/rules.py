@@ -1,0 +1,177 @@
+"""Weight maps: how a checkpoint's tensors become a model's parameters, as data that runs both ways.
+
+A map names, for each module (or bare parameter) of the model, where its tensors come from. Names are whole dotted paths
+with ``{placeholders}`` whose ranges are known, so that a map expands to a finite table before any file is read. Knows
+names only; shapes, dtypes and quantization are checked by the plan.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from core.errors import PluginError
+
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_SEGMENT = re.compile(r"[A-Za-z0-9_\-]+")
+
+
+class Concat:
+    """Parts whose output rows follow each other, in this order; the target is usually a ``core.nn.FusedLinear``.
+
+    Rows commute with quantization along the input axis, so the rule covers ``weight``, ``scales``, ``biases`` and ``bias``.
+    """
+
+    def __init__(self, *parts: Source) -> None:
+        self.parts = parts
+
+
+class Stack:
+    """One part for each value of the placeholder ``over``, stacked along a new first axis (experts)."""
+
+    def __init__(self, part: Source, over: str) -> None:
+        self.part = part
+        self.over = over
+
+
+Source = str | Concat | Stack
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """What a plugin's ``weight_map`` returns.
+
+    Attributes:
+        rules: target → source. A target is the path of a module or of a parameter in the model; a source is a path in
+            the checkpoint or an operation on sources. Where the target is a module, one rule covers all its tensors
+            (``weight``, ``bias``, ``scales``, ``biases``).
+        ranges: placeholder → the values it takes.
+        ignored: tensor name pattern → why such a tensor is deliberately left unread. ``{placeholders}`` are allowed.
+    """
+
+    rules: Mapping[str, Source]
+    ranges: Mapping[str, range] = field(default_factory=dict)
+    ignored: Mapping[str, str] = field(default_factory=dict)
+
+    def expand(self) -> list[Row]:
+        """The finite table: every target with the concrete names of its sources.
+
+        Raises:
+            PluginError: a placeholder has no range, or a target or source is used twice.
+        """
+        rows: list[Row] = []
+        for target, source in self.rules.items():
+            names = list(dict.fromkeys(_PLACEHOLDER.findall(target)))
+            for binding in self._bindings(names):
+                rows.append(Row(self._fill(target, binding), self._resolve(source, binding)))
+        _refuse_repeats("target", [row.target for row in rows])
+        _refuse_repeats("source", [leaf for row in rows for leaf in leaves(row.source)])
+        return rows
+
+    def expand_ignored(self) -> dict[str, str]:
+        """Concrete name of every tensor that may be left unread → why."""
+        expanded = {}
+        for pattern, reason in self.ignored.items():
+            for binding in self._bindings(list(dict.fromkeys(_PLACEHOLDER.findall(pattern)))):
+                expanded[self._fill(pattern, binding)] = reason
+        return expanded
+
+    def _bindings(self, names: list[str]) -> Iterator[dict[str, int]]:
+        for name in names:
+            if name not in self.ranges:
+                raise PluginError(
+                    f"the weight map uses the placeholder {{{name}}} without a range",
+                    expected=f"one of {', '.join(self.ranges) or 'none'}",
+                )
+        for values in itertools.product(*(self.ranges[name] for name in names)):
+            yield dict(zip(names, values, strict=True))
+
+    def _fill(self, pattern: str, binding: Mapping[str, int]) -> str:
+        path = pattern.format_map(binding)
+        if not all(_SEGMENT.fullmatch(segment) for segment in path.split(".")):
+            raise PluginError(f"the weight map has a malformed path {pattern!r}", expected="names joined by single dots")
+        return path
+
+    def _resolve(self, source: Source, binding: Mapping[str, int]) -> Node:
+        if isinstance(source, Concat):
+            return Joined(tuple(self._resolve(part, binding) for part in source.parts))
+        if isinstance(source, Stack):
+            values = [one[source.over] for one in self._bindings([source.over])]
+            return Stacked(tuple(self._resolve(source.part, {**binding, source.over: value}) for value in values))
+        unbound = [name for name in _PLACEHOLDER.findall(source) if name not in binding]
+        if unbound:
+            raise PluginError(
+                f"the weight map's source {source!r} uses {{{unbound[0]}}}, which neither its target nor a Stack binds"
+            )
+        return Leaf(self._fill(source, binding))
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One path in the checkpoint."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Parts concatenated along their output rows."""
+
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """Parts stacked along a new first axis."""
+
+    parts: tuple[Node, ...]
+
+
+Node = Leaf | Joined | Stacked
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of an expanded map."""
+
+    target: str
+    source: Node
+
+
+def leaves(node: Node) -> list[str]:
+    """Names of the checkpoint paths below a node, in order."""
+    if isinstance(node, Leaf):
+        return [node.name]
+    return [name for part in node.parts for name in leaves(part)]
+
+
+def with_suffix(node: Node, suffix: str) -> Node:
+    """The same operation on the tensor ``suffix`` of each path."""
+    if isinstance(node, Leaf):
+        return Leaf(f"{node.name}.{suffix}")
+    return type(node)(tuple(with_suffix(part, suffix) for part in node.parts))
+
+
+def joined_parts(node: Node) -> int | None:
+    """How many parts the (only) concatenation in a node has; None without one."""
+    if isinstance(node, Joined):
+        return len(node.parts)
+    return joined_parts(node.parts[0]) if isinstance(node, Stacked) else None
+
+
+def select(node: Node, indices: tuple[int, ...]) -> Node:
+    """The node with only these parts of its concatenation; a single part needs no concatenation."""
+    if isinstance(node, Stacked):
+        return Stacked(tuple(select(part, indices) for part in node.parts))
+    assert isinstance(node, Joined)
+    return node.parts[indices[0]] if len(indices) == 1 else Joined(tuple(node.parts[i] for i in indices))
+
+
+def _refuse_repeats(kind: str, names: list[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise PluginError(f"the weight map uses the {kind} {name!r} twice", expected="each exactly once")
+        seen.add(name)

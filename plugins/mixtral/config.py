@@ -1,0 +1,52 @@
+"""Mixtral's ``config.json``. Defaults are those of transformers' ``MixtralConfig``; sizes have none here.
+
+A file without its sizes is damaged: filling in a 7B model's would only turn one clear error into many wrong shapes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import PositiveFloat, PositiveInt, model_validator
+
+from core.config import RotaryConfig
+
+
+class MixtralConfig(RotaryConfig):
+    """Sizes and settings of a Mixtral model.
+
+    Attributes:
+        sliding_window: keys that a query sees, itself included; an absent key and ``null`` both mean all.
+        head_dim: features of a head; absent or ``null`` means ``hidden_size / num_attention_heads``.
+        num_local_experts: experts of each block; num_experts_per_tok: how many of them each token uses.
+    """
+
+    causal_architectures: ClassVar[frozenset[str]] = frozenset({"MixtralForCausalLM"})
+    default_rope_theta: ClassVar[float] = 1e6
+    # Settings of the training loss and of transformers' outputs.
+    harmless: ClassVar[frozenset[str]] = frozenset({"output_router_logits", "router_aux_loss_coef", "router_jitter_noise"})
+
+    vocab_size: PositiveInt
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt = 8
+    head_dim: PositiveInt
+    hidden_act: Literal["silu"] = "silu"
+    max_position_embeddings: PositiveInt = 131_072
+    rms_norm_eps: PositiveFloat = 1e-5
+    sliding_window: PositiveInt | None = None
+    num_local_experts: PositiveInt = 8
+    num_experts_per_tok: PositiveInt = 2
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive(cls, raw: Any) -> Any:
+        return cls.derive_heads(raw)
+
+    @model_validator(mode="after")
+    def _enough_experts(self) -> Self:
+        if self.num_experts_per_tok > self.num_local_experts:
+            raise ValueError(f"num_experts_per_tok at most num_local_experts ({self.num_local_experts})")
+        return self
