@@ -1,8 +1,8 @@
 """A checkpoint on the Hugging Face hub: listed, read in part, or downloaded, through huggingface_hub.
 
 Knows which files of a repository a language model needs. Token, cache directory, endpoint and offline mode are the
-client's, from its standard environment (``HF_TOKEN``, ``HF_HOME``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, ...). The client
-is imported inside the functions that need it: it takes longer to import than all of the rest.
+client's, from its standard environment (``HF_TOKEN``, ``HF_HOME``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, ...). The
+client is imported inside the functions that need it: it takes longer to import than all of the rest.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COMPANIONS = (
     "chat_template.json",
     "*.jinja",
 )
-"""What is downloaded beside the weights: configs, tokenizers, chat templates. No code, no pickles, no second formats."""
+"""What is downloaded beside the weights: configs, tokenizers, chat templates. No code, no pickles."""
 
 
 class Repository:
@@ -86,8 +86,8 @@ class Repository:
     def download(self, shards: tuple[str, ...]) -> Directory:
         """The snapshot with `shards`, the index, and the companions, on the local disk.
 
-        Files that are complete in the cache are not downloaded again; a connection that breaks is resumed where it broke.
-        A file appears under its name only when it is complete.
+        Files that are complete in the cache are not downloaded again, and a connection that breaks is resumed where it
+        broke. A file appears under its name only when it is complete.
 
         Raises:
             HubError: as the class; or the disk is full.
@@ -137,9 +137,13 @@ def is_companion(name: str) -> bool:
 
 @contextmanager
 def _progress_bars(shown: bool) -> Iterator[None]:
-    """The client's progress bars, on stderr, only where they are asked for; its environment variable has the last word."""
+    """The client's progress bars, on stderr, only where asked for; its environment variable has the last word."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but re-exported without saying so
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     if constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or are_progress_bars_disabled() == (not shown):
         yield

@@ -48,8 +48,6 @@ def _known(exc: BaseException, hub: HubId) -> HubError | None:
     from huggingface_hub import errors
 
     where, endpoint = _where(hub), _endpoint()
-    # The client's HTTP library is its own business (and has changed); its base class is this one's first base.
-    http_error = errors.HfHubHTTPError.__bases__[0]
     match exc:
         case errors.GatedRepoError():
             hint = f"ask for access at {endpoint}/{hub.repo}, then {_LOG_IN}"
@@ -73,10 +71,11 @@ def _known(exc: BaseException, hub: HubId) -> HubError | None:
         case PermissionError():
             hint = "check its owner, or set HF_HOME to a directory of your own"
             return HubError("the download cache may not be written", where=where, found=exc.filename, hint=hint)
-        case http_error():
-            hint = "check the network and HF_ENDPOINT; a repository that is cached, or a local directory, needs neither"
-            found = f"{type(exc).__name__}: {str(exc)[:200]}".rstrip(": ")
-            return HubError(f"is not cached, and {endpoint} cannot be reached", where=where, found=found, hint=hint)
+    # The client's HTTP library is its own business (and has changed): the base of its errors is this one's first base.
+    if isinstance(exc, errors.HfHubHTTPError.__bases__[0]):
+        hint = "check the network and HF_ENDPOINT; a repository that is cached, or a local directory, needs neither"
+        found = f"{type(exc).__name__}: {str(exc)[:200]}".rstrip(": ")
+        return HubError(f"is not cached, and {endpoint} cannot be reached", where=where, found=found, hint=hint)
     return None
 
 

@@ -50,7 +50,11 @@ class HttpRanges:
         """Bytes `start` to `stop` and the file's size. Reading ends at `stop` even where the server would go on."""
         with translated(self._hub):
             from huggingface_hub import constants, hf_hub_url
-            from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+            from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but re-exported without saying so
+                build_hf_headers,
+                get_session,
+                hf_raise_for_status,
+            )
 
             url = hf_hub_url(self._hub.repo, self._name, revision=self._commit)
             headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}

@@ -7,6 +7,7 @@ ones is for whoever plans a load.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+
 from core.checkpoint.bounded_json import shown
 from core.checkpoint.header import TensorInfo, read_header
 from core.checkpoint.layout import Layout

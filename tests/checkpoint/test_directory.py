@@ -153,9 +153,9 @@ def test_a_file_that_vanishes(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path, SMALL, config={}))
     (tmp_path / "config.json").unlink()
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="config.json: does not exist"):
+    with pytest.raises(CheckpointError, match=r"config\.json: does not exist"):
         checkpoint.read_json("config.json")
-    with pytest.raises(CheckpointError, match="model.safetensors: does not exist"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: does not exist"):
         checkpoint.tensors  # noqa: B018
 
 
@@ -168,7 +168,7 @@ def test_a_link_to_nowhere(tmp_path: Path) -> None:
 
 def test_a_loop_of_links(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").symlink_to(tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="model.safetensors: cannot be read: "):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read: "):
         open_checkpoint(tmp_path).tensors  # noqa: B018
 
 
@@ -180,7 +180,7 @@ def test_a_directory_in_place_of_a_file(tmp_path: Path) -> None:
         CheckpointError, match=r"model.safetensors: is not a file \(expected a regular file, found a dir"
     ):
         checkpoint.tensors  # noqa: B018
-    with pytest.raises(CheckpointError, match="config.json: is not a file"):
+    with pytest.raises(CheckpointError, match=r"config\.json: is not a file"):
         checkpoint.read_json("config.json")
 
 
