@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from core.generation import GenerationResult, generate_tokens
     from core.hookspecs import hookimpl
     from core.language_model import LanguageModel
-    from core.loading import load, load_config, load_tokenizer, plan
+    from core.loading import build, load, load_config, load_tokenizer, plan
     from core.nn import Cache, CacheSpec
     from core.registry import register, unregister
     from core.weights import Plan
@@ -27,6 +27,7 @@ _HOMES = {
     "GenerationResult": "core.generation",
     "LanguageModel": "core.language_model",
     "Plan": "core.weights",
+    "build": "core.loading",
     "generate_tokens": "core.generation",
     "hookimpl": "core.hookspecs",
     "load": "core.loading",
@@ -45,6 +46,7 @@ __all__ = [
     "LanguageModel",
     "Plan",
     "__version__",
+    "build",
     "generate_tokens",
     "hookimpl",
     "load",

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,19 @@ class LoadReport:
         if self.shadowed:
             lines.append(f"  other claims of {plan.model_type}: {'; '.join(self.shadowed)}")
         return "\n".join(lines + [f"  {note}" for note in plan.notes])
+
+
+@dataclass
+class BuiltModel:
+    """A model without a checkpoint.
+
+    Attributes:
+        model, config: as in ``LanguageModel``; plugin: the bound hooks, for their weight maps.
+    """
+
+    model: Decoder
+    config: ModelConfig
+    plugin: BoundPlugin
 
 
 @dataclass
@@ -193,6 +207,22 @@ def load(
     return LanguageModel(prepared.model, prepared.config, text, report, generation)
 
 
+def build(config: Mapping[str, Any], *, plugin: Any = None) -> BuiltModel:
+    """Builds a randomly initialised model from a config, to train it or to measure its shape.
+
+    The parameters are unevaluated and drawn from MLX's global random state, so that ``mx.random.seed`` decides them.
+
+    Args:
+        config: as parsed from a ``config.json``, with ``model_type``.
+
+    Raises:
+        ConfigError, PluginError: as for ``load``.
+    """
+    bound, parsed = _configured(dict(config), "config", plugin)
+    model, _ = _build(bound, parsed)
+    return BuiltModel(model, parsed, bound)
+
+
 def prepare(
     source: str | os.PathLike[str],
     *,
@@ -205,7 +235,7 @@ def prepare(
     checkpoint = open_checkpoint(source, revision=revision, download=False)
     raw, bound, config = _configure(checkpoint, plugin, strict)
     quantization = _located(lambda: QuantizationConfig.from_config(raw), checkpoint.where("config.json"))
-    model, specs = build_skeleton(bound, config)
+    model, specs = _skeleton(bound, config)
     layout, weight_map, notes = _recognise(bound, config, checkpoint)
     made = make_plan(
         model,
@@ -224,16 +254,21 @@ def prepare(
     return Prepared(checkpoint, raw, bound, config, model, made)
 
 
-def build_skeleton(bound: BoundPlugin, config: ModelConfig) -> tuple[Decoder, tuple[CacheSpec, ...]]:
-    """The model with unevaluated parameters, and its blocks' cache specs. MLX's global random state is left alone."""
+def _skeleton(bound: BoundPlugin, config: ModelConfig) -> tuple[Decoder, tuple[CacheSpec, ...]]:
+    """The model with parameters that will be replaced. MLX's global random state is left alone."""
     with _building:
         high, low = mx.random.state[0].tolist()
         try:
-            blocks = [bound.build_block(config, index) for index in range(config.num_hidden_layers)]
-            model = bound.build_model(config, blocks)
+            return _build(bound, config)
         finally:
             mx.random.seed((high << 32) | low)  # a seed's two halves are the key
-    specs = tuple(bound.make_cache(config, index) for index in range(config.num_hidden_layers))
+
+
+def _build(bound: BoundPlugin, config: ModelConfig) -> tuple[Decoder, tuple[CacheSpec, ...]]:
+    """The model with unevaluated parameters, and its blocks' cache specs."""
+    indices = range(config.num_hidden_layers)
+    model = bound.build_model(config, [bound.build_block(config, index) for index in indices])
+    specs = tuple(bound.make_cache(config, index) for index in indices)
     model.set_cache_specs(specs)
     model.eval()
     return model, specs
@@ -242,6 +277,19 @@ def build_skeleton(bound: BoundPlugin, config: ModelConfig) -> tuple[Decoder, tu
 def _configure(checkpoint: Checkpoint, plugin: Any, strict: bool) -> tuple[dict[str, Any], BoundPlugin, ModelConfig]:
     raw: dict[str, Any] = checkpoint.read_json("config.json")
     where = checkpoint.where("config.json")
+    bound, config = _configured(raw, where, plugin)
+    unread = config.unread_keys(raw)
+    if strict and unread:
+        raise ConfigError(
+            f"nobody reads the config keys {', '.join(map(repr, unread))}",
+            where=where,
+            hint=f"Load without strict=True to ignore them, or let the plugin {bound.name} read or declare them harmless.",
+        )
+    return raw, bound, config
+
+
+def _configured(raw: dict[str, Any], where: str, plugin: Any) -> tuple[BoundPlugin, ModelConfig]:
+    """The plugin for a config's ``model_type``, and what it reads there."""
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise ConfigError(
@@ -252,15 +300,7 @@ def _configure(checkpoint: Checkpoint, plugin: Any, strict: bool) -> tuple[dict[
             hint="It names the architecture, and nothing loads without it.",
         )
     bound = _located(lambda: bind(choose(model_type, plugin)), where)
-    config = _located(lambda: bound.parse_config(raw), where)
-    unread = config.unread_keys(raw)
-    if strict and unread:
-        raise ConfigError(
-            f"nobody reads the config keys {', '.join(map(repr, unread))}",
-            where=where,
-            hint=f"Load without strict=True to ignore them, or let the plugin {bound.name} read or declare them harmless.",
-        )
-    return raw, bound, config
+    return bound, _located(lambda: bound.parse_config(raw), where)
 
 
 def _recognise(

@@ -14,7 +14,8 @@ import mlx.nn as nn
 
 from core.checkpoint import Checkpoint
 from core.errors import CheckpointError, WeightsError
-from core.weights.plan import Entry, Plan, rows_axis
+from core.weights.axes import rows_axis
+from core.weights.plan import Entry, Plan
 from core.weights.rules import Joined, Leaf, Node
 from core.weights.tree import replace
 

@@ -16,6 +16,7 @@ import mlx.nn as nn
 from core.checkpoint import TensorInfo
 from core.errors import QuantizationError, WeightsError
 from core.nn import CacheSpec
+from core.weights.axes import rows_axis
 from core.weights.dtypes import BYTES, FLOATS, PACKED, spelling
 from core.weights.fit import Fitter, Parameter, check_rows_cover
 from core.weights.quantization import Quantization, QuantizationConfig
@@ -310,11 +311,6 @@ def _rows_in_file(
             return None
         counts.append(info.shape[axis])
     return tuple(counts) if sum(counts) == total else tuple([total // len(counts)] * len(counts))
-
-
-def rows_axis(role: str, ndim: int) -> int:
-    """The axis of output rows: the last of a bias, the last but one of a matrix."""
-    return -1 if role == "bias" or ndim == 1 else -2
 
 
 def _unused_overrides(quantization: QuantizationConfig | None, used: set[str]) -> tuple[str, ...]:
