@@ -15,14 +15,12 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from core.errors import ChatTemplateError, TokenizerError
+from core.errors import ChatTemplateError
 
 if TYPE_CHECKING:
-    from tokenizers import AddedToken
-    from tokenizers import Tokenizer as Backend
+    pass
 
 # Digits between tildes survive every filter that a template may apply to a whole string: case, JSON and HTML and URL
 # escapes, trimming; and are no number, so that a template does not take the string for one.
@@ -67,7 +65,7 @@ class Fence:
     def __init__(self, literals: Literals) -> None:
         self._literals = literals
         self._nonce = "".join(secrets.choice("0123456789") for _ in range(_DIGITS))
-        self._replaced: list[str] = []
+        self._replaced: dict[str, int] = {}
 
     @property
     def needed(self) -> bool:
@@ -110,11 +108,12 @@ class Fence:
         """
         if not self.needed:
             return text
-        restored = re.sub(rf"~{self._nonce}:(\d+)~", lambda match: self._replaced[int(match[1])], text)
+        literals = list(self._replaced)
+        restored = re.sub(rf"~{self._nonce}:(\d+)~", lambda match: literals[int(match[1])], text)
         windows = (self._nonce[i : i + _REMNANT] for i in range(_DIGITS - _REMNANT + 1))
         if any(window in restored for window in windows):
             raise ChatTemplateError(
-                f"the chat template cuts text that contains a control token's literal ({self._replaced[0]!r})",
+                f"the chat template cuts text that contains a control token's literal ({literals[0]!r})",
                 hint="Remove the literal from the messages: this template cannot keep it apart from control tokens.",
             )
         return restored
@@ -130,88 +129,6 @@ class Fence:
         return head + middle + tail
 
     def _sentinel(self, literal: str) -> str:
-        self._replaced.append(literal)
-        return f"~{self._nonce}:{len(self._replaced) - 1}~"
-
-
-class FencedEncoder:
-    """Encodes text in which only given places are control tokens.
-
-    It holds a copy of the tokenizer in which special tokens are not recognised, and markers, one for each set of
-    matching rules (strip, normalize) that special tokens have, are. A marker stands where a control token belongs, so
-    that the text around it is split, normalized and prefixed just as around the token itself.
-    """
-
-    def __init__(self, backend: Backend, special_ids: frozenset[int]) -> None:
-        self._backend = backend
-        self._special_ids = special_ids
-        self._lock = Lock()
-        self._blind: Backend | None = None
-        self._literals: dict[int, str] = {}
-        self._markers: dict[int, str] = {}
-        self._any_marker = ""
-        self._marker_ids: frozenset[int] = frozenset()
-
-    def encode_text(self, text: str) -> list[int]:
-        """``text`` as nothing but text, at the start of a sequence."""
-        ids: list[int] = self._copy().encode(text, add_special_tokens=False).ids
-        return ids
-
-    def encode_text_after_token(self, text: str) -> list[int]:
-        """``text`` as nothing but text, as it is encoded after a control token."""
-        blind = self._copy()
-        ids: list[int] = blind.encode(self._any_marker + text, add_special_tokens=False).ids
-        return ids[1:]
-
-    def encode(self, rendered: str, fence: Fence) -> list[int]:
-        """``rendered``, made of data that ``fence`` protected: its control tokens are real, the data's are text."""
-        blind = self._copy()
-        encoding = self._backend.encode(rendered, add_special_tokens=False)
-        parts: list[str] = []
-        control: list[int] = []
-        done = 0
-        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            if token_id not in self._special_ids:
-                continue
-            literal = self._literals[token_id]
-            place = rendered.find(literal, start, end)
-            if place < 0:
-                continue  # text that only normalizes to the literal, or that the vocabulary does not know
-            parts += rendered[done:place], self._markers[token_id]
-            control.append(token_id)
-            done = place + len(literal)
-        parts.append(rendered[done:])
-        ids: list[int] = blind.encode(fence.restore("".join(parts)), add_special_tokens=False).ids
-        if sum(i in self._marker_ids for i in ids) != len(control):
-            raise TokenizerError("the tokenizer does not keep control tokens apart from text")
-        tokens = iter(control)
-        return [next(tokens) if i in self._marker_ids else i for i in ids]
-
-    def _copy(self) -> Backend:
-        with self._lock:
-            if self._blind is None:
-                self._blind = self._make_copy()
-            return self._blind
-
-    def _make_copy(self) -> Backend:
-        from tokenizers import AddedToken, Tokenizer
-
-        blind = Tokenizer.from_str(self._backend.to_str())
-        blind.encode_special_tokens = True
-        tokens = self._backend.get_added_tokens_decoder()
-        # A vocabulary without special tokens still needs a marker for "after a control token".
-        special = [tokens[token_id] for token_id in self._special_ids] or [AddedToken("")]
-        by_rules = {_rules(token): f"~{secrets.randbits(128)}~" for token in special}
-        for (single_word, lstrip, rstrip, normalized), marker in by_rules.items():
-            rules = {"single_word": single_word, "lstrip": lstrip, "rstrip": rstrip, "normalized": normalized}
-            blind.add_tokens([AddedToken(marker, special=False, **rules)])
-        self._literals = {token_id: tokens[token_id].content for token_id in self._special_ids}
-        self._markers = {token_id: by_rules[_rules(tokens[token_id])] for token_id in self._special_ids}
-        self._any_marker = next(iter(by_rules.values()))
-        added = blind.get_added_tokens_decoder()
-        self._marker_ids = frozenset(i for i, token in added.items() if token.content in by_rules.values())
-        return blind
-
-
-def _rules(token: AddedToken) -> tuple[bool, bool, bool, bool]:
-    return token.single_word, token.lstrip, token.rstrip, token.normalized
+        # One sentinel for one literal: templates compare messages with each other.
+        place = self._replaced.setdefault(literal, len(self._replaced))
+        return f"~{self._nonce}:{place}~"

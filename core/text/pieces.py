@@ -5,7 +5,6 @@ Knows the decoders of ``tokenizers`` and which of them can be streamed; keeps no
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
@@ -13,6 +12,7 @@ from operator import index
 from typing import TYPE_CHECKING, Any
 
 from core.errors import TokenizerError
+from core.text.backend import parts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -36,7 +36,7 @@ class Pieces:
         self._special_ids = special_ids
         self._texts: dict[int, str] = {}
         self._bytes: dict[int, bytes] = {}
-        decoders = _decoders(backend)
+        decoders = parts(backend.decoder)
         self._has_bytes = any(decoder["type"] == "ByteFallback" for decoder in decoders)
         self.kind = _kind(decoders)
         self._anchor: tuple[int, ...] = ()
@@ -49,8 +49,9 @@ class Pieces:
         self._anchor_length = len(self.decode(self._anchor))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """All of ``ids`` at once, special tokens skipped; time is linear in their number."""
-        text: str = self._backend.decode(list(ids), skip_special_tokens=True)
+        """The text of all ``ids`` at once, special tokens as their literals; time is linear in their number."""
+        # Some decoders of `tokenizers` panic on nothing.
+        text: str = self._backend.decode(list(ids), skip_special_tokens=False) if ids else ""
         return text
 
     def token(self, token_id: int) -> str:
@@ -123,19 +124,6 @@ class Pieces:
             if token_id is not None:
                 yield token_id
         yield from range(self._backend.get_vocab_size())
-
-
-def _decoders(backend: Backend) -> list[dict[str, Any]]:
-    """The decoder's parts, a sequence flattened; empty when there is none."""
-    if backend.decoder is None:
-        return []
-
-    def flat(decoder: dict[str, Any]) -> list[dict[str, Any]]:
-        if decoder["type"] == "Sequence":
-            return [part for inner in decoder["decoders"] for part in flat(inner)]
-        return [decoder]
-
-    return flat(json.loads(backend.decoder.__getstate__()))
 
 
 def _kind(decoders: list[dict[str, Any]]) -> Kind:

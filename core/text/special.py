@@ -24,12 +24,14 @@ class SpecialTokens:
         names: role to literal (``{"bos_token": "<s>", …}``), as templates see them.
         bos_id: begin of sequence; None when the tokenizer has none.
         eos_ids: every id that ends a text.
+        ids: the ids of BOS and EOS, control tokens whatever ``tokenizer.json`` says of them.
         prefix, suffix: ids put before and after a raw prompt.
     """
 
     names: Mapping[str, str]
     bos_id: int | None
     eos_ids: frozenset[int]
+    ids: frozenset[int]
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
 
@@ -41,7 +43,8 @@ def read_special_tokens(backend: Backend, files: TextFiles) -> SpecialTokens:
     if bos_id is None and not _states(files, "bos_token"):
         # Neither tokenizer file speaks of a BOS: the model's own id is all there is.
         stated = [_one_id(config.get("bos_token_id")) for config in (files.generation_config, files.config)]
-        bos_id = next((i for i in stated if i is not None and backend.id_to_token(i) is not None), None)
+        added = backend.get_added_tokens_decoder()
+        bos_id = next((i for i in stated if i is not None and i in added), None)
     bos = None if bos_id is None else backend.id_to_token(bos_id)
     if bos is not None:
         names["bos_token"] = bos
@@ -54,7 +57,8 @@ def read_special_tokens(backend: Backend, files: TextFiles) -> SpecialTokens:
     prefix, suffix = _wrapping(backend)
     prefix = _governed(prefix, bos_id, files.tokenizer_config.get("add_bos_token"), at_start=True)
     suffix = _governed(suffix, eos_id, files.tokenizer_config.get("add_eos_token"), at_start=False)
-    return SpecialTokens(names, bos_id, eos_ids, prefix, suffix)
+    ids = frozenset(token_id for token_id in (bos_id, eos_id) if token_id is not None)
+    return SpecialTokens(names, bos_id, eos_ids, ids, prefix, suffix)
 
 
 def literal_of(value: object) -> str | None:
@@ -81,8 +85,8 @@ def token_names(files: TextFiles) -> dict[str, str]:
 def complete_added_tokens(backend: Backend, files: TextFiles) -> None:
     """Adds what ``tokenizer_config.json`` names and ``tokenizer.json`` lacks, as transformers does.
 
-    Tokens of ``added_tokens_decoder`` get the ids stated there; named tokens that are in the vocabulary but not marked
-    become special, so that a template's literal is one id.
+    Tokens of ``added_tokens_decoder`` get the ids stated there; a BOS or EOS that is an ordinary word of the vocabulary
+    becomes an added token, so that its literal in a template is one id.
 
     Raises:
         TokenizerError: an id of ``added_tokens_decoder`` that contradicts ``tokenizer.json``.
@@ -110,8 +114,9 @@ def complete_added_tokens(backend: Backend, files: TextFiles) -> None:
                 found=key,
             )
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
-    for literal in token_names(files).values():
-        if literal not in added and backend.token_to_id(literal) is not None:
+    names = token_names(files)
+    for literal in (names.get("bos_token"), names.get("eos_token")):
+        if literal is not None and literal not in added and backend.token_to_id(literal) is not None:
             backend.add_special_tokens([AddedToken(literal, normalized=False, special=True)])
 
 

@@ -89,6 +89,25 @@ def compile_template(source: str, where: Path | None = None) -> Template:
 
 
 @lru_cache(maxsize=32)
+def literals_read(source: str) -> frozenset[str]:
+    """The strings that a template looks for in messages: operands of comparisons, arguments of methods (``split``).
+
+    A template with a syntax error reads none; compiling it tells why.
+    """
+    import jinja2
+    from jinja2 import nodes
+
+    try:
+        tree = _environment().parse(source)
+    except (jinja2.exceptions.TemplateSyntaxError, RecursionError):
+        return frozenset()
+    readers: list[nodes.Node] = list(tree.find_all(nodes.Compare))
+    readers += (call for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Getattr))
+    constants = (constant.value for reader in readers for constant in reader.find_all(nodes.Const))
+    return frozenset(value for value in constants if isinstance(value, str))
+
+
+@lru_cache(maxsize=32)
 def _compiled(source: str) -> Template:
     return _environment().from_string(source)
 
@@ -116,9 +135,9 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
         tags = {"generation"}  # noqa: RUF012 (jinja2's own form)
 
-        def parse(self, parser: Parser) -> list[nodes.Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        def parse(self, parser: Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
     class PlainNamespace(Namespace):
         """A namespace without underscored names, which lead to Python's internals."""

@@ -31,6 +31,7 @@ def sentencepiece_json(version: str, form: str) -> bytes:
     """``tokenizer.json`` of a SentencePiece vocabulary; ``form`` is ``legacy`` or ``metaspace``."""
     pieces = list(_pieces((DATA / SPM[version]).read_bytes()))
     vocab = {piece: i for i, (piece, _, _) in enumerate(pieces)}
+    best_first = sorted(pieces, key=lambda entry: -entry[1])
     control = {piece for piece, _, kind in pieces if kind in (_UNKNOWN, _CONTROL)}
     prepend = {"type": "Prepend", "prepend": "▁"}
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
@@ -52,7 +53,7 @@ def sentencepiece_json(version: str, form: str) -> bytes:
             "fuse_unk": True,
             "byte_fallback": True,
             "vocab": vocab,
-            "merges": _merges([piece for piece, _, _ in pieces if piece not in control], vocab),
+            "merges": _merges([piece for piece, _, _ in best_first if piece not in control], vocab),
         },
     )
 

@@ -1,0 +1,53 @@
+"""``tokenizer.json``, opened by the ``tokenizers`` package.
+
+Knows what that package refuses and which parts of it have to be asked for their state as JSON; knows no other file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.errors import TokenizerError
+from core.text.files import parse_json_object
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+
+def open_backend(data: bytes, where: Path | None) -> Backend:
+    """A tokenizer that neither truncates nor pads, whatever training left in its file.
+
+    Raises:
+        TokenizerError: ``data`` is not JSON, or is refused by ``tokenizers``.
+    """
+    import tokenizers
+
+    try:
+        backend = tokenizers.Tokenizer.from_buffer(data)
+    except BaseException as error:
+        # The parser's panics are no Exception; interruptions of the program pass through.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        parse_json_object(data, where, TokenizerError)
+        raise TokenizerError(
+            f"is refused by tokenizers {tokenizers.__version__}: {error}",
+            where=where,
+            hint="It may need a newer version of the tokenizers package, or be damaged.",
+        ) from error
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def parts(component: Any) -> list[dict[str, Any]]:
+    """The parts of a normalizer, pre-tokenizer or decoder, sequences flattened; none when there is no component."""
+    if component is None:
+        return []
+
+    def flat(part: dict[str, Any]) -> list[dict[str, Any]]:
+        inner = next((part[key] for key in ("normalizers", "pretokenizers", "decoders") if key in part), None)
+        return [part] if inner is None else [leaf for item in inner for leaf in flat(item)]
+
+    return flat(json.loads(component.__getstate__()))

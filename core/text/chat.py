@@ -1,0 +1,175 @@
+"""Conversations to prompts: which template or format serves, and what the ids are.
+
+Knows the checkpoint's templates, the instruction formats and how to keep users' text apart from control tokens; knows
+nothing of raw prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from core.errors import ChatTemplateError
+from core.text.backend import parts
+from core.text.encoder import FencedEncoder
+from core.text.fence import Fence, Literals
+from core.text.files import DEFAULT_TEMPLATE, TOOL_TEMPLATE, TextFiles
+from core.text.instruct import Instruct, Part
+from core.text.templates import literals_read, render
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
+
+
+class Chat:
+    """The prompts of one tokenizer's conversations.
+
+    Args:
+        backend: the tokenizer.
+        files: the checkpoint's templates.
+        special_tokens: role to literal.
+        special_ids: the control tokens.
+    """
+
+    def __init__(
+        self, backend: Backend, files: TextFiles, special_tokens: Mapping[str, str], special_ids: frozenset[int]
+    ) -> None:
+        self._backend = backend
+        self._files = files
+        self._special_tokens = special_tokens
+        self._special_ids = special_ids
+        # Added tokens that may be control tokens all the same: signs, not words or spaces.
+        self._unmarked = {
+            token_id: token.content
+            for token_id, token in backend.get_added_tokens_decoder().items()
+            if token_id not in special_ids and token.content.strip() and not token.content.strip().isalnum()
+        }
+        self._guards: dict[frozenset[int], Guard] = {}
+        bos, eos = special_tokens.get("bos_token"), special_tokens.get("eos_token")
+        self._instruct = Instruct.of(backend, special_ids, bos, eos)
+        names = {part["type"] for part in [*parts(backend.normalizer), *parts(backend.pre_tokenizer)]}
+        self._word_start = next((name for name in ("Prepend", "Metaspace") if name in names), None)
+
+    @property
+    def is_possible(self) -> bool:
+        return bool(self._files.chat_templates) or self._instruct is not None
+
+    def render(
+        self, messages: Messages, tools: Tools | None, template: str | None, variables: Mapping[str, Any]
+    ) -> str:
+        """The prompt's text."""
+        source = self._source(template, bool(tools))
+        if source is None:
+            return "".join(map(self._shown, self._instruct_parts(messages, tools)))
+        fence = Fence(self._guard(source).literals)
+        return fence.restore(self._rendered(source, fence, messages, tools, variables))
+
+    def encode(
+        self, messages: Messages, tools: Tools | None, template: str | None, variables: Mapping[str, Any]
+    ) -> list[int]:
+        """The prompt's ids."""
+        source = self._source(template, bool(tools))
+        if source is None:
+            return [i for part in self._instruct_parts(messages, tools) for i in self._part_ids(part)]
+        guard = self._guard(source)
+        fence = Fence(guard.literals)
+        return guard.encoder.encode(self._rendered(source, fence, messages, tools, variables), fence)
+
+    def _source(self, chosen: str | None, with_tools: bool) -> str | None:
+        """The template's source; None where the vocabulary's instruction format serves instead."""
+        templates, where = self._files.chat_templates, self._files.template_where
+        if chosen is not None:
+            if chosen not in templates and "{" not in chosen:
+                found = ", ".join(sorted(templates)) or "none"
+                raise ChatTemplateError(f"no chat template is named {chosen!r}", where=where, found=found)
+            return templates.get(chosen, chosen)
+        if with_tools and TOOL_TEMPLATE in templates:
+            return templates[TOOL_TEMPLATE]
+        if DEFAULT_TEMPLATE in templates:
+            return templates[DEFAULT_TEMPLATE]
+        if templates:
+            raise ChatTemplateError(
+                f"no chat template is named {DEFAULT_TEMPLATE!r}",
+                where=where,
+                found=", ".join(sorted(templates)),
+                hint="Choose one by name: chat_template=…",
+            )
+        if self._instruct is None:
+            raise ChatTemplateError(
+                "the tokenizer has no chat template, and its vocabulary belongs to no known instruction format",
+                where=self._files.where,
+                hint="Give a text instead of a conversation, pass chat_template=…, or add chat_template.jinja.",
+            )
+        return None
+
+    def _guard(self, source: str) -> Guard:
+        """What keeps control tokens and text apart under one template.
+
+        Control tokens are the special ones, and those added tokens that the template writes although they are not
+        marked special (``<|im_start|>`` is not, in some checkpoints). Those that it looks for in messages
+        (``</think>``) are part of what users may say.
+        """
+        read = literals_read(source) if self._unmarked else ()
+        control_ids = self._special_ids | {
+            token_id
+            for token_id, literal in self._unmarked.items()
+            if literal in source and not any(literal in other for other in read)
+        }
+        # Two threads may both make one; either serves.
+        guard = self._guards.get(control_ids)
+        if guard is None:
+            guard = self._guards[control_ids] = Guard(self._backend, control_ids)
+        return guard
+
+    def _rendered(
+        self, source: str, fence: Fence, messages: Messages, tools: Tools | None, variables: Mapping[str, Any]
+    ) -> str:
+        given = {
+            "messages": fence.protect(_conversation(messages)),
+            "tools": fence.protect(tools) if tools else None,
+            "documents": None,
+        }
+        more = {name: fence.protect(value, name) for name, value in variables.items()}
+        return render(source, {**self._special_tokens, **given, **more}, where=self._files.template_where)
+
+    def _instruct_parts(self, messages: Messages, tools: Tools | None) -> list[Part]:
+        assert self._instruct is not None  # _source has raised otherwise
+        return self._instruct.parts(_conversation(messages), tools)
+
+    def _shown(self, part: Part) -> str:
+        return part.text if part.is_control or self._word_start is None else f" {part.text}"
+
+    def _part_ids(self, part: Part) -> list[int]:
+        """Ids of one part. SentencePiece puts one space before every text, also one that begins with spaces."""
+        if part.is_control:
+            token_id = self._backend.token_to_id(part.text)
+            if token_id is None:
+                raise ChatTemplateError(f"the vocabulary has no token {part.text!r}", where=self._files.where)
+            return [token_id]
+        encoder = self._guard("").encoder
+        if self._word_start == "Metaspace":  # which puts a space only before words, and none after a control token
+            return encoder.encode_text_after_token(f" {part.text}")
+        return encoder.encode_text(part.text)
+
+
+class Guard:
+    """The means of telling one set of control tokens from text."""
+
+    def __init__(self, backend: Backend, control_ids: frozenset[int]) -> None:
+        added = backend.get_added_tokens_decoder()
+        self.literals = Literals(frozenset(added[token_id].content for token_id in control_ids))
+        self.encoder = FencedEncoder(backend, control_ids)
+
+
+def _conversation(messages: object) -> Messages:
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
+        raise ChatTemplateError("a conversation is a list of messages", found=type(messages).__name__)
+    if not messages:
+        raise ChatTemplateError("the conversation is empty", expected="at least one message")
+    for message in messages:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ChatTemplateError("a message is a mapping with a role and content", found=repr(message)[:80])
+    return messages

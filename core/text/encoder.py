@@ -1,0 +1,122 @@
+"""Ids of a text of which only some control tokens are real.
+
+Knows ``tokenizers`` and what a `Fence` protected; knows nothing of templates or roles.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from core.errors import TokenizerError
+from core.text.fence import Fence
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Backend
+
+
+class FencedEncoder:
+    """Encodes text in which only given places are control tokens.
+
+    It holds a copy of the tokenizer in which control tokens are not recognised, and markers, one for each set of
+    matching rules (strip, normalize) that control tokens have, are. A marker stands where a control token belongs, so
+    that the text around it is split, normalized and prefixed just as around the token itself.
+
+    Args:
+        backend: the tokenizer.
+        control_ids: added tokens that are control tokens; the tokenizer need not mark them as special.
+    """
+
+    def __init__(self, backend: Backend, control_ids: frozenset[int]) -> None:
+        added = backend.get_added_tokens_decoder()
+        self._backend = backend
+        self._control = {token_id: added[token_id] for token_id in control_ids}
+        # A text that only normalizes to a control token's literal cannot be seen beforehand.
+        self._normalizes = backend.normalizer is not None and any(token.normalized for token in self._control.values())
+        self._lock = Lock()
+        self._blind: Backend | None = None
+        self._marker_of_rules: dict[tuple[bool, ...], str] = {}
+        self._marker_ids: frozenset[int] = frozenset()
+
+    def encode_text(self, text: str) -> list[int]:
+        """``text`` as nothing but text, at the start of a sequence."""
+        return encode(self._blind_copy(), text)
+
+    def encode_text_after_token(self, text: str) -> list[int]:
+        """``text`` as nothing but text, as it is encoded after a control token."""
+        blind = self._blind_copy()
+        return encode(blind, next(iter(self._marker_of_rules.values())) + text)[1:]
+
+    def encode(self, rendered: str, fence: Fence) -> list[int]:
+        """``rendered``, made of data that ``fence`` protected: its control tokens are real, the data's are text."""
+        if not fence.needed and not self._normalizes:
+            return encode(self._backend, rendered)
+        blind = self._blind_copy()
+        marked, control = self._marked(rendered)
+        ids = encode(blind, fence.restore(marked))
+        if sum(i in self._marker_ids for i in ids) != len(control):
+            raise TokenizerError("the tokenizer does not keep control tokens apart from text")
+        tokens = iter(control)
+        return [next(tokens) if i in self._marker_ids else i for i in ids]
+
+    def _marked(self, rendered: str) -> tuple[str, list[int]]:
+        """``rendered`` with markers for its control tokens, as the tokenizer itself finds them, and their ids."""
+        encoding = self._backend.encode(rendered, add_special_tokens=False)
+        pieces: list[str] = []
+        control: list[int] = []
+        done = 0
+        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            token = self._control.get(token_id)
+            place = -1 if token is None else rendered.find(token.content, start, end)
+            if token is None or place < 0:
+                continue  # text, also where it normalizes to a literal or is unknown to the vocabulary
+            pieces += rendered[done:place], self._marker_of_rules[_rules(token)]
+            control.append(token_id)
+            done = place + len(token.content)
+        return "".join([*pieces, rendered[done:]]), control
+
+    def _blind_copy(self) -> Backend:
+        with self._lock:
+            if self._blind is None:
+                self._blind = self._make_blind_copy()
+            return self._blind
+
+    def _make_blind_copy(self) -> Backend:
+        from tokenizers import AddedToken, Tokenizer
+
+        state = json.loads(self._backend.to_str())
+        for entry in state["added_tokens"]:
+            entry["special"] = entry["id"] in self._control
+        blind = Tokenizer.from_str(json.dumps(state))
+        blind.encode_special_tokens = True  # special tokens are read as text
+        # A vocabulary without control tokens still needs a marker for "after a control token".
+        for token in list(self._control.values()) or [AddedToken("")]:
+            self._marker_of_rules.setdefault(_rules(token), f"~{secrets.randbits(128)}~")
+        for (single_word, lstrip, rstrip, normalized), marker in self._marker_of_rules.items():
+            rules = {"single_word": single_word, "lstrip": lstrip, "rstrip": rstrip, "normalized": normalized}
+            blind.add_tokens([AddedToken(marker, special=False, **rules)])
+        added = blind.get_added_tokens_decoder()
+        self._marker_ids = frozenset(i for i, token in added.items() if token.content in self._marker_of_rules.values())
+        return blind
+
+
+def encode(backend: Backend, text: str) -> list[int]:
+    """Ids of ``text``, nothing put around it.
+
+    Raises:
+        TokenizerError: ``text`` is not valid Unicode (half of a surrogate pair).
+    """
+    try:
+        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+    except TypeError as error:
+        if not isinstance(text, str):
+            raise TypeError(f"a prompt is a str, not {type(text).__name__}") from error
+        raise TokenizerError("the text is not valid Unicode: it has half of a surrogate pair") from error
+    return ids
+
+
+def _rules(token: AddedToken) -> tuple[bool, bool, bool, bool]:
+    return token.single_word, token.lstrip, token.rstrip, token.normalized

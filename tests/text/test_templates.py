@@ -1,0 +1,183 @@
+"""Published templates: their text by transformers, their ids by mistral-common, BOS once, control tokens where they wrote
+them and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import ChatTemplateError
+from core.text import Tokenizer
+from core.text.encoder import encode
+from core.text.fence import Fence
+
+from .conftest import Make
+from .references import CHATS, DATA, TEMPLATES, chats, template
+
+RENDERINGS: dict[str, dict[str, str]] = json.loads((DATA / "renderings.json").read_text())
+STEMS = [path.stem for path in TEMPLATES]
+REFUSES = "the chat template refuses the conversation: "
+FAILS = "the chat template fails on the conversation: "
+PLAIN = [case for case in CHATS if not case["tools"]]
+
+
+def test_there_are_twenty_templates() -> None:
+    assert len(STEMS) == 20
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_text_is_that_of_transformers(make: Make, stem: str) -> None:
+    """The text, or the template's own message, or the kind of its failure, for every conversation."""
+    tokenizer = make("tekken", template(stem))
+    for case in CHATS:
+        try:
+            text = tokenizer.render_chat(case["messages"], tools=case["tools"])
+            made = hashlib.sha256(text.encode()).hexdigest()[:16]
+        except ChatTemplateError as error:
+            made = error.problem.removeprefix(REFUSES)
+            if made.startswith(FAILS):
+                made = made.removeprefix(FAILS).split(":")[0]
+        assert made == RENDERINGS[stem][case["name"]], case["name"]
+
+
+# Template, vocabulary, mistral-common's version, and the conversations on which the template itself departs from
+# mistral-common. The metaspace form is exact on rendered chat; the legacy form puts a space after every control token,
+# which templates that write one themselves do not expect. All the templates:
+# - end the answer that "prefix" (mistral-common's own key) leaves open, and refuse "assistant_first", where
+#   mistral-common puts an empty user message in front;
+# - "empty_user": write "[INST] [/INST]" with a space, where mistral-common has none;
+# - "trailing_space_assistant": keep the spaces that mistral-common strips from v2 on;
+# - "system_later": move a later system message, and join what it parts, where mistral-common joins neighbours only;
+# - "tools_json", "tools_parallel": write a tool's result as a JSON string, where mistral-common reads JSON in it.
+COMMON = {"prefix", "assistant_first"}
+SPACES = {"empty_user", "trailing_space_assistant"}
+DEPARTURES = {
+    ("mistral-common-v1_spm", "v1-metaspace"): COMMON | {"system_later"},
+    ("mistral-common-v2_spm", "v2-metaspace"): COMMON | SPACES | {"system_later"},
+    ("mistral-common-v3_spm", "v3-metaspace"): COMMON | SPACES | {"system_later", "tools_json", "tools_parallel"},
+    ("mistral-common-v7_spm", "v7-metaspace"): COMMON | SPACES | {"tools_parallel"},
+}
+
+
+@pytest.mark.parametrize(("stem", "name"), DEPARTURES)
+def test_ids_are_those_of_mistral_common(make: Make, stem: str, name: str) -> None:
+    """Among them all conversations whose text holds literals of control tokens."""
+    tokenizer = make(name, template(stem))
+    version = name.split("-")[0]
+    assert departing(tokenizer, chats(version), version) == DEPARTURES[stem, name]
+
+
+def departing(tokenizer: Tokenizer, cases: list[Any], version: str) -> set[str]:
+    found = set()
+    for case in cases:
+        try:
+            ids = tokenizer.encode_chat(case["messages"], tools=case["tools"])
+        except ChatTemplateError:
+            ids = []
+        if ids != case["ids"][version]:
+            found.add(case["name"])
+    return found
+
+
+# Older templates, on conversations that all of them accept. What they write between an answer and what is around it:
+# - Mixtral's puts no space before an answer: only conversations of one turn can match, in the legacy form.
+# - Large 2407 trims answers ("leading_space", "newlines", "trailing_space_assistant").
+ACCEPTED = {"single", "three", "five", "unicode", "code", "leading_space", "trailing_space_user", "newlines"} | {
+    name for name in (case["name"] for case in CHATS) if name.startswith(("literal_", "space_", "bytes_"))
+} - {"literal_system"}
+ANSWERED = {case["name"] for case in CHATS if len(case["messages"]) > 1}
+OLDER = [
+    ("hf-Mixtral-8x7B-Instruct-v0.1", "v1-legacy", ACCEPTED & ANSWERED),
+    ("hf-Mistral-7B-Instruct-v0.2-old", "v1-legacy", ACCEPTED & ANSWERED),
+    ("hf-Mistral-7B-Instruct-v0.1", "v1-legacy", ACCEPTED & ANSWERED),
+    ("hf-Mistral-7B-Instruct-v0.2-v1sys", "v1-metaspace", set()),
+    ("hf-Mistral-Large-Instruct-2407-v3", "v3-metaspace", {"leading_space", "newlines"}),
+    ("hf-Mistral-Large-Instruct-2411-v7", "v7-metaspace", set()),
+]
+
+
+@pytest.mark.parametrize(("stem", "name", "expected"), OLDER, ids=[stem for stem, _, _ in OLDER])
+def test_ids_of_older_templates(make: Make, stem: str, name: str, expected: set[str]) -> None:
+    cases = [case for case in CHATS if case["name"] in ACCEPTED]
+    assert departing(make(name, template(stem)), cases, name.split("-")[0]) == expected
+
+
+@pytest.mark.parametrize("stem", ["hf-Mistral-Nemo-Instruct-2407", "mistral-common-v3"])
+def test_ids_of_tekken_templates(make: Make, small_tekken: Path, stem: str) -> None:
+    """Against mistral-common itself; it strips the spaces at an answer's end."""
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+    reference = MistralTokenizer.from_file(str(small_tekken))
+    tokenizer = make("tekken", template(stem))
+    for case in CHATS:
+        if case["name"] in ACCEPTED | {"empty_user", "system", "literal_system", "tools_ask"}:
+            request = ChatCompletionRequest(messages=case["messages"], tools=case["tools"])
+            expected = reference.encode_chat_completion(request).tokens
+            assert tokenizer.encode_chat(case["messages"], tools=case["tools"]) == expected, case["name"]
+
+
+VOCABULARIES = ["v1-legacy", "v1-metaspace", "v7-legacy", "v7-metaspace", "tekken"]
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_bos_once_and_control_tokens_only_where_written(make: Make, stem: str) -> None:
+    """Every template, on every conversation it accepts, in every kind of vocabulary.
+
+    What users wrote is replaced by harmless words of their own: the control tokens must then be the same ones.
+    """
+    for name in VOCABULARIES:
+        tokenizer = make(name, template(stem))
+        accepted = 0
+        for case in CHATS:
+            try:
+                ids = tokenizer.encode_chat(case["messages"], tools=case["tools"])
+            except ChatTemplateError:
+                continue
+            accepted += 1
+            assert ids[0] == tokenizer.bos_id, case["name"]
+            assert ids.count(1) == 1, case["name"]
+            if case["name"].startswith("literal_"):
+                tame = [{**message, "content": "x y"} for message in case["messages"]]
+                special = tokenizer.special_ids
+                tame_ids = tokenizer.encode_chat(tame)
+                assert [i for i in ids if i in special] == [i for i in tame_ids if i in special], case["name"]
+        assert accepted >= 15
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_both_routes_agree(make: Make, stem: str) -> None:
+    """Where no user wrote a literal, the fenced route gives the ids of the whole text encoded plainly."""
+    agreed = 0
+    for name in VOCABULARIES:
+        tokenizer = make(name, template(stem))
+        encoder = tokenizer._chat._guard(template(stem)).encoder
+        needless = Fence(tokenizer._chat._guard(template(stem)).literals)
+        needless.protect("</s>")
+        assert needless.needed
+        for case in CHATS:
+            if case["name"].startswith(("literal_", "bytes_", "tools_literal", "chunks")):
+                continue  # these need the fence
+            try:
+                rendered = tokenizer.render_chat(case["messages"], tools=case["tools"])
+            except ChatTemplateError:
+                continue
+            assert encoder.encode(rendered, needless) == encode(tokenizer._backend, rendered), case["name"]
+            agreed += 1
+    assert agreed >= 5 * 10
+
+
+def test_raw_prompt_from_a_rendered_chat_has_one_bos(make: Make) -> None:
+    tokenizer = make("v3-metaspace", template("mistral-common-v3_spm"))
+    messages = CHATS[0]["messages"]
+    assert tokenizer.encode(tokenizer.render_chat(messages)) == tokenizer.encode_chat(messages)
+
+
+def test_a_template_that_writes_bos_twice(make: Make) -> None:
+    tokenizer = make("v3-metaspace", "{{ bos_token }}{{ bos_token }}{{ messages[0].content }}")
+    assert tokenizer.encode_chat([{"role": "user", "content": "<s>"}]).count(1) == 1
