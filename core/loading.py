@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import mlx.core as mx
 
@@ -170,7 +170,7 @@ def load(
         strict: refuse config keys that nobody reads.
         check_finite: refuse NaN and infinity in the weights, which costs one more pass over the float parameters.
         check_memory: refuse a model that is larger than the device's memory, and warn of a tight fit.
-        progress: called with the bytes loaded so far and in all.
+        progress: called with the bytes loaded so far and in all; a download from the hub then shows the client's bars.
         revision: branch, tag or commit of a hub repository.
 
     Raises:
@@ -183,7 +183,8 @@ def load(
     """
     from core.language_model import LanguageModel
 
-    prepared = prepare(source, plugin=plugin, strict=strict, dtype=dtype, revision=revision)
+    shown = progress is not None
+    prepared = prepare(source, plugin=plugin, strict=strict, dtype=dtype, revision=revision, progress=shown)
     prepared.plan.check()
     if tokenizer and not prepared.checkpoint.has("tokenizer.json"):
         # The text package says which other file is there, and what to do.
@@ -230,9 +231,17 @@ def prepare(
     strict: bool = False,
     dtype: mx.Dtype | None = None,
     revision: str | None = None,
+    progress: bool = False,
 ) -> Prepared:
     """Everything up to the first weight byte."""
-    checkpoint = open_checkpoint(source, revision=revision, download=False)
+    checkpoint = open_checkpoint(source, revision=revision, download=False, progress=progress)
+    return prepare_opened(checkpoint, plugin=plugin, strict=strict, dtype=dtype)
+
+
+def prepare_opened(
+    checkpoint: Checkpoint, *, plugin: Any = None, strict: bool = False, dtype: mx.Dtype | None = None
+) -> Prepared:
+    """``prepare``, of a checkpoint that is open already."""
     raw, bound, config = _configure(checkpoint, plugin, strict)
     quantization = _located(lambda: QuantizationConfig.from_config(raw), checkpoint.where("config.json"))
     model, specs = _skeleton(bound, config)
@@ -327,22 +336,49 @@ def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     return load_text(checkpoint.path)
 
 
-def _check_memory(plan: Plan) -> None:
-    recommended, available = memory_limits()
+@dataclass(frozen=True)
+class MemoryFit:
+    """How a plan compares with the device's memory.
+
+    Attributes:
+        tokens: length of the sequence whose cache is counted.
+        needed: bytes of the weights and of that cache.
+        recommended, available: bytes that the device recommends and has; None where it does not say.
+    """
+
+    tokens: int
+    needed: int
+    recommended: int | None
+    available: int | None
+
+    @property
+    def verdict(self) -> Literal["fits", "tight", "too large"]:
+        """``tight`` loads with a warning, ``too large`` is refused."""
+        if self.available is not None and self.needed > self.available:
+            return "too large"
+        return "tight" if self.recommended is not None and self.needed > self.recommended else "fits"
+
+
+def memory_fit(plan: Plan) -> MemoryFit:
+    """Whether a planned model fits the default device."""
     tokens = _CONTEXT_FOR_MEMORY
-    need = plan.bytes + plan.kv_bytes(tokens)
-    figures = f"{_gib(plan.bytes)} of weights and {_gib(plan.kv_bytes(tokens))} of cache for {tokens} tokens"
+    return MemoryFit(tokens, plan.bytes + plan.kv_bytes(tokens), *memory_limits())
+
+
+def _check_memory(plan: Plan) -> None:
+    fit = memory_fit(plan)
+    figures = f"{_gib(plan.bytes)} of weights and {_gib(fit.needed - plan.bytes)} of cache for {fit.tokens} tokens"
     smaller = f"A 4-bit conversion takes about {_gib(plan.parameters * 9 // 16)}."
-    if available is not None and need > available:
+    if fit.verdict == "too large":
         raise InsufficientMemoryError(
             f"the model needs {figures}",
             where=plan.source,
-            expected=f"at most {_gib(available)} on {describe()}",
+            expected=f"at most {_gib(fit.available or 0)} on {describe()}",
             hint=f"{smaller} check_memory=False (--no-memory-check) tries anyway.",
         )
-    if recommended is not None and need > recommended:
+    if fit.verdict == "tight":
         warnings.warn(
-            f"{plan.source} needs {figures}; {describe()} recommends at most {_gib(recommended)}. {smaller}",
+            f"{plan.source} needs {figures}; {describe()} recommends at most {_gib(fit.recommended or 0)}. {smaller}",
             MemoryWarning,
             stacklevel=3,
         )

@@ -7,6 +7,7 @@ import importlib.util
 import sys
 import threading
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import core
@@ -41,6 +42,30 @@ def import_claim(claim: Claim) -> Any:
             hint="Repair or uninstall it; other model types are not affected.",
         ) from error
     return module
+
+
+def locate(claim: Claim) -> Path | None:
+    """The file that importing a claim would run, found without importing anything; None where there is none."""
+    if claim.plugin is not None:
+        home = claim.plugin if isinstance(claim.plugin, ModuleType) else sys.modules.get(type(claim.plugin).__module__)
+        file = getattr(home, "__file__", None)
+        return Path(file) if file else None
+    name = claim.value.partition(":")[0].strip()
+    top, *rest = name.split(".")
+    if claim.tier in ("builtin", "bundled"):
+        roots = [_own_directory(name, claim)]
+    else:
+        try:
+            spec = importlib.util.find_spec(top)  # of a top-level name, which imports nothing
+        except (ImportError, ValueError):
+            return None
+        if spec is None:
+            return None
+        if not rest:
+            return Path(spec.origin) if spec.has_location and spec.origin else None
+        roots = [Path(place, *rest) for place in spec.submodule_search_locations or ()]
+    files = [file for root in roots for file in (root / "__init__.py", root.with_name(f"{root.name}.py"))]
+    return next((file for file in files if file.is_file()), None)
 
 
 def _import_own(name: str, claim: Claim) -> Any:
