@@ -38,7 +38,8 @@ class Chat:
         self, backend: Backend, files: TextFiles, special_tokens: Mapping[str, str], special_ids: frozenset[int]
     ) -> None:
         self._backend = backend
-        self._files = files
+        self._templates = files.chat_templates
+        self._where, self._template_where = files.where, files.template_where
         self._special_tokens = special_tokens
         self._special_ids = special_ids
         # Added tokens that may be control tokens all the same: signs, not words or spaces.
@@ -55,7 +56,7 @@ class Chat:
 
     @property
     def is_possible(self) -> bool:
-        return bool(self._files.chat_templates) or self._instruct is not None
+        return bool(self._templates) or self._instruct is not None
 
     def render(
         self, messages: Messages, tools: Tools | None, template: str | None, variables: Mapping[str, Any]
@@ -80,7 +81,7 @@ class Chat:
 
     def _source(self, chosen: str | None, with_tools: bool) -> str | None:
         """The template's source; None where the vocabulary's instruction format serves instead."""
-        templates, where = self._files.chat_templates, self._files.template_where
+        templates, where = self._templates, self._template_where
         if chosen is not None:
             if chosen not in templates and "{" not in chosen:
                 found = ", ".join(sorted(templates)) or "none"
@@ -100,7 +101,7 @@ class Chat:
         if self._instruct is None:
             raise ChatTemplateError(
                 "the tokenizer has no chat template, and its vocabulary belongs to no known instruction format",
-                where=self._files.where,
+                where=self._where,
                 hint="Give a text instead of a conversation, pass chat_template=…, or add chat_template.jinja.",
             )
         return None
@@ -133,7 +134,7 @@ class Chat:
             "documents": None,
         }
         more = {name: fence.protect(value, name) for name, value in variables.items()}
-        return render(source, {**self._special_tokens, **given, **more}, where=self._files.template_where)
+        return render(source, {**self._special_tokens, **given, **more}, where=self._template_where)
 
     def _instruct_parts(self, messages: Messages, tools: Tools | None) -> list[Part]:
         assert self._instruct is not None  # _source has raised otherwise
@@ -147,7 +148,7 @@ class Chat:
         if part.is_control:
             token_id = self._backend.token_to_id(part.text)
             if token_id is None:
-                raise ChatTemplateError(f"the vocabulary has no token {part.text!r}", where=self._files.where)
+                raise ChatTemplateError(f"the vocabulary has no token {part.text!r}", where=self._where)
             return [token_id]
         encoder = self._guard("").encoder
         if self._word_start == "Metaspace":  # which puts a space only before words, and none after a control token

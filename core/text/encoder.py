@@ -87,10 +87,14 @@ class FencedEncoder:
     def _make_blind_copy(self) -> Backend:
         from tokenizers import AddedToken, Tokenizer
 
-        state = json.loads(self._backend.to_str())
-        for entry in state["added_tokens"]:
-            entry["special"] = entry["id"] in self._control
-        blind = Tokenizer.from_str(json.dumps(state))
+        state = self._backend.to_str()
+        marked = {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        if marked != set(self._control):
+            parsed = json.loads(state)
+            for entry in parsed["added_tokens"]:
+                entry["special"] = entry["id"] in self._control
+            state = json.dumps(parsed)
+        blind = Tokenizer.from_str(state)
         blind.encode_special_tokens = True  # special tokens are read as text
         # A vocabulary without control tokens still needs a marker for "after a control token".
         for token in list(self._control.values()) or [AddedToken("")]:

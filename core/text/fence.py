@@ -22,8 +22,8 @@ from core.errors import ChatTemplateError
 if TYPE_CHECKING:
     pass
 
-# Digits between tildes survive every filter that a template may apply to a whole string: case, JSON and HTML and URL
-# escapes, trimming; and are no number, so that a template does not take the string for one.
+# Digits and a point between tildes survive every filter that a template may apply to a whole string: case, JSON, HTML
+# and URL escapes, trimming. And they are no number, so that a template does not take the string for one.
 _DIGITS = 32
 _REMNANT = 12  # this many digits of a nonce do not occur by chance
 
@@ -109,7 +109,7 @@ class Fence:
         if not self.needed:
             return text
         literals = list(self._replaced)
-        restored = re.sub(rf"~{self._nonce}:(\d+)~", lambda match: literals[int(match[1])], text)
+        restored = re.sub(rf"~{self._nonce}\.(\d+)~", lambda match: literals[int(match[1])], text)
         windows = (self._nonce[i : i + _REMNANT] for i in range(_DIGITS - _REMNANT + 1))
         if any(window in restored for window in windows):
             raise ChatTemplateError(
@@ -131,4 +131,4 @@ class Fence:
     def _sentinel(self, literal: str) -> str:
         # One sentinel for one literal: templates compare messages with each other.
         place = self._replaced.setdefault(literal, len(self._replaced))
-        return f"~{self._nonce}:{place}~"
+        return f"~{self._nonce}.{place}~"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MAX_CHARACTERS = 16_000_000  # of a rendered chat, or of a string or list that an operator makes: far above any context
 MAX_STEPS = 1_000_000  # of all range() loops of one rendering together
-MAX_EXPONENT = 64
+MAX_BITS = 10_000  # of an integer that an operator makes
 
 
 class _RefusedError(Exception):
@@ -199,19 +199,19 @@ def _bounded_range() -> Callable[..., range]:
 
 def _check_operands(operator: str, left: Any, right: Any) -> None:
     sized = (str, list, tuple, bytes)
-    if operator == "**":
-        if isinstance(left, int) and isinstance(right, int) and abs(left) > 1 and right > MAX_EXPONENT:
-            raise _bound(f"raises a number to the power {right}")
-        return
-    size = 0
-    if operator == "+" and isinstance(left, sized) and isinstance(right, sized):
-        size = len(left) + len(right)
+    items = bits = 0
+    if isinstance(left, int) and isinstance(right, int):
+        bits = {"+": 0, "*": left.bit_length() + right.bit_length(), "**": left.bit_length() * right}[operator]
+    elif operator == "+" and isinstance(left, sized) and isinstance(right, sized):
+        items = len(left) + len(right)
     elif operator == "*" and isinstance(left, sized) and isinstance(right, int):
-        size = len(left) * right
+        items = len(left) * right
     elif operator == "*" and isinstance(left, int) and isinstance(right, sized):
-        size = left * len(right)
-    if size > MAX_CHARACTERS:
+        items = left * len(right)
+    if items > MAX_CHARACTERS:
         raise _bound(f"makes a value of more than {MAX_CHARACTERS:,} items")
+    if bits > MAX_BITS:
+        raise _bound(f"makes a number of more than {MAX_BITS:,} bits")
 
 
 def _bound(what: str) -> ChatTemplateError:

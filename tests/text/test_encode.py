@@ -37,7 +37,7 @@ def test_legacy_form_is_sentencepiece_on_raw_text(make: Make, version: str) -> N
 
 @pytest.mark.parametrize("version", ["v1", "v3"])
 def test_metaspace_form_differs_at_leading_spaces_only(make: Make, version: str) -> None:
-    """Metaspace puts no space before a text that begins with one; sentencepiece always does. The form cannot match there."""
+    """Metaspace puts no space before a text that begins with one; sentencepiece always does. It cannot match there."""
     tokenizer = make(f"{version}-metaspace")
     for text, ids in zip(TEXTS, STRINGS["ids"][version], strict=True):
         same = tokenizer.encode(text, add_special_tokens=False) == ids

@@ -96,11 +96,11 @@ def test_null_means_none(checkpoint: Write) -> None:
 
 
 def test_bos_id_of_the_config_where_no_tokenizer_file_speaks(checkpoint: Write) -> None:
-    tokenizer = load_tokenizer(checkpoint(tokenizer_config__json={}, config__json={"bos_token_id": 1}))
+    silent = {"tokenizer_config__json": {}, "generation_config__json": {}}
+    tokenizer = load_tokenizer(checkpoint(**silent, config__json={"bos_token_id": 1}))
     assert (tokenizer.bos_id, tokenizer.special_tokens) == (1, {"bos_token": "<s>"})
     for bad in (300, 4000, "1", None):  # a word, no token, no id
-        path = checkpoint(tokenizer_config__json={}, config__json={"bos_token_id": bad})
-        assert load_tokenizer(path).bos_id is None
+        assert load_tokenizer(checkpoint(**silent, config__json={"bos_token_id": bad})).bos_id is None
 
 
 def test_a_named_token_that_is_an_ordinary_word(checkpoint: Write) -> None:

@@ -159,7 +159,7 @@ def test_text_that_normalizes_to_a_literal() -> None:
 
 
 def test_tokens_that_take_the_spaces_around_them() -> None:
-    """``lstrip``/``rstrip`` tokens strip around the template's tokens on both routes, and not around users' literals."""
+    """``lstrip``/``rstrip`` tokens strip around the template's tokens on both routes."""
     state = json.loads(vocabulary("v3-metaspace"))
     for entry in state["added_tokens"]:
         entry["lstrip"] = entry["rstrip"] = True

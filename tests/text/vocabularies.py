@@ -1,7 +1,8 @@
 """``tokenizer.json`` made from the vocabularies that mistral-common bundles.
 
-The published files of these models are megabytes each; the vocabularies are in the test dependency already. The forms are
-those of published checkpoints: SentencePiece as ``legacy`` (Prepend normalizer) or ``metaspace``, and byte-level (Tekken).
+The published files of these models are megabytes each; the vocabularies are in the test dependency already. The forms
+are those of published checkpoints: SentencePiece as ``legacy`` (Prepend normalizer) or ``metaspace``, and byte-level
+(Tekken).
 """
 
 from __future__ import annotations
