@@ -6,7 +6,6 @@ already.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -62,20 +61,22 @@ def _known(exc: BaseException, hub: HubId) -> HubError | None:
             return HubError(f"a file of this repository is gone from {endpoint}", where=where, hint="try again")
         case errors.OfflineModeIsEnabled():
             hint = "unset HF_HUB_OFFLINE to download it, or pass a local directory"
-            return HubError("is not cached, and HF_HUB_OFFLINE forbids to ask the hub", where=where, hint=hint)
+            return HubError("HF_HUB_OFFLINE forbids to ask the hub", where=where, hint=hint)
         case errors.HfHubHTTPError():
             return _refused(exc, where, endpoint)
-        case OSError() if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = "free some space, or set HF_HOME to another disk; files that are complete are not downloaded again"
-            return HubError("the disk is full", where=where, found=exc.filename, hint=hint)
         case PermissionError():
             hint = "check its owner, or set HF_HOME to a directory of your own"
             return HubError("the download cache may not be written", where=where, found=exc.filename, hint=hint)
+        case OSError() if exc.errno is not None and not isinstance(exc, ConnectionError | TimeoutError):
+            hint = "free some space, or set HF_HOME to another disk; files that are complete are not downloaded again"
+            return HubError(
+                f"the download could not be stored: {exc.strerror}", where=where, found=exc.filename, hint=hint
+            )
     # The client's HTTP library is its own business (and has changed): the base of its errors is this one's first base.
     if isinstance(exc, errors.HfHubHTTPError.__bases__[0]):
         hint = "check the network and HF_ENDPOINT; a repository that is cached, or a local directory, needs neither"
         found = f"{type(exc).__name__}: {str(exc)[:200]}".rstrip(": ")
-        return HubError(f"is not cached, and {endpoint} cannot be reached", where=where, found=found, hint=hint)
+        return HubError(f"the connection to {endpoint} failed", where=where, found=found, hint=hint)
     return None
 
 

@@ -54,18 +54,21 @@ def open_checkpoint(
 
 
 def _from_cache(name: str, hub: HubId, format: str | None, error: HubError, *, whole: bool) -> Checkpoint:
-    """What is cached of a repository that the hub does not give; `error` again if that is not enough."""
-    from huggingface_hub.errors import RevisionNotFoundError
+    """What is cached of a repository that the hub does not give; `error`, completed, if that is not enough."""
+    from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 
     # The hub was reached and does not know the revision: a cached branch of that name is one that was deleted.
     directory = None if isinstance(error.__cause__, RevisionNotFoundError) else cached_snapshot(hub)
     if directory is None:
+        if not isinstance(error.__cause__, HfHubHTTPError):
+            problem = f"{error.problem}, and nothing of the repository is cached"
+            raise HubError(problem, where=error.where, found=error.found, hint=error.hint) from error.__cause__
         raise error
     checkpoint = Checkpoint(name, directory, revision=directory.path.name, format=format)
     if whole:
         try:
             checkpoint.shards  # noqa: B018
         except CheckpointError as missing:
-            problem = error.problem.replace("is not cached", "is cached in part only")
+            problem = f"{error.problem}, and the cache holds only a part of the repository"
             raise HubError(problem, where=error.where, found=missing.found, hint=error.hint) from error.__cause__
     return checkpoint

@@ -26,7 +26,7 @@ STRICTER = ("twice in one object", "nested too deeply", "a number that no reader
 LOOSER = ("invalid JSON in header",)
 """The library's own JSON parser refuses some spellings in values that nobody uses (NaN under an unknown key, -0)."""
 
-fuzz = settings(max_examples=300, deadline=None)
+fuzz = settings(max_examples=200, deadline=None)
 
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=8).filter(lambda name: name != "__metadata__")
 

@@ -55,7 +55,8 @@ def test_whatever_exists_is_a_path(tmp_path: Path) -> None:
     [
         "mistral", "./org/name", "../name", "/org/name", "~/name", "a/b/c", "org/name/", "a\\b", "C:\\models\\x",
         "org/with space", "org/na--me", "org/na..me", "org/-name", "org/name.", "org/model.safetensors", "org/x.gguf",
-        "org//name", "org/name@", "@v1", "", "a" * 5000, "org/" + "a" * 5000 + "/x", "nul\0byte", "ö/ä", "demo", "main@org/name",
+        "org//name", "org/name@", "@v1", "", "main@org/name",
+        "a" * 5000, "org/" + "a" * 5000 + "/x", "nul\0byte", "ö/ä", "demo",
     ],
 )  # fmt: skip
 def test_paths_that_do_not_exist(source: str) -> None:
