@@ -204,7 +204,7 @@ class FusedSource:
 def _with_gradient_of(reference: Function, run: Function) -> Function:
     """``run`` with the derivatives of ``reference``: MLX knows none for a source.
 
-    ``mx.vmap`` reaches the source itself and MLX refuses it there by name; inside ``reference_only()`` it works.
+    ``mx.vmap`` and ``mx.jvp`` reach the source itself, and MLX refuses it there by name: use ``reference_only()``.
     """
     function = mx.custom_function(run)
 
@@ -218,13 +218,6 @@ def _with_gradient_of(reference: Function, run: Function) -> Function:
         ):
             gradients[position] = gradient
         return gradients
-
-    @function.jvp
-    def jvp(primals: Any, tangents: Any) -> mx.array:
-        primals, tangents = _as_list(primals), _as_list(tangents)
-        of_floats, positions = _restrict(reference, primals)
-        given = [mx.zeros_like(primals[p]) if tangents[p] is None else tangents[p] for p in positions]
-        return mx.jvp(of_floats, [primals[p] for p in positions], given)[1][0]
 
     return cast(Function, function)
 
