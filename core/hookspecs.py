@@ -1,7 +1,7 @@
 """The contract: what an architecture plugin answers. One module that marks these functions with ``@core.hookimpl``.
 
-``parse_config``, ``weight_map`` and ``build_block`` are required; core's own defaults answer the others. Hooks run while a
-model is loaded, never in the forward pass. Arguments may be left out of an implementation's signature.
+``parse_config``, ``weight_map`` and ``build_block`` are required; core's own defaults answer the others. Hooks run
+while a model is loaded, never in the forward pass. Arguments may be left out of an implementation's signature.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def weight_map(config: ModelConfig, layout: str) -> WeightMap | None:
 
 @hookspec(firstresult=True)
 def build_block(config: ModelConfig, index: int) -> nn.Module:
-    """Required. The block at ``index``: a module with the protocol ``block(x, step)``, ``x`` ``[batch, seq, hidden]``."""
+    """Required. The block at ``index``: a module with the protocol ``block(x, step)``, ``x`` ``[batch, seq, size]``."""
     raise NotImplementedError
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
+from dataclasses import replace
 from typing import Any
 
 from core.errors import PluginError, UnknownModelTypeError
-from core.registry.claims import BLOCK_VARIABLE, DISTRIBUTION, TIERS, Claim, claims, same_name
-from core.registry.importing import import_claim
+from core.registry.claims import BLOCK_VARIABLE, TIERS, Claim, given, normalise
+from core.registry.discovery import DISTRIBUTION, claims, is_own
+from core.registry.importing import brief, import_claim
 
 OVERRIDE_VARIABLE = "CORE_PLUGIN"
 
@@ -17,13 +19,13 @@ def choose(model_type: str, plugin: Any = None) -> Claim:
     """The claim that loads ``model_type``.
 
     Args:
-        plugin: overrides the choice: a module or object with the hooks, the name of an installed distribution that claims
-            the type, or a module's dotted path. The environment variable ``CORE_PLUGIN`` does the same for every load,
-            or, written ``type=module``, for one type (several separated by commas).
+        plugin: overrides the choice: a module or object with the hooks, the name of an installed distribution that
+            claims the type, or a module's dotted path. The environment variable ``CORE_PLUGIN`` does the same for every
+            load, or, written ``type=plugin``, for one type (several separated by commas).
 
     Raises:
         UnknownModelTypeError: nobody claims the type; names close matches, what is installed, and the ways out.
-        PluginError: two installed packages claim it, or the only claimants are blocked or ask for another core.
+        PluginError: two installed packages claim it, or the one that does asks for another core or is blocked by name.
     """
     found = claims()
     if plugin is None:
@@ -32,111 +34,120 @@ def choose(model_type: str, plugin: Any = None) -> Claim:
         return _explicit(model_type, plugin, found)
     candidates = [claim for claim in found if claim.model_type == model_type]
     for tier in TIERS:
-        usable = [claim for claim in candidates if claim.tier == tier and not claim.blocked]
-        if len(usable) > 1:
-            raise _conflict(model_type, usable)
-        if usable:
-            return _compatible(usable[0])
-    fallback = _ask_fallbacks(model_type, found)
-    if fallback is not None:
-        return fallback
-    raise _unknown(model_type, candidates, found)
+        rivals = [claim for claim in candidates if claim.tier == tier and not claim.blocked]
+        if rivals:
+            return _only(model_type, rivals)
+    fallback, failures = _ask_fallbacks(model_type, found)
+    return fallback or _refuse(model_type, candidates, found, failures)
 
 
 def status(claim: Claim, found: list[Claim]) -> str:
-    """What a claim is worth at the moment: ``active``, or why not."""
+    """What a claim is worth among all that were ``found``: ``active``, or why not."""
     if claim.blocked:
         return f"blocked by {BLOCK_VARIABLE}"
-    problem = claim.incompatible()
-    if problem is not None:
-        return f"unusable: {problem}"
+    if claim.fault is not None:
+        return f"unusable: {claim.fault}"
     if claim.tier == "fallback":
         return "fallback: asked when nobody claims a type"
     rivals = [other for other in found if other.model_type == claim.model_type and not other.blocked]
-    best = min(rivals, key=lambda other: TIERS.index(other.tier))
-    same_tier = [other for other in rivals if other.tier == best.tier]
-    if claim.tier != best.tier:
-        return f"shadowed by {best}"
-    if len(same_tier) > 1:
-        return f"in conflict with {', '.join(str(other) for other in same_tier if other is not claim)}"
+    best = min((other.tier for other in rivals), key=TIERS.index)
+    first = [other for other in rivals if other.tier == best]
+    if claim.tier != best:
+        return f"shadowed by {' and '.join(map(str, first))}"
+    if len(first) > 1:
+        return f"in conflict with {', '.join(str(other) for other in first if other is not claim)}"
     return "active"
 
 
 def _override(model_type: str) -> str | None:
+    """What the environment asks for; a word on this very type outweighs one on all."""
+    for_all = None
     for item in os.environ.get(OVERRIDE_VARIABLE, "").split(","):
-        name, separator, value = item.strip().partition("=")
-        if separator and name == model_type:
+        name, separator, value = (part.strip() for part in item.partition("="))
+        if separator and name == model_type and value:
             return value
         if name and not separator:
-            return name
-    return None
+            for_all = for_all or name
+    return for_all
 
 
 def _explicit(model_type: str, plugin: Any, found: list[Claim]) -> Claim:
     if not isinstance(plugin, str):
-        name = getattr(plugin, "__name__", None) or type(plugin).__qualname__
-        return Claim(model_type, "registered", name, plugin=plugin)
-    named = [claim for claim in found if claim.distribution is not None and same_name(claim.distribution, plugin)]
-    for claim in named:
-        if claim.model_type == model_type:
-            return _compatible(claim)
-    if named:
-        types = ", ".join(claim.model_type for claim in named)
-        raise PluginError(f"distribution {plugin!r} does not claim model_type {model_type!r}", found=f"claims of {types}")
-    return Claim(model_type, "registered", plugin)
-
-
-def _compatible(claim: Claim) -> Claim:
-    problem = claim.incompatible()
-    if problem is not None:
+        return given(model_type, "explicit", plugin)
+    theirs = [c for c in found if c.distribution is not None and normalise(c.distribution) == normalise(plugin)]
+    if not theirs:
+        return _usable(given(model_type, "explicit", plugin))
+    # A fallback that is named need not be asked.
+    named = [claim for claim in theirs if claim.model_type == model_type] or [c for c in theirs if c.tier == "fallback"]
+    if not named:
+        types = ", ".join(claim.model_type for claim in theirs)
         raise PluginError(
-            f"plugin {claim} cannot be used: {problem}",
+            f"distribution {plugin!r} does not claim model_type {model_type!r}", found=f"claims of {types}"
+        )
+    return _only(model_type, named)
+
+
+def _only(model_type: str, rivals: list[Claim]) -> Claim:
+    if len(rivals) == 1:
+        return _usable(rivals[0])
+    names = [claim.distribution for claim in rivals]
+    ways = names if len(set(names)) == len(names) else [claim.value for claim in rivals]
+    raise PluginError(
+        f"model_type {model_type!r} is claimed by {' and '.join(map(str, rivals))}",
+        hint=f"Choose one: core.load(…, plugin={ways[0]!r}) or {OVERRIDE_VARIABLE}={model_type}={ways[0]}; or block or "
+        f"uninstall the other: {BLOCK_VARIABLE}={ways[1]}.",
+    )
+
+
+def _usable(claim: Claim) -> Claim:
+    if claim.blocked:
+        raise PluginError(f"plugin {claim} is blocked by {BLOCK_VARIABLE}={os.environ[BLOCK_VARIABLE]}")
+    if claim.fault is not None:
+        raise PluginError(
+            f"plugin {claim} cannot be used: {claim.fault}",
             hint=f"pip install --upgrade {claim.distribution} {DISTRIBUTION}",
         )
     return claim
 
 
-def _conflict(model_type: str, usable: list[Claim]) -> PluginError:
-    names = " and ".join(str(claim) for claim in usable)
-    first = usable[0].distribution
-    return PluginError(
-        f"model_type {model_type!r} is claimed by {names}",
-        hint=f"Choose one: core.load(…, plugin={first!r}), or block the other with {BLOCK_VARIABLE}=NAME, or uninstall it.",
-    )
-
-
-def _ask_fallbacks(model_type: str, found: list[Claim]) -> Claim | None:
-    """Imports the fallbacks and asks each; a broken one hurts nobody who did not need it."""
-    willing = []
+def _ask_fallbacks(model_type: str, found: list[Claim]) -> tuple[Claim | None, list[str]]:
+    """Imports the fallbacks and asks each: the one that accepts the type, and what went wrong with the others."""
+    willing, failures = [], []
     for claim in found:
-        if claim.tier != "fallback" or claim.blocked or claim.incompatible():
+        if claim.tier != "fallback" or claim.blocked or claim.fault:
             continue
         try:
             module = import_claim(claim)
-            accepts = bool(module.claims(model_type))
-        except PluginError:
-            continue
-        except Exception:
-            continue
-        if accepts:
-            willing.append(Claim(model_type, "fallback", claim.value, claim.distribution, claim.version, plugin=module))
-    if len(willing) > 1:
-        raise _conflict(model_type, willing)
-    return willing[0] if willing else None
+            accepts = module.claims(model_type)
+        except KeyboardInterrupt:
+            raise
+        except PluginError as error:
+            failures.append(f"{error.problem}.")
+        except BaseException as error:  # as at import: it may fail with anything, and hurts nobody who did not need it
+            failures.append(f"fallback {claim} failed when asked: {brief(error)}.")
+        else:
+            if accepts:
+                willing.append(replace(claim, model_type=model_type, plugin=module))
+    return (_only(model_type, willing) if willing else None), failures
 
 
-def _unknown(model_type: str, candidates: list[Claim], found: list[Claim]) -> UnknownModelTypeError:
-    known = sorted({claim.model_type for claim in found if claim.model_type != "*"})
+def _refuse(model_type: str, candidates: list[Claim], found: list[Claim], failures: list[str]) -> Claim:
+    known = sorted({claim.model_type for claim in found} - {"*", "?"})
     hints = [f"{claim} claims it, but is {status(claim, found)}." for claim in candidates]
-    close = difflib.get_close_matches(model_type, known, n=3)
+    hints += [f"{claim.distribution} {claim.version}: {claim.fault}." for claim in found if claim.model_type == "?"]
+    hints += failures
+    close = [name for name in difflib.get_close_matches(model_type, known, n=3) if name != model_type]
     if close:
         hints.append(f"Did you mean {' or '.join(map(repr, close))}?")
-    if not any(claim.tier == "builtin" for claim in found):
-        hints.append(f"The built-in plugins are not there: the package {DISTRIBUTION} is not installed (pip install -e .).")
+    if not any(is_own(claim) for claim in found):
+        hints.append(
+            f"The built-in plugins are not there: the package {DISTRIBUTION} is not installed (pip install -e .)."
+        )
     hints.append(
-        f"Install a plugin for it (pip install corelm-{model_type} if someone published one), or write one: CONTRIBUTING.md."
+        f"Install a plugin for it (pip install {DISTRIBUTION}-{normalise(model_type)}, if someone published one), or "
+        "write one: CONTRIBUTING.md."
     )
-    return UnknownModelTypeError(
+    raise UnknownModelTypeError(
         f"no installed plugin loads model_type {model_type!r}",
         found=f"plugins for {', '.join(known)}" if known else "no plugin at all",
         hint="\n  ".join(hints),

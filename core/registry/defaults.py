@@ -17,9 +17,7 @@ from core.nn import CacheSpec, Decoder
 def build_model(config: ModelConfig, blocks: Sequence[nn.Module]) -> Decoder:
     """Embedding, blocks, RMSNorm, language head."""
     norm = nn.RMSNorm(config.hidden_size, eps=_attribute(config, "rms_norm_eps", "build_model"))
-    return Decoder(
-        config.vocab_size, config.hidden_size, blocks, norm, tie_word_embeddings=config.tie_word_embeddings
-    )
+    return Decoder(config.vocab_size, config.hidden_size, blocks, norm, tie_word_embeddings=config.tie_word_embeddings)
 
 
 @hookimpl(trylast=True)

@@ -1,0 +1,85 @@
+"""Checks a plugin's hooks against the contract before it is bound, so that a slip of the pen is named as such.
+
+pluggy itself overlooks a function that nobody marked, and a hook that nobody specified.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from core import hookspecs
+from core.errors import PluginError
+from core.registry.claims import Claim
+
+REQUIRED = ("parse_config", "weight_map", "build_block")
+HOOKS = tuple(
+    name
+    for name, value in vars(hookspecs).items()
+    if inspect.isfunction(value) and value.__module__ == hookspecs.__name__
+)
+_MARK = f"{hookspecs.PROJECT}_impl"
+
+
+def check(claim: Claim, plugin: Any) -> None:
+    """Raises:
+    PluginError: the plugin is a class; a hook is misspelt or not marked; a required one is missing.
+    """
+    if inspect.isclass(plugin):
+        raise PluginError(f"plugin {claim} is a class", hint=f"Give an instance: {plugin.__name__}().")
+    marked, implemented, unmarked = set(), set(), []
+    for name, function in _functions(plugin):
+        mark = getattr(function, _MARK, None)
+        if isinstance(mark, dict):
+            hook = mark.get("specname") or name
+            # An optional hook is one of another version of core, and the plugin knows.
+            if not mark.get("optionalhook"):
+                marked.add(hook)
+            if not mark.get("wrapper") and not mark.get("hookwrapper"):
+                implemented.add(hook)
+        elif name in HOOKS and _defined_by(plugin, function):
+            unmarked.append(name)
+    _refuse_unknown(claim, marked - set(HOOKS))
+    forgotten = [name for name in unmarked if name not in marked]
+    if forgotten:
+        raise PluginError(
+            f"plugin {claim} defines {', '.join(forgotten)} without marking it as a hook",
+            hint="Put @core.hookimpl above it, or give it another name.",
+        )
+    missing = [name for name in REQUIRED if name not in implemented]
+    if missing:
+        raise PluginError(
+            f"plugin {claim} lacks the required hook{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
+            found=", ".join(sorted(marked)) or "no function marked with @core.hookimpl",
+        )
+
+
+def _functions(plugin: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
+    for name in dir(plugin):
+        if not name.startswith("__"):
+            value = getattr(plugin, name, None)
+            if inspect.isroutine(value):
+                yield name, value
+
+
+def _defined_by(plugin: Any, function: Callable[..., Any]) -> bool:
+    """Whether the plugin's own package defines the function; one imported from elsewhere is no forgotten hook."""
+    home = plugin.__name__ if isinstance(plugin, types.ModuleType) else type(plugin).__module__
+    return _package(getattr(function, "__module__", None) or "") == _package(home)
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _refuse_unknown(claim: Claim, names: set[str]) -> None:
+    for name in sorted(names):
+        close = difflib.get_close_matches(name, HOOKS, n=1)
+        raise PluginError(
+            f"plugin {claim} marks {name!r} as a hook, and there is no such hook",
+            expected=", ".join(HOOKS),
+            hint=f"Did you mean {close[0]!r}?" if close else None,
+        )
