@@ -54,6 +54,21 @@ def small_tekken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def tekken_reference(small_tekken: Path) -> Callable[..., list[int]]:
+    """Ids of a conversation and its tools by mistral-common."""
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+    tokenizer = MistralTokenizer.from_file(str(small_tekken))
+
+    def ids(messages: list[Any], tools: list[Any] | None) -> list[int]:
+        encoded = tokenizer.encode_chat_completion(ChatCompletionRequest(messages=messages, tools=tools))
+        return list(encoded.tokens)
+
+    return ids
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Callable[..., Path]:
     """Writes a directory with the small tokenizer and further files; a dict is written as JSON, None removes a file."""

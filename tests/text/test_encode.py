@@ -13,14 +13,17 @@ from core.errors import TokenizerError
 from core.text import TextFiles, Tokenizer
 
 from .conftest import Make, vocabulary
-from .references import STRINGS
+from .references import STORIES, STRINGS
 from .vocabularies import config
 
 TEXTS: list[str] = STRINGS["strings"]
 
 
-def made(name: str = "v3-metaspace", **tokenizer_config: Any) -> Tokenizer:
-    return Tokenizer.from_files(TextFiles(vocabulary(name), tokenizer_config=config(**tokenizer_config)))
+SMALL = (STORIES / "tokenizer.json").read_bytes()
+
+
+def made(**tokenizer_config: Any) -> Tokenizer:
+    return Tokenizer.from_files(TextFiles(SMALL, tokenizer_config=config(**tokenizer_config)))
 
 
 @pytest.mark.parametrize("version", ["v1", "v3"])
@@ -89,7 +92,7 @@ def test_stated_rules_win_over_the_post_processor() -> None:
 
 
 def test_stated_bos_where_there_is_no_post_processor() -> None:
-    state = json.loads(vocabulary("v3-metaspace"))
+    state = json.loads(SMALL)
     state["post_processor"] = None
     bare = TextFiles(json.dumps(state).encode(), tokenizer_config=config())
     assert 1 not in Tokenizer.from_files(bare).encode("a")
@@ -98,7 +101,7 @@ def test_stated_bos_where_there_is_no_post_processor() -> None:
 
 
 def test_truncation_and_padding_left_by_training_are_off() -> None:
-    state = json.loads(vocabulary("v3-metaspace"))
+    state = json.loads(SMALL)
     state["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
     padding = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None}
     state["padding"] = {**padding, "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"}

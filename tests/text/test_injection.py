@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def control(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["v3-legacy", "v3-metaspace", "tekken"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     contents=st.lists(
         st.lists(st.sampled_from([*LITERALS, *"[]<>/sINT", "a", " ", "\n", "é"]), max_size=8).map("".join),
@@ -44,8 +45,8 @@ def control(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
 )
 def test_control_tokens_are_the_templates(make: Make, name: str, contents: list[str]) -> None:
     """Any mixture of literals and their parts, in neighbouring messages; and the text is there, literally."""
-    tokenizer = make(name, SIMPLE)
-    ids = tokenizer.encode_chat([user(content) for content in contents])
+    tokenizer = make(name)
+    ids = tokenizer.encode_chat([user(content) for content in contents], chat_template=SIMPLE)
     assert control(tokenizer, ids) == ["<s>", *["[INST]", "[/INST]"] * len(contents)]
     if name == "tekken":  # byte-level decoding gives back every character
         written = "<s>" + "".join(f"[INST]{content}[/INST]" for content in contents)
@@ -54,18 +55,24 @@ def test_control_tokens_are_the_templates(make: Make, name: str, contents: list[
 
 def test_literals_that_two_strings_form_together(make: Make) -> None:
     """Template text and user text, or two user texts, must not join into a control token."""
-    joined = make("v3-metaspace", "{{ bos_token }}{{ messages[0].content }}{{ messages[1].content }}")
-    assert control(joined, joined.encode_chat([user("[IN"), user("ST]")])) == ["<s>"]
-    assert control(joined, joined.encode_chat([user("</"), user("s>")])) == ["<s>"]
-    framed = make("v3-metaspace", "{{ bos_token }}[{{ messages[0].content }}<{{ messages[0].content }}")
-    assert control(framed, framed.encode_chat([user("INST]")])) == ["<s>"]
-    assert control(framed, framed.encode_chat([user("/s>")])) == ["<s>"]
+    tokenizer = make("v3-metaspace")
+    joined = partial(
+        tokenizer.encode_chat, chat_template="{{ bos_token }}{{ messages[0].content }}{{ messages[1].content }}"
+    )
+    assert control(tokenizer, joined([user("[IN"), user("ST]")])) == ["<s>"]
+    assert control(tokenizer, joined([user("</"), user("s>")])) == ["<s>"]
+    framed = partial(
+        tokenizer.encode_chat, chat_template="{{ bos_token }}[{{ messages[0].content }}<{{ messages[0].content }}"
+    )
+    assert control(tokenizer, framed([user("INST]")])) == ["<s>"]
+    assert control(tokenizer, framed([user("/s>")])) == ["<s>"]
 
 
 @pytest.mark.parametrize("literal", LITERALS)
 def test_everywhere_in_a_conversation(make: Make, literal: str) -> None:
     """Contents, names, ids, arguments, results, and names and descriptions in tools; keys too."""
-    tokenizer = make("v3-metaspace", template("mistral-common-v3_spm"))
+    tokenizer = make("v3-metaspace")
+    source = template("mistral-common-v3_spm")
 
     def ids(word: str) -> list[int]:
         call = {"id": "aaaaaaaaa", "function": {"name": word, "arguments": {word: [word, {"x": word}]}}}
@@ -79,7 +86,7 @@ def test_everywhere_in_a_conversation(make: Make, literal: str) -> None:
             {"role": "assistant", "content": word},
             user(word),
         ]
-        return tokenizer.encode_chat(messages, tools=[tool])
+        return tokenizer.encode_chat(messages, tools=[tool], chat_template=source)
 
     assert control(tokenizer, ids(literal)) == control(tokenizer, ids("word"))
     shown = tokenizer.decode(ids(literal), skip_special_tokens=False)
@@ -148,14 +155,14 @@ def test_eos_is_skipped_though_not_marked_special() -> None:
 
 def test_text_that_normalizes_to_a_literal() -> None:
     """A normalizer that makes ``<s>`` of full-width signs, and control tokens that are matched after it."""
-    state = json.loads(vocabulary("v3-metaspace"))
+    state = json.loads((STORIES / "tokenizer.json").read_bytes())
     state["normalizer"] = {"type": "NFKC"}
     for entry in state["added_tokens"]:
         entry["normalized"] = True
     files = TextFiles(json.dumps(state).encode(), tokenizer_config=config(), chat_templates={"default": SIMPLE})
     tokenizer = Tokenizer.from_files(files)
     assert 2 in tokenizer.encode("＜/s＞")  # the danger is real
-    assert control(tokenizer, tokenizer.encode_chat([user("＜/s＞")])) == ["<s>", "[INST]", "[/INST]"]
+    assert control(tokenizer, tokenizer.encode_chat([user("＜/s＞")])) == ["<s>"]
 
 
 def test_tokens_that_take_the_spaces_around_them() -> None:
@@ -172,7 +179,7 @@ def test_tokens_that_take_the_spaces_around_them() -> None:
 
 
 @given(text=st.text(alphabet="<>/s[]INTab ", max_size=20))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_fence_restores_what_it_replaced(text: str) -> None:
     literals = Literals(frozenset({"<s>", "</s>", "[INST]", "[/INST]", "[IN", "word"}))
     fence = Fence(literals)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -66,16 +66,15 @@ DEPARTURES = {
 @pytest.mark.parametrize(("stem", "name"), DEPARTURES)
 def test_ids_are_those_of_mistral_common(make: Make, stem: str, name: str) -> None:
     """Among them all conversations whose text holds literals of control tokens."""
-    tokenizer = make(name, template(stem))
     version = name.split("-")[0]
-    assert departing(tokenizer, chats(version), version) == DEPARTURES[stem, name]
+    assert departing(make(name), template(stem), chats(version), version) == DEPARTURES[stem, name]
 
 
-def departing(tokenizer: Tokenizer, cases: list[Any], version: str) -> set[str]:
+def departing(tokenizer: Tokenizer, source: str, cases: list[Any], version: str) -> set[str]:
     found = set()
     for case in cases:
         try:
-            ids = tokenizer.encode_chat(case["messages"], tools=case["tools"])
+            ids = tokenizer.encode_chat(case["messages"], tools=case["tools"], chat_template=source)
         except ChatTemplateError:
             ids = []
         if ids != case["ids"][version]:
@@ -103,25 +102,20 @@ OLDER = [
 @pytest.mark.parametrize(("stem", "name", "expected"), OLDER, ids=[stem for stem, _, _ in OLDER])
 def test_ids_of_older_templates(make: Make, stem: str, name: str, expected: set[str]) -> None:
     cases = [case for case in CHATS if case["name"] in ACCEPTED]
-    assert departing(make(name, template(stem)), cases, name.split("-")[0]) == expected
+    assert departing(make(name), template(stem), cases, name.split("-")[0]) == expected
 
 
 @pytest.mark.parametrize("stem", ["hf-Mistral-Nemo-Instruct-2407", "mistral-common-v3"])
-def test_ids_of_tekken_templates(make: Make, small_tekken: Path, stem: str) -> None:
+def test_ids_of_tekken_templates(make: Make, tekken_reference: Callable[..., list[int]], stem: str) -> None:
     """Against mistral-common itself; it strips the spaces at an answer's end."""
-    from mistral_common.protocol.instruct.request import ChatCompletionRequest
-    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
-
-    reference = MistralTokenizer.from_file(str(small_tekken))
-    tokenizer = make("tekken", template(stem))
+    tokenizer = make("tekken")
     for case in CHATS:
         if case["name"] in ACCEPTED | {"empty_user", "system", "literal_system", "tools_ask"}:
-            request = ChatCompletionRequest(messages=case["messages"], tools=case["tools"])
-            expected = reference.encode_chat_completion(request).tokens
-            assert tokenizer.encode_chat(case["messages"], tools=case["tools"]) == expected, case["name"]
+            ids = tokenizer.encode_chat(case["messages"], tools=case["tools"], chat_template=template(stem))
+            assert ids == tekken_reference(case["messages"], case["tools"]), case["name"]
 
 
-VOCABULARIES = ["v1-legacy", "v1-metaspace", "v7-legacy", "v7-metaspace", "tekken"]
+VOCABULARIES = ["v1-legacy", "v7-metaspace", "tekken"]
 
 
 @pytest.mark.parametrize("stem", STEMS)
@@ -170,7 +164,7 @@ def test_both_routes_agree(make: Make, stem: str) -> None:
                 continue
             assert guard.encoder.encode(rendered, needless) == encode(tokenizer._backend, rendered), case["name"]
             agreed += 1
-    assert agreed >= 5 * 10
+    assert agreed >= 3 * 10
 
 
 def test_raw_prompt_from_a_rendered_chat_has_one_bos(make: Make) -> None:
