@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import mlx.core as mx
 
@@ -65,7 +65,8 @@ class LoadReport:
         plan = self.plan
         lines = [
             f"{plan.source}: {plan.model_type}, loaded by {plan.plugin}, layout {plan.layout}",
-            f"  {plan.parameters:,} parameters, {plan.bytes:,} bytes, computes in {spelling(plan.compute_dtype)} on {self.device}",
+            f"  {plan.parameters:,} parameters, {plan.bytes:,} bytes, "
+            f"computes in {spelling(plan.compute_dtype)} on {self.device}",
         ]
         if plan.unread_keys:
             lines.append(f"  config keys nobody read: {', '.join(plan.unread_keys)}")
@@ -187,8 +188,7 @@ def load(
     prepared = prepare(source, plugin=plugin, strict=strict, dtype=dtype, revision=revision, progress=shown)
     prepared.plan.check()
     if tokenizer and not prepared.checkpoint.has("tokenizer.json"):
-        # The text package says which other file is there, and what to do.
-        _tokenizer(prepared.checkpoint)
+        _no_tokenizer(prepared.checkpoint)
     if check_memory:
         _check_memory(prepared.plan)
     checkpoint = prepared.checkpoint.fetch_weights()
@@ -257,6 +257,7 @@ def prepare_opened(
         cache_specs=specs,
         quantization=quantization,
         dtype=dtype,
+        where=checkpoint.where,
         unread_keys=tuple(config.unread_keys(raw)),
         notes=notes,
     )
@@ -266,7 +267,8 @@ def prepare_opened(
 def _skeleton(bound: BoundPlugin, config: ModelConfig) -> tuple[Decoder, tuple[CacheSpec, ...]]:
     """The model with parameters that will be replaced. MLX's global random state is left alone."""
     with _building:
-        high, low = mx.random.state[0].tolist()
+        state: Any = mx.random.state
+        high, low = state[0].tolist()
         try:
             return _build(bound, config)
         finally:
@@ -292,7 +294,7 @@ def _configure(checkpoint: Checkpoint, plugin: Any, strict: bool) -> tuple[dict[
         raise ConfigError(
             f"nobody reads the config keys {', '.join(map(repr, unread))}",
             where=where,
-            hint=f"Load without strict=True to ignore them, or let the plugin {bound.name} read or declare them harmless.",
+            hint=f"Load without strict=True to ignore them, or let {bound.name} read them or declare them harmless.",
         )
     return raw, bound, config
 
@@ -315,7 +317,7 @@ def _configured(raw: dict[str, Any], where: str, plugin: Any) -> tuple[BoundPlug
 def _recognise(
     bound: BoundPlugin, config: ModelConfig, checkpoint: Checkpoint
 ) -> tuple[str, WeightMap, tuple[str, ...]]:
-    """The layout whose map covers most of the checkpoint's tensors."""
+    """The layout whose map accounts for most of the checkpoint's tensors."""
     maps = {layout: bound.weight_map(config, layout) for layout in LAYOUTS}
     known = {layout: found for layout, found in maps.items() if found is not None}
     if not known:
@@ -363,6 +365,21 @@ def memory_fit(plan: Plan) -> MemoryFit:
     """Whether a planned model fits the default device."""
     tokens = _CONTEXT_FOR_MEMORY
     return MemoryFit(tokens, plan.bytes + plan.kv_bytes(tokens), *memory_limits())
+
+
+def _no_tokenizer(checkpoint: Checkpoint) -> NoReturn:
+    """The text package says which other file is there and what to do; here, that a model can do without.
+
+    Raises:
+        TokenizerError: always.
+    """
+    try:
+        _tokenizer(checkpoint)
+    except TokenizerError as error:
+        error.hint = " ".join(filter(None, (error.hint, "core.load(…, tokenizer=False) loads without one.")))
+        error.args = (error._render(),)
+        raise
+    raise AssertionError("a tokenizer was read without its file")
 
 
 def _check_memory(plan: Plan) -> None:

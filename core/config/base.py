@@ -6,11 +6,14 @@ Knows what all decoder-only language models share; a plugin's subclass adds the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
 
 from core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 # Keys of transformers' configs that describe training, export or bookkeeping: they do not change what a loaded model
 # computes at inference, so leaving them unread loses nothing.
@@ -58,8 +61,8 @@ _MAX_PROBLEMS = 4
 class ModelConfig(BaseModel):
     """What every decoder-only language model states about itself.
 
-    Types are strict: the string ``"64"`` is not an integer. Instances are frozen, comparable and picklable. Subclass it,
-    add fields named as in ``config.json``, and give a default only where the reference implementation has one.
+    Types are strict: the string ``"64"`` is not an integer. Instances are frozen, comparable and picklable. Subclass
+    it, add fields named as in ``config.json``, and give a default only where the reference implementation has one.
 
     Attributes:
         harmless: further keys that a subclass knows to be without effect; they are never reported as unread.
@@ -67,7 +70,7 @@ class ModelConfig(BaseModel):
             head (``…ForCausalLM``).
     """
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", hide_input_in_errors=False)
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
     harmless: ClassVar[frozenset[str]] = frozenset()
     causal_architectures: ClassVar[frozenset[str]] = frozenset()
@@ -95,17 +98,39 @@ class ModelConfig(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _heads_share_keys_evenly(self) -> Self:
+        heads, shared = getattr(self, "num_attention_heads", None), getattr(self, "num_key_value_heads", None)
+        if heads and shared and heads % shared:
+            raise ValueError(f"num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({shared})")
+        return self
+
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Self:
         """Validates a parsed ``config.json``.
 
         Raises:
-            ConfigError: naming every key (up to four) that is missing or of the wrong type, what was expected and found.
+            ConfigError: naming every key (up to four) that is missing or of the wrong type, with what was expected.
         """
         try:
             return cls.model_validate(dict(raw))
         except ValidationError as error:
-            raise ConfigError(_describe(error), hint="Compare the file with the one the model was published with.") from None
+            found = error.errors(include_url=False)
+            # A head_dim that could not be derived is a consequence of the others.
+            problems = [one for one in found if one["type"] != "missing" or one["loc"] != ("head_dim",)] or found
+            lines = [_describe(problem, cls.spelling(raw, problem["loc"])) for problem in problems[:_MAX_PROBLEMS]]
+            if len(problems) > _MAX_PROBLEMS:
+                lines.append(f"and {len(problems) - _MAX_PROBLEMS} more")
+            hint = "Compare the file with the one the model was published with."
+            raise ConfigError("; ".join(lines), hint=hint) from None
+
+    @classmethod
+    def spelling(cls, raw: Mapping[str, Any], path: tuple[str | int, ...]) -> tuple[str | int, ...]:
+        """Where ``raw`` holds the value that a field at ``path`` was read from; errors name that.
+
+        For a subclass that normalises spellings before validation.
+        """
+        return path
 
     @classmethod
     def derive_heads(cls, raw: Any) -> Any:
@@ -137,19 +162,15 @@ class ModelConfig(BaseModel):
         return frozenset(cls.model_fields) | frozenset(alias for alias in aliases if alias)
 
 
-def _describe(error: ValidationError) -> str:
-    problems = error.errors(include_url=False)
-    lines = []
-    for problem in problems[:_MAX_PROBLEMS]:
-        key = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
-        if problem["type"] == "missing":
-            lines.append(f"key {key!r} is missing")
-        else:
-            expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-            lines.append(f"key {key!r}: expected {expected}, found {_show(problem['input'])}")
-    if len(problems) > _MAX_PROBLEMS:
-        lines.append(f"and {len(problems) - _MAX_PROBLEMS} more")
-    return "; ".join(lines)
+def _describe(problem: ErrorDetails, path: tuple[str | int, ...]) -> str:
+    key = ".".join(str(part) for part in path)
+    if problem["type"] == "missing":
+        return f"key {key!r} is missing"
+    if problem["type"] == "value_error":  # a validator's own words; its input may be the whole file
+        said = problem["msg"].removeprefix("Value error, ")
+        return f"key {key!r}: {said}" if key else said
+    expected = problem["msg"].removeprefix("Input should be ")
+    return f"key {key!r}: expected {expected}, found {_show(problem['input'])}"
 
 
 def _show(value: object) -> str:

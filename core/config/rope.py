@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from core.config.base import ModelConfig
 
@@ -31,11 +31,11 @@ class RopeParameters(BaseModel):
     ``rope_type`` does not use stay ``None``.
     """
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
     rope_type: Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope"] = "default"
     rope_theta: PositiveFloat
-    partial_rotary_factor: PositiveFloat = 1.0
+    partial_rotary_factor: float = Field(default=1.0, gt=0, le=1)
     factor: PositiveFloat | None = None
     original_max_position_embeddings: PositiveInt | None = None
     attention_factor: PositiveFloat | None = None
@@ -53,7 +53,14 @@ class RopeParameters(BaseModel):
     def _complete(self) -> Self:
         missing = [key for key in _REQUIRED.get(self.rope_type, ()) if getattr(self, key) is None]
         if missing:
-            raise ValueError(f"rope_type {self.rope_type!r} with {', '.join(missing)}")
+            raise ValueError(f"rope_type {self.rope_type!r} needs {', '.join(missing)}")
+        if self.rope_type == "yarn" and self.rope_theta <= 1:
+            raise ValueError(f"rope_type 'yarn' needs rope_theta above 1, not {self.rope_theta}")
+        if self.rope_type == "longrope" and self.original_max_position_embeddings == 1:
+            raise ValueError("rope_type 'longrope' needs original_max_position_embeddings above 1")
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if self.rope_type == "llama3" and low is not None and high is not None and low >= high:
+            raise ValueError(f"low_freq_factor ({low}) must be below high_freq_factor ({high})")
         return self
 
 
@@ -62,9 +69,12 @@ class RotaryConfig(ModelConfig):
 
     Attributes:
         default_rope_theta: the base where the file names none; each architecture owns its own.
+        rotates_partially: the architecture reads ``partial_rotary_factor``; where it does not, another value than 1 is
+            refused, since the reference implementation would ignore it.
     """
 
     default_rope_theta: ClassVar[float] = 10_000.0
+    rotates_partially: ClassVar[bool] = False
 
     max_position_embeddings: PositiveInt
     rope_parameters: RopeParameters
@@ -85,15 +95,55 @@ class RotaryConfig(ModelConfig):
             parameters.setdefault("rope_theta", cls._field_default("rope_theta") if theta is None else theta)
             if raw.get("partial_rotary_factor") is not None:
                 parameters.setdefault("partial_rotary_factor", raw["partial_rotary_factor"])
-            if rope_type in _NEEDS_ORIGINAL_LENGTH:
+            if isinstance(rope_type, str) and rope_type in _NEEDS_ORIGINAL_LENGTH:
                 length = raw.get("max_position_embeddings", cls._field_default("max_position_embeddings"))
-                parameters.setdefault("original_max_position_embeddings", length)
+                original = parameters.setdefault("original_max_position_embeddings", length)
                 if "original_max_position_embeddings" in raw:
-                    parameters["original_max_position_embeddings"] = raw["original_max_position_embeddings"]
-                if rope_type == "yarn" and parameters.get("factor") is None:
-                    parameters["factor"] = length / parameters["original_max_position_embeddings"]
+                    original = parameters["original_max_position_embeddings"] = raw["original_max_position_embeddings"]
+                if rope_type == "yarn" and parameters.get("factor") is None and _is_size(length) and _is_size(original):
+                    parameters["factor"] = length / original
         normalised["rope_parameters"] = parameters
         return normalised
+
+    @model_validator(mode="after")
+    def _fits_the_heads(self) -> Self:
+        head_dim, rope = getattr(self, "head_dim", None), self.rope_parameters
+        if rope.partial_rotary_factor != 1 and not self.rotates_partially:
+            raise ValueError(
+                f"partial_rotary_factor is {rope.partial_rotary_factor}, but {self.model_type} rotates whole heads"
+            )
+        if head_dim is None:
+            return self
+        dims = int(head_dim * rope.partial_rotary_factor)
+        if dims % 2 or dims == 0:
+            raise ValueError(
+                f"rotary embedding needs an even number of features in each head, not {dims} (head_dim {head_dim})"
+            )
+        if rope.rope_type == "dynamic" and dims == 2:
+            raise ValueError("rope_type 'dynamic' needs more than 2 rotated features in each head")
+        for name in ("short_factor", "long_factor") if rope.rope_type == "longrope" else ():
+            count = len(getattr(rope, name))
+            if count != dims // 2:
+                raise ValueError(
+                    f"{name} of the rotary embedding has {count} numbers, but each head has {dims // 2} pairs"
+                )
+        return self
+
+    @classmethod
+    def spelling(cls, raw: Mapping[str, Any], path: tuple[str | int, ...]) -> tuple[str | int, ...]:
+        if path[:1] != ("rope_parameters",):
+            return path
+        home = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+        held = raw.get(home)
+        held = held if isinstance(held, Mapping) else {}
+        name = path[1] if len(path) > 1 else None
+        if name == "rope_type" and "rope_type" not in held and "type" in held:
+            return (home, "type")
+        if name in ("rope_theta", "partial_rotary_factor") and name not in held:
+            return path[1:]
+        if name == "original_max_position_embeddings" and (name in raw or name not in held):
+            return (name if name in raw else "max_position_embeddings",)
+        return (home, *path[1:])
 
     @classmethod
     def _field_default(cls, name: str) -> Any:
@@ -107,9 +157,19 @@ class RotaryConfig(ModelConfig):
     @classmethod
     def unread_keys(cls, raw: Mapping[str, Any]) -> list[str]:
         unread = super().unread_keys(raw)
-        for spelling in ("rope_scaling", "rope_parameters"):
-            nested = raw.get(spelling)
-            if isinstance(nested, Mapping):
-                known = RopeParameters.model_fields.keys() | {"type"}
-                unread += [f"{spelling}.{key}" for key in nested if key not in known]
+        home = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+        if home == "rope_scaling" and raw.get("rope_parameters"):
+            unread.append("rope_parameters")
+        nested = raw.get(home)
+        if not isinstance(nested, Mapping):
+            return sorted(unread)
+        known = RopeParameters.model_fields.keys() | {"type"}
+        unread += [f"{home}.{key}" for key in nested if key not in known]
+        # Beside the block, the same keys count only where the block lacks them.
+        beside = ("rope_theta", "partial_rotary_factor")
+        unread += [key for key in beside if key in nested and raw.get(key) not in (None, nested[key])]
         return sorted(unread)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0

@@ -8,4 +8,15 @@ from core.weights.plan import Entry, Mismatch, Plan
 from core.weights.quantization import Quantization, QuantizationConfig
 from core.weights.rules import Concat, Source, Stack, WeightMap
 
-__all__ = ["Concat", "Entry", "Mismatch", "Plan", "Quantization", "QuantizationConfig", "Source", "Stack", "WeightMap", "checkpoint_tensors"]
+__all__ = [
+    "Concat",
+    "Entry",
+    "Mismatch",
+    "Plan",
+    "Quantization",
+    "QuantizationConfig",
+    "Source",
+    "Stack",
+    "WeightMap",
+    "checkpoint_tensors",
+]

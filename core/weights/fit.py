@@ -6,7 +6,7 @@ Works on headers and an unevaluated model; reads no weight.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -56,14 +56,20 @@ class Fitter:
         model: the skeleton, built with unquantized and fully fused modules.
         tensors: headers.
         quantization: the config's block, or None.
+        where: how an error names a shard.
     """
 
     def __init__(
-        self, model: nn.Module, tensors: Mapping[str, TensorInfo], quantization: QuantizationConfig | None
+        self,
+        model: nn.Module,
+        tensors: Mapping[str, TensorInfo],
+        quantization: QuantizationConfig | None,
+        where: Callable[[str], str] = str,
     ) -> None:
         self._model = model
         self._tensors = tensors
         self._quantization = quantization
+        self._where = where
 
     def fit(self, row: Row) -> list[Parameter]:
         """The parameters that one row fills.
@@ -116,7 +122,7 @@ class Fitter:
         ]
 
     def _kind(self, path: str, source: Node) -> _Kind:
-        """The kind that all leaves of ``source`` share; leaves whose tensors are absent are left to the plan to report."""
+        """The kind that all leaves of ``source`` share; the plan reports those whose tensors are absent."""
         kinds = {self._leaf_kind(name): name for name in leaves(source) if f"{name}.weight" in self._tensors}
         if len(kinds) > 1:
             (one, first), (other, second) = list(kinds.items())[:2]
@@ -130,14 +136,15 @@ class Fitter:
 
     def _leaf_kind(self, name: str) -> _Kind:
         dtypes = tuple(
-            info.dtype if (info := self._tensors.get(f"{name}.{role}")) else None for role in ("weight", "scales", "biases")
+            info.dtype if (info := self._tensors.get(f"{name}.{role}")) else None
+            for role in ("weight", "scales", "biases")
         )
         quantized = f"{name}.scales" in self._tensors
         config = self._quantization
         if quantized and config is None:
             raise QuantizationError(
                 f"tensor '{name}.scales' says that the weights are quantized, but the config has no quantization block",
-                where=self._tensors[f"{name}.scales"].shard,
+                where=self._where(self._tensors[f"{name}.scales"].shard),
                 expected='"quantization": {"bits": …, "group_size": …} in config.json',
                 hint="Copy the block from the config this checkpoint was published with.",
             )
@@ -147,12 +154,12 @@ class Fitter:
         if quantized and settings is None:
             raise QuantizationError(
                 f"the config turns quantization off for {name!r}, but its tensors are quantized",
-                where=self._tensors[f"{name}.scales"].shard,
+                where=self._where(self._tensors[f"{name}.scales"].shard),
             )
         if not quantized and config.overrides.get(name) is not None:
             raise QuantizationError(
                 f"the config says that {name!r} is quantized ({settings}), but '{name}.scales' is not there",
-                where=self._tensors[f"{name}.weight"].shard,
+                where=self._where(self._tensors[f"{name}.weight"].shard),
             )
         return _Kind(settings if quantized else None, dtypes)
 
@@ -191,5 +198,3 @@ def check_rows_cover(model_paths: list[str], filled: set[str], plugin: str) -> N
             f"the weight map of plugin {plugin!r} has no rule for {summarise(forgotten)}",
             hint="Every parameter of the model needs a source; this is a fault of the plugin.",
         )
-
-

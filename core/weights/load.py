@@ -99,7 +99,7 @@ def _is_float(array: mx.array) -> bool:
 
 
 class _Reader:
-    """Lazy arrays of a checkpoint's tensors; each is handed out once, so that its memory is free as soon as it is used."""
+    """Lazy arrays of a checkpoint's tensors; each is handed out once, so that its memory is free once it is used."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
@@ -125,9 +125,9 @@ class _Reader:
             bad = mx.sum(~mx.isfinite(values)).item()
             if bad:
                 return WeightsError(
-                    f"tensor {name!r} holds NaN or infinity in {bad} of {values.size} elements",
+                    f"tensor {name!r} holds NaN or infinity in {bad:,} of {values.size:,} elements",
                     where=self._checkpoint.where(info.shard),
-                    hint="The file is damaged or the training diverged. core.load(…, check_finite=False) loads it as it is.",
+                    hint="The file is damaged or training diverged. core.load(…, check_finite=False) loads it anyway.",
                 )
         raise AssertionError(f"{entry.parameter} is not finite, but its tensors are")
 

@@ -1,13 +1,13 @@
 """The plan of a load: for each parameter, which tensors fill it and how, checked against the headers alone.
 
-A plan that is ``ok`` can be executed without any further surprise of names, shapes or dtypes; ``core.inspect`` prints the
-very plan that a load executes. Reads no weight byte.
+A plan that is ``ok`` can be executed without any further surprise of names, shapes or dtypes; ``core.inspect`` prints
+the very plan that a load executes. Reads no weight byte.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -17,10 +17,10 @@ from core.checkpoint import TensorInfo
 from core.errors import QuantizationError, WeightsError
 from core.nn import CacheSpec
 from core.weights.axes import rows_axis
-from core.weights.dtypes import BYTES, FLOATS, PACKED, spelling
+from core.weights.dtypes import BYTES, FLOATS, PACKED
 from core.weights.fit import Fitter, Parameter, check_rows_cover
 from core.weights.quantization import Quantization, QuantizationConfig
-from core.weights.rules import Joined, Leaf, Node, Row, Stacked, WeightMap, leaves
+from core.weights.rules import Joined, Leaf, Node, Stacked, WeightMap, leaves
 from core.weights.summary import summarise
 from core.weights.tree import all_arrays
 
@@ -138,16 +138,15 @@ class Plan:
         if self.missing:
             problems.append(f"missing {summarise(self.missing)}")
         if self.mismatched:
-            shown = "; ".join(map(str, self.mismatched[:3]))
-            more = len(self.mismatched) - 3
-            problems.append(f"does not fit: {shown}" + (f" and {more} more" if more > 0 else ""))
+            problems.append(f"does not fit: {_grouped(self.mismatched)}")
         if self.unexpected:
             problems.append(f"unexpected {summarise(self.unexpected)}")
-        raise WeightsError(
-            "the tensors do not fit the config: " + "\n  ".join(problems),
-            where=self.source,
-            hint=f"Config and weights may belong to different models. python -m core.inspect {self.source} --keys shows all.",
+        hint = (
+            f"Config and weights may belong to different models. python -m core.inspect {self.source} --keys shows all."
         )
+        if set(self.missing.values()) == {"lm_head.weight"} and len(problems) == 1:
+            hint = 'If the head shares the embedding\'s matrix, config.json must say "tie_word_embeddings": true.'
+        raise WeightsError("the tensors do not fit the config: " + "\n  ".join(problems), where=self.source, hint=hint)
 
 
 def make_plan(
@@ -162,6 +161,7 @@ def make_plan(
     cache_specs: tuple[CacheSpec, ...],
     quantization: QuantizationConfig | None = None,
     dtype: mx.Dtype | None = None,
+    where: Callable[[str], str] = str,
     unread_keys: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> Plan:
@@ -171,14 +171,15 @@ def make_plan(
         model: the skeleton; modules are quantized and fused projections split where the headers ask for it.
         dtype: compute dtype; None takes the checkpoint's, or float32 for quantized weights on a CPU, where MLX's
             quantized products are many times slower in half precision.
+        where: how an error names a file of the checkpoint.
 
     Raises:
         QuantizationError: config and tensors disagree on quantization.
         PluginError: the plugin's map does not fit its own model.
     """
     rows = weight_map.expand()
-    _check_quantized(tensors, quantization, source)
-    fitter = Fitter(model, tensors, quantization)
+    _check_quantized(tensors, quantization, where("config.json"))
+    fitter = Fitter(model, tensors, quantization, where)
     parameters = [parameter for row in rows for parameter in fitter.fit(row)]
     arrays = all_arrays(model)
     check_rows_cover(list(arrays), {parameter.path for parameter in parameters}, plugin)
@@ -216,21 +217,39 @@ def make_plan(
     )
 
 
-def coverage(weight_map: WeightMap, tensors: Mapping[str, TensorInfo]) -> float:
-    """Share of a map's source paths that a checkpoint has; how a layout is recognised."""
-    prefixes = {name.rpartition(".")[0] for name in tensors} | set(tensors)
-    names = [leaf for row in weight_map.expand() for leaf in leaves(row.source)]
-    return sum(name in prefixes for name in names) / max(1, len(names))
+def coverage(weight_map: WeightMap, tensors: Mapping[str, TensorInfo]) -> tuple[int, float]:
+    """How a layout is recognised: the tensors that a map accounts for, then the share of its sources that are there.
+
+    In this order, because a config with the wrong number of experts asks for many tensors that no layout has.
+    """
+    names = {leaf for row in weight_map.expand() for leaf in leaves(row.source)}
+    claimed = [name for name in tensors if name in names or name.rpartition(".")[0] in names]
+    found = {name if name in names else name.rpartition(".")[0] for name in claimed}
+    return len(claimed), len(found) / max(1, len(names))
 
 
-def _check_quantized(
-    tensors: Mapping[str, TensorInfo], quantization: QuantizationConfig | None, source: str
-) -> None:
+def _grouped(mismatched: tuple[Mismatch, ...], limit: int = 3) -> str:
+    """Mismatches of one kind together, so that 32 layers with one fault read like one."""
+    kinds: dict[tuple[str, str], list[Mismatch]] = {}
+    for one in mismatched:
+        kinds.setdefault((one.expected, one.found), []).append(one)
+    shown = []
+    for (expected, found), group in list(kinds.items())[:limit]:
+        shards = sorted({one.shard for one in group})
+        more = f" and {len(shards) - 1} more files" if len(shards) > 1 else ""
+        names = summarise(one.tensor for one in group)
+        shown.append(f"{names} in {shards[0]}{more} (expected {expected}, found {found})")
+    if len(kinds) > limit:
+        shown.append(f"and {len(kinds) - limit} more kinds")
+    return "; ".join(shown)
+
+
+def _check_quantized(tensors: Mapping[str, TensorInfo], quantization: QuantizationConfig | None, where: str) -> None:
     if quantization is not None and not any(name.endswith(".scales") for name in tensors):
         raise QuantizationError(
             f"the config says that the weights are quantized ({quantization.default}), but no tensor has scales",
-            where=source,
-            hint="Take the quantization block out of config.json if the weights are in full precision.",
+            where=where,
+            hint="Take the quantization block out of the file if the weights are in full precision.",
         )
 
 
@@ -250,9 +269,7 @@ def _compute_dtype(parameters: list[Parameter], tensors: Mapping[str, TensorInfo
 def _entry(parameter: Parameter, tensors: Mapping[str, TensorInfo], compute: mx.Dtype) -> Entry:
     storage = tensors[leaves(parameter.source)[0]].dtype
     dtype = compute if storage in FLOATS else (mx.uint32 if storage == PACKED else mx.uint8)
-    return Entry(
-        parameter.path, parameter.source, tuple(parameter.array.shape), storage, dtype, parameter.settings
-    )
+    return Entry(parameter.path, parameter.source, tuple(parameter.array.shape), storage, dtype, parameter.settings)
 
 
 def _problems(parameter: Parameter, tensors: Mapping[str, TensorInfo]) -> list[Mismatch]:
@@ -300,9 +317,7 @@ def _leaf_shapes(
     return shapes
 
 
-def _rows_in_file(
-    node: Joined, axis: int, total: int, tensors: Mapping[str, TensorInfo]
-) -> tuple[int, ...] | None:
+def _rows_in_file(node: Joined, axis: int, total: int, tensors: Mapping[str, TensorInfo]) -> tuple[int, ...] | None:
     """The parts' own row counts, where the model does not know them and they add up."""
     counts = []
     for part in node.parts:
@@ -318,5 +333,3 @@ def _unused_overrides(quantization: QuantizationConfig | None, used: set[str]) -
     if not names:
         return ()
     return (f"the config's quantization settings for {summarise(names)} name no layer of this checkpoint",)
-
-

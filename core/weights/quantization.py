@@ -14,12 +14,13 @@ import mlx.core as mx
 
 from core.errors import QuantizationError
 
+_AS_PUBLISHED = "Copy the block from the config this checkpoint was published with."
 _SETTINGS = frozenset({"bits", "group_size", "mode"})
 
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How one matrix is quantized: ``bits`` an element, ``group_size`` elements of a row share a scale, MLX's ``mode``."""
+    """How one matrix is quantized: ``bits`` each, ``group_size`` elements of a row share a scale, MLX's ``mode``."""
 
     bits: int
     group_size: int
@@ -57,9 +58,15 @@ class QuantizationConfig:
         if block is None:
             return None
         if not isinstance(block, Mapping):
-            raise QuantizationError(f"key {key!r} is not an object", expected="an object with bits and group_size", found=block)
+            raise QuantizationError(
+                f"key {key!r} is not an object",
+                expected="an object with bits and group_size",
+                found=type(block).__name__,
+                hint=_AS_PUBLISHED,
+            )
         method = block.get("quant_method")
-        if method is not None and not _SETTINGS <= block.keys() | {"mode"}:
+        # Its bits and group_size may look like MLX's own, but they describe another packing.
+        if method is not None:
             raise QuantizationError(
                 f"the weights are quantized with {method!r}, which is not supported",
                 expected="unquantized weights, or MLX's own quantization",
@@ -68,7 +75,7 @@ class QuantizationConfig:
         default = _read(block, key, None)
         overrides: dict[str, Quantization | None] = {}
         for path, value in block.items():
-            if path in _SETTINGS or path == "quant_method":
+            if path in _SETTINGS:
                 continue
             if isinstance(value, Mapping):
                 overrides[path] = _read(value, f"{key}.{path}", default)
@@ -83,10 +90,15 @@ def _read(block: Mapping[str, Any], key: str, default: Quantization | None) -> Q
     for name in ("bits", "group_size"):
         value = block.get(name, getattr(default, name, None))
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise QuantizationError(f"key '{key}.{name}' is not a positive integer", found=repr(value))
+            raise QuantizationError(
+                f"key '{key}.{name}' is missing" if value is None else f"key '{key}.{name}' is not a positive integer",
+                expected="for instance 4" if name == "bits" else "for instance 64",
+                found=None if value is None else repr(value),
+                hint=_AS_PUBLISHED,
+            )
         values[name] = value
     if not isinstance(mode, str):
-        raise QuantizationError(f"key '{key}.mode' is not a string", found=repr(mode))
+        raise QuantizationError(f"key '{key}.mode' is not a string", found=repr(mode), hint=_AS_PUBLISHED)
     settings = Quantization(values["bits"], values["group_size"], mode)
     problem = _refusal(settings)
     if problem is not None:

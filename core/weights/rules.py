@@ -21,7 +21,8 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_\-]+")
 class Concat:
     """Parts whose output rows follow each other, in this order; the target is usually a ``core.nn.FusedLinear``.
 
-    Rows commute with quantization along the input axis, so the rule covers ``weight``, ``scales``, ``biases`` and ``bias``.
+    Rows commute with quantization along the input axis, so the rule covers ``weight``, ``scales``, ``biases`` and
+    ``bias``.
     """
 
     def __init__(self, *parts: Source) -> None:
@@ -64,8 +65,7 @@ class WeightMap:
         rows: list[Row] = []
         for target, source in self.rules.items():
             names = list(dict.fromkeys(_PLACEHOLDER.findall(target)))
-            for binding in self._bindings(names):
-                rows.append(Row(self._fill(target, binding), self._resolve(source, binding)))
+            rows += [Row(self._fill(target, one), self._resolve(source, one)) for one in self._bindings(names)]
         _refuse_repeats("target", [row.target for row in rows])
         _refuse_repeats("source", [leaf for row in rows for leaf in leaves(row.source)])
         return rows
@@ -91,7 +91,9 @@ class WeightMap:
     def _fill(self, pattern: str, binding: Mapping[str, int]) -> str:
         path = pattern.format_map(binding)
         if not all(_SEGMENT.fullmatch(segment) for segment in path.split(".")):
-            raise PluginError(f"the weight map has a malformed path {pattern!r}", expected="names joined by single dots")
+            raise PluginError(
+                f"the weight map has a malformed path {pattern!r}", expected="names joined by single dots"
+            )
         return path
 
     def _resolve(self, source: Source, binding: Mapping[str, int]) -> Node:

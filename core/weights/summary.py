@@ -9,7 +9,7 @@ _INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def summarise(names: Iterable[str], limit: int = 4) -> str:
-    """``layers.0.w, layers.1.w, …`` → ``layers.{0-31}.w (32 tensors)``; at most ``limit`` patterns, then how many more."""
+    """``layers.0.w, layers.1.w, …`` → ``layers.{0-31}.w (32 tensors)``; at most ``limit`` patterns."""
     patterns: dict[str, list[tuple[int, ...]]] = {}
     for name in names:
         indices = tuple(int(match) for match in _INDEX.findall(name))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from core.weights import Concat, WeightMap
+from core.weights import Concat, Source, WeightMap
 
 from .config import MistralConfig
 
 
 def hf_weight_map(config: MistralConfig) -> WeightMap:
     ours, theirs = "layers.{layer}", "model.layers.{layer}"
-    rules = {
+    rules: dict[str, Source] = {
         "embed_tokens": "model.embed_tokens",
         f"{ours}.input_layernorm": f"{theirs}.input_layernorm",
         f"{ours}.self_attn.qkv_proj": Concat(

@@ -5,6 +5,7 @@ A file without its sizes is damaged: filling in a 7B model's would only turn one
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
@@ -18,13 +19,16 @@ class MixtralConfig(RotaryConfig):
     Attributes:
         sliding_window: keys that a query sees, itself included; an absent key and ``null`` both mean all.
         head_dim: features of a head; absent or ``null`` means ``hidden_size / num_attention_heads``.
-        num_local_experts: experts of each block; num_experts_per_tok: how many of them each token uses.
+        num_local_experts: experts of each block, also spelled ``num_experts``.
+        num_experts_per_tok: how many of them each token uses.
     """
 
     causal_architectures: ClassVar[frozenset[str]] = frozenset({"MixtralForCausalLM"})
     default_rope_theta: ClassVar[float] = 1e6
     # Settings of the training loss and of transformers' outputs.
-    harmless: ClassVar[frozenset[str]] = frozenset({"output_router_logits", "router_aux_loss_coef", "router_jitter_noise"})
+    harmless: ClassVar[frozenset[str]] = frozenset(
+        {"output_router_logits", "router_aux_loss_coef", "router_jitter_noise"}
+    )
 
     vocab_size: PositiveInt
     hidden_size: PositiveInt
@@ -43,10 +47,17 @@ class MixtralConfig(RotaryConfig):
     @model_validator(mode="before")
     @classmethod
     def _derive(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and "num_experts" in raw:
+            raw = {"num_local_experts": raw["num_experts"], **raw}
         return cls.derive_heads(raw)
+
+    @classmethod
+    def read_keys(cls) -> frozenset[str]:
+        return super().read_keys() | {"num_experts"}
 
     @model_validator(mode="after")
     def _enough_experts(self) -> Self:
         if self.num_experts_per_tok > self.num_local_experts:
-            raise ValueError(f"num_experts_per_tok at most num_local_experts ({self.num_local_experts})")
+            experts = f"num_local_experts ({self.num_local_experts})"
+            raise ValueError(f"num_experts_per_tok is {self.num_experts_per_tok}, at most {experts}")
         return self

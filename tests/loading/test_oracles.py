@@ -169,7 +169,7 @@ def test_another_spelling_of_the_config_is_the_same_model(spelling: str, tmp_pat
 
 @pytest.mark.parametrize(("name", "shards"), [("mistral_tied", 3), ("mixtral_8e_top3", 4)])
 def test_shards_may_cut_anywhere(name: str, shards: int, tmp_path: Path) -> None:
-    """Tensors in turn over the shards: the parts of one projection, and one layer's experts, come from several files."""
+    """Tensors in turn over the shards: parts of one projection, and experts of one layer, come from several files."""
     path = variant(oracle(name), tmp_path, shards=shards)
     (path / "reference.npz").symlink_to(oracle(name) / "reference.npz")
     assert len(check(path).report.plan.entries) > 0
