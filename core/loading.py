@@ -166,7 +166,7 @@ def load(
         plugin: the plugin to use instead of the one that the registry would choose: a module or object with the hooks,
             the name of an installed distribution, or a module's dotted path.
         tokenizer: load the tokenizer too; without one, ``generate`` takes and gives ids.
-        dtype: compute dtype; None takes the checkpoint's, or float32 for quantized weights on a CPU.
+        dtype: compute dtype; None takes the checkpoint's, or float32 for quantized weights and experts on a CPU.
         lazy: read weights when they are first used.
         strict: refuse config keys that nobody reads.
         check_finite: refuse NaN and infinity in the weights, which costs one more pass over the float parameters.

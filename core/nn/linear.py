@@ -113,7 +113,14 @@ class ExpertLinear(nn.Module):
         Returns:
             ``[..., rows, output_dims]``.
         """
-        y = mx.gather_mm(x, self.weight.swapaxes(-1, -2), rhs_indices=indices, sorted_indices=sorted_indices)
+        weight = self.weight.swapaxes(-1, -2)
+        if weight.dtype != mx.float32 and mx.default_device().type == mx.DeviceType.cpu:
+            # MLX's CPU backend gathers in float32 only; a load computes in it there, so this is for models cast by hand.
+            y = mx.gather_mm(
+                x.astype(mx.float32), weight.astype(mx.float32), rhs_indices=indices, sorted_indices=sorted_indices
+            ).astype(x.dtype)
+        else:
+            y = mx.gather_mm(x, weight, rhs_indices=indices, sorted_indices=sorted_indices)
         return y + self.bias[indices][..., None, :] if "bias" in self else y
 
     def to_quantized(self, group_size: int | None = None, bits: int | None = None, mode: str = "affine") -> nn.Module:

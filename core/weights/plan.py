@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from core.checkpoint import TensorInfo
 from core.errors import QuantizationError, WeightsError
-from core.nn import CacheSpec
+from core.nn import CacheSpec, ExpertLinear
 from core.weights.axes import rows_axis
 from core.weights.dtypes import BYTES, FLOATS, PACKED
 from core.weights.fit import Fitter, Parameter, check_rows_cover
@@ -169,8 +169,7 @@ def make_plan(
 
     Args:
         model: the skeleton; modules are quantized and fused projections split where the headers ask for it.
-        dtype: compute dtype; None takes the checkpoint's, or float32 for quantized weights on a CPU, where MLX's
-            quantized products are many times slower in half precision.
+        dtype: compute dtype; None takes the checkpoint's, or float32 for quantized weights and experts on a CPU.
         where: how an error names a file of the checkpoint.
 
     Raises:
@@ -185,7 +184,7 @@ def make_plan(
     check_rows_cover(list(arrays), {parameter.path for parameter in parameters}, plugin)
     order = {path: place for place, path in enumerate(arrays)}
     parameters.sort(key=lambda parameter: order[parameter.path])
-    compute = dtype or _compute_dtype(parameters, tensors)
+    compute = dtype or _compute_dtype(model, parameters, tensors)
     missing: dict[str, str] = {}
     mismatched: list[Mismatch] = []
     entries: list[Entry] = []
@@ -253,9 +252,15 @@ def _check_quantized(tensors: Mapping[str, TensorInfo], quantization: Quantizati
         )
 
 
-def _compute_dtype(parameters: list[Parameter], tensors: Mapping[str, TensorInfo]) -> mx.Dtype:
-    """The dtype of most elements, or float32 where a CPU would compute quantized products in half precision."""
-    if any(parameter.settings for parameter in parameters) and mx.default_device().type == mx.DeviceType.cpu:
+def _compute_dtype(model: nn.Module, parameters: list[Parameter], tensors: Mapping[str, TensorInfo]) -> mx.Dtype:
+    """The dtype of most elements; on a CPU, float32 for what MLX computes slowly there, or not at all, in half precision.
+
+    Those are quantized products and experts.
+    """
+    if mx.default_device().type == mx.DeviceType.cpu and (
+        any(parameter.settings for parameter in parameters)
+        or any(isinstance(module, ExpertLinear) for module in model.modules())
+    ):
         return mx.float32
     sizes: dict[str, int] = {}
     for parameter in parameters:
