@@ -145,16 +145,17 @@ def loss_fn(model: nn.Module, windows: mx.array, k: int) -> mx.array:
     return loss
 
 
-def train(model: nn.Module, tokenizer: Tokenizer, text: str, held_out: str, steps: int, seed: int, k: int) -> None:
+def train(model: nn.Module, tokenizer: Tokenizer, text: str, held_out: str, k: int, options: argparse.Namespace) -> None:
     """Trains in place and keeps the parameters with the lowest held-out loss."""
     model.train()
+    steps, peak = options.steps, options.learning_rate
     warmup = max(1, min(100, steps // 10))
     schedule = optim.join_schedules(
-        [optim.linear_schedule(0, 2e-3, warmup), optim.cosine_decay(2e-3, steps - warmup, 2e-5)], [warmup]
+        [optim.linear_schedule(0, peak, warmup), optim.cosine_decay(peak, steps - warmup, peak / 100)], [warmup]
     )
-    optimizer = optim.AdamW(schedule, betas=[0.9, 0.95], weight_decay=0.1)
+    optimizer = optim.AdamW(schedule, betas=[0.9, 0.95], weight_decay=options.weight_decay)
     value_and_grad = nn.value_and_grad(model, lambda windows: loss_fn(model, windows, k))
-    data = batches(tokenizer, text, np.random.default_rng(seed), dropout=0.1)
+    data = batches(tokenizer, text, np.random.default_rng(options.seed), options.dropout)
     best, best_weights = math.inf, None
     started = time.perf_counter()
     for step in range(1, steps + 1):
@@ -218,6 +219,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory for the 4-bit checkpoint")
     parser.add_argument("--full", type=Path, help="directory for the checkpoint in full precision, too")
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak, after a linear warm-up")
+    parser.add_argument("--dropout", type=float, default=0.1, help="share of the tokenizer's merges left out at random")
+    parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
@@ -234,7 +238,7 @@ def main() -> None:
     for layer in model.layers:
         if "block_sparse_moe" in layer:
             layer.block_sparse_moe.gate = Recorder(layer.block_sparse_moe.gate)
-    train(model, tokenizer, text, held_out, arguments.steps, arguments.seed, config.get("num_experts_per_tok", 0))
+    train(model, tokenizer, text, held_out, config.get("num_experts_per_tok", 0), arguments)
     for layer in model.layers:
         if "block_sparse_moe" in layer:
             layer.block_sparse_moe.gate = layer.block_sparse_moe.gate.router
