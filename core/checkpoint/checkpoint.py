@@ -139,8 +139,10 @@ class Checkpoint:
         """
         if self.path is not None:
             return self
-        directory = self._storage.download(self.shards)
-        return Checkpoint(self.source, directory, revision=self.revision, format=self._format)
+        index = () if self._layout.index_name is None else (self._layout.index_name,)
+        directory = self._storage.download((*self.shards, *index))
+        # A branch may have moved since it was listed: the commit is the one whose files are there.
+        return Checkpoint(self.source, directory, revision=directory.path.name, format=self._format)
 
     @cached_property
     def _layout(self) -> Layout:

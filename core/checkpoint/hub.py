@@ -83,18 +83,16 @@ class Repository:
             return open_local(path)
         return nullcontext(HttpRanges(self._hub, self.commit, name))
 
-    def download(self, shards: tuple[str, ...]) -> Directory:
-        """The snapshot with `shards`, the index, and the companions, on the local disk.
+    def download(self, weights: tuple[str, ...]) -> Directory:
+        """The snapshot with `weights` and their companions, on the local disk.
 
         Files that are complete in the cache are not downloaded again, and a connection that breaks is resumed where it
         broke. A file appears under its name only when it is complete.
 
         Raises:
-            HubError: as the class; or the disk is full.
+            HubError: as the class; or the cache cannot be written.
         """
-        wanted = {name for name in self.names if is_companion(name)} | set(shards)
-        if len(shards) > 1 or f"{shards[0]}.index.json" in self.names:
-            wanted |= {name for name in self.names if name.endswith(".safetensors.index.json")}
+        wanted = {*weights, *filter(is_companion, self.names)}
         with translated(self._hub), _progress_bars(self._progress):
             from huggingface_hub import snapshot_download
 

@@ -71,7 +71,7 @@ class Layout:
 def find_formats(names: tuple[str, ...]) -> tuple[str, ...]:
     """The formats in which a checkpoint holds weights, the default first; empty if in none that can be read."""
     formats = []
-    if f"model{_SUFFIX}.index.json" in names or _candidates(names, HF):
+    if f"{_STEMS[HF]}{_SUFFIX}.index.json" in names or _candidates(names, HF):
         formats.append(HF)
     if "params.json" in names and _candidates(names, MISTRAL):
         formats.append(MISTRAL)
@@ -128,7 +128,6 @@ def _read_index(storage: Storage, name: str) -> Mapping[str, str]:
     data = storage.read(name, MAX_INDEX)
     if data is None:
         raise CheckpointError("is too large for an index", where=where, expected=f"at most {MAX_INDEX:,} bytes")
-    # A tensor listed twice with one shard is harmless; with two, the shards are read and the tensor is found in either.
     index = parse_object(data, where=where, error=CheckpointError, unique_keys=True)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

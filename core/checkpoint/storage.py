@@ -41,8 +41,8 @@ class Storage(Protocol):
     def open(self, name: str) -> AbstractContextManager[Ranges]:
         """A file of which ranges are to be read."""
 
-    def download(self, shards: tuple[str, ...]) -> Directory:
-        """The directory that holds `shards` and all that belongs to them; downloads what is not local yet."""
+    def download(self, weights: tuple[str, ...]) -> Directory:
+        """The directory that holds `weights` (shards, index) and what else a model needs; downloads what is absent."""
 
 
 class Directory:
@@ -72,13 +72,13 @@ class Directory:
     def open(self, name: str) -> AbstractContextManager[Ranges]:
         return open_local(self.path / name)
 
-    def download(self, shards: tuple[str, ...]) -> Directory:
+    def download(self, weights: tuple[str, ...]) -> Directory:
         return self
 
 
 def belongs(name: str) -> bool:
     """Whether a file, by its path in a repository, is one that a checkpoint's names include."""
-    return name.count("/") == name.startswith(f"{_NESTED}/")
+    return "/" not in name.removeprefix(f"{_NESTED}/")
 
 
 @contextmanager

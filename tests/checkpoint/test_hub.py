@@ -153,8 +153,7 @@ def test_a_download_fetches_what_is_needed_and_nothing_else(hub: Hub, child: Chi
 def test_what_is_cached_needs_no_network(hub: Hub, child: Child, tmp_path: Path) -> None:
     (line,) = child(OPEN)
     before = len(hub.requests)
-    assert child(OPEN, HF_HUB_OFFLINE="1") == [line]
-    assert child(OPEN.replace(")\n", ", download=False)\n", 1), HF_HUB_OFFLINE="1") == [line]
+    assert child(OPEN + OPEN.replace('model")', 'model", download=False)'), HF_HUB_OFFLINE="1") == [line, line]
     assert len(hub.requests) == before
     # The cache is the endpoint's: a hub that is down is the same address with nobody there.
     with socket.socket() as nobody:
@@ -229,8 +228,9 @@ def test_revisions(hub: Hub, child: Child, tmp_path: Path) -> None:
         f"{hub.commit} hub:org/model@main/config.json hub:org/model@main",
         str(snapshot(tmp_path, hub)),
     ]
-    assert child('print(open_checkpoint("org/model@v1").revision)', HF_HUB_OFFLINE="1") == [hub.commit]
-    assert child(f'print(len(open_checkpoint("org/model@{hub.commit}").tensors))', HF_HUB_OFFLINE="1") == ["8"]
+    sources = ("org/model@v1", f"org/model@{hub.commit}")
+    code = f"for source in {sources}: print(open_checkpoint(source).revision)"
+    assert child(code, HF_HUB_OFFLINE="1") == [hub.commit, hub.commit]
 
 
 INSPECT = """
@@ -370,9 +370,8 @@ def test_a_gated_repository(hub: Hub, child: Child, tmp_path: Path) -> None:
     assert error.startswith(f"HubError hub:org/model: access to this repository on {hub.url} is granted by its owner")
     assert f"ask for access at {hub.url}/org/model" in error
     assert "HF_TOKEN" in error
-    assert len(child(OPEN, HF_TOKEN="hf_secret")) == 1
+    assert child(INSPECT + OPEN, HF_TOKEN="hf_secret")[:-1] == INSPECTED
     assert same(snapshot(tmp_path, hub), hub.directory, NEEDED)
-    assert child(INSPECT, HF_TOKEN="hf_secret", HF_HOME=str(tmp_path / "other")) == INSPECTED
     assert {request.token for request in hub.requests if request.path.startswith("/cdn/")} == {None}  # not ours to know
 
 
@@ -395,7 +394,6 @@ def test_a_hub_that_is_not_there(child: Child) -> None:
     ("status", "found"),
     [
         (503, "refused (found HTTP 503: something went wrong)"),
-        (429, "refused (found HTTP 429"),
         (200, "the hub's client failed"),
     ],
 )
