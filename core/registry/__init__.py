@@ -5,7 +5,7 @@ Discovery reads package metadata only. A plugin is imported when a load has chos
 
 from core.registry.bind import BoundPlugin, bind
 from core.registry.choose import choose, status
-from core.registry.claims import Claim, register, unregister
+from core.registry.claim import Claim, register, unregister
 from core.registry.discovery import claims
 
 __all__ = ["BoundPlugin", "Claim", "bind", "choose", "claims", "register", "status", "unregister"]

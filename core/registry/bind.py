@@ -6,7 +6,8 @@ Each load has a plugin manager of its own, so a plugin that is imported later ne
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import mlx.nn as nn
@@ -17,7 +18,7 @@ from core.config import ModelConfig
 from core.errors import CoreError, PluginError
 from core.nn import CacheSpec, Decoder
 from core.registry import contract, defaults
-from core.registry.claims import Claim
+from core.registry.claim import Claim
 from core.registry.importing import brief, import_claim
 from core.weights import WeightMap
 
@@ -48,7 +49,12 @@ class BoundPlugin:
 
     def weight_map(self, config: ModelConfig, layout: str) -> WeightMap | None:
         answer = self._call("weight_map", config=config, layout=layout)
-        return None if answer is None else self._checked("weight_map", WeightMap, answer)
+        if answer is None:
+            return None
+        checked = self._checked("weight_map", WeightMap, answer)
+        with self._blamed("weight_map"):
+            checked.expand()  # a map that cannot be expanded is the plugin's fault, not the checkpoint's
+        return checked
 
     def build_block(self, config: ModelConfig, index: int) -> nn.Module:
         return self._ask("build_block", nn.Module, config=config, index=index)
@@ -69,15 +75,26 @@ class BoundPlugin:
         return self._checked(hook, expected, self._call(hook, **arguments))
 
     def _call(self, hook: str, **arguments: Any) -> Any:
-        try:
+        with self._blamed(hook):
             return getattr(self.manager.hook, hook)(**arguments)
+
+    @contextmanager
+    def _blamed(self, hook: str) -> Iterator[None]:
+        """Errors within are the plugin's, and say so."""
+        try:
+            yield
         except KeyboardInterrupt:
             raise
+        except PluginError as error:
+            raise PluginError(
+                f"plugin {self.claim}, hook {hook}: {error.problem}",
+                expected=error.expected,
+                found=error.found,
+                hint=error.hint,
+            ) from error
+        except CoreError:
+            raise
         except BaseException as error:  # SystemExit too: a plugin does not end the program
-            if isinstance(error, PluginError):
-                raise PluginError(f"plugin {self.claim}, hook {hook}: {error.problem}", hint=error.hint) from error
-            if isinstance(error, CoreError):
-                raise
             raise PluginError(
                 f"plugin {self.claim} failed in its hook {hook}: {brief(error)}",
                 hint="This is a fault of the plugin; report it to its authors.",

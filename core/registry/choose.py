@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from core.errors import PluginError, UnknownModelTypeError
-from core.registry.claims import BLOCK_VARIABLE, TIERS, Claim, given, normalise
+from core.registry.claim import BLOCK_VARIABLE, TIERS, Claim, given, normalise
 from core.registry.discovery import DISTRIBUTION, claims, is_own
 from core.registry.importing import brief, import_claim
 

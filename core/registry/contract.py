@@ -13,7 +13,7 @@ from typing import Any
 
 from core import hookspecs
 from core.errors import PluginError
-from core.registry.claims import Claim
+from core.registry.claim import Claim
 
 REQUIRED = ("parse_config", "weight_map", "build_block")
 HOOKS = tuple(

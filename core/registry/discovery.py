@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import PurePath
 
 import core
-from core.registry.claims import TIERS, Claim, normalise, registered
+from core.registry.claim import TIERS, Claim, normalise, registered
 
 DISTRIBUTION = "corelm"
 _GROUPS = {"core.architectures": "installed", "core.bundled": "bundled", "core.fallbacks": "fallback"}

@@ -9,7 +9,7 @@ from typing import Any
 
 from core.errors import PluginError
 from core.registry import own
-from core.registry.claims import Claim
+from core.registry.claim import Claim
 from core.registry.discovery import DISTRIBUTION, is_own
 
 
