@@ -1,0 +1,38 @@
+"""Options that several commands share, and what their values mean to ``core.load``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+_DTYPES = ("float32", "float16", "bfloat16")
+SOURCE_HELP = "a directory, a hub repository org/name[@revision], or demo:NAME"
+
+
+def add_loading_options(parser: argparse.ArgumentParser) -> None:
+    """How a checkpoint is found and read."""
+    group = parser.add_argument_group("loading")
+    group.add_argument(
+        "--plugin", metavar="P", help="distribution or module that loads it, instead of the usual choice"
+    )
+    group.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
+    group.add_argument("--dtype", choices=_DTYPES, help="compute in this dtype, instead of the checkpoint's")
+    group.add_argument("--strict", action="store_true", help="refuse config keys that nobody reads")
+
+
+def dtype_of(args: argparse.Namespace) -> mx.Dtype | None:
+    """The dtype asked for; None when the choice is the checkpoint's."""
+    import mlx.core as mx
+
+    return None if args.dtype is None else getattr(mx, args.dtype)
+
+
+def natural(text: str) -> int:
+    """An argument that is an integer, 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative: {value}")
+    return value
