@@ -158,6 +158,16 @@ def test_leading_space(make: Make) -> None:
     assert streamed(tokenizer, [space, world]) == ["", " world", ""]
 
 
+def test_a_character_that_begins_in_the_prompt(make: Make) -> None:
+    """Its bytes, one token each, may lie on both sides; it belongs to the text."""
+    for name, forms in (("tekken", "ðŁĹ¼"), ("v3-metaspace", ["<0xF0>", "<0x9F>", "<0x97>", "<0xBC>"])):
+        tokenizer = make(name)
+        ids = [tokenizer.id_of(form) or 0 for form in forms]
+        word = tokenizer.encode("word", add_special_tokens=False)
+        for cut in range(4):
+            assert "".join(streamed(tokenizer, ids[cut:], word + ids[:cut])) == "🗼"
+
+
 def test_ids_without_token(make: Make) -> None:
     tokenizer = make("v3-metaspace")
     for bad in (-1, tokenizer.vocab_size, 2**40):

@@ -173,9 +173,9 @@ def test_tokens_that_take_the_spaces_around_them() -> None:
     source = "{{ bos_token }} [INST] {{ messages[0].content }} [/INST] x"
     files = TextFiles(json.dumps(state).encode(), tokenizer_config=config(), chat_templates={"default": source})
     tokenizer = Tokenizer.from_files(files)
-    plain, fenced = (tokenizer.encode_chat([user(content)]) for content in ("a ! b", "a < b"))
+    plain, fenced = (tokenizer.encode_chat([user(content)]) for content in ("a ! b", "a </s> b"))
     assert [tokenizer.token_of(i) for i in plain] == ["<s>", "[INST]", "a", "▁!", "▁b", "[/INST]", "x"]
-    assert [tokenizer.token_of(i) for i in fenced] == ["<s>", "[INST]", "a", "▁<", "▁b", "[/INST]", "x"]
+    assert [tokenizer.token_of(i) for i in fenced] == ["<s>", "[INST]", "a", "▁</", "s", ">", "▁b", "[/INST]", "x"]
 
 
 @given(text=st.text(alphabet="<>/s[]INTab ", max_size=20))
