@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from core.errors import ConfigError
 
@@ -56,6 +56,8 @@ _HARMLESS = frozenset(
 )
 _CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
 _MAX_PROBLEMS = 4
+_MAX_LAYERS = 10_000  # far beyond any model; each costs a module, so a damaged number would take forever
+_MAX_INTEGER = 2**31 - 1  # MLX's shapes and positions are 32-bit
 
 
 class ModelConfig(BaseModel):
@@ -79,8 +81,15 @@ class ModelConfig(BaseModel):
     architectures: list[str] | None = None
     vocab_size: PositiveInt
     hidden_size: PositiveInt
-    num_hidden_layers: PositiveInt
+    num_hidden_layers: int = Field(gt=0, le=_MAX_LAYERS)
     tie_word_embeddings: bool = False
+
+    @model_validator(mode="after")
+    def _is_of_this_world(self) -> Self:
+        for name, value in self:
+            if isinstance(value, int) and value > _MAX_INTEGER:
+                raise ValueError(f"key {name!r}: expected at most {_MAX_INTEGER:,}, found {_show(value)}")
+        return self
 
     @model_validator(mode="after")
     def _has_language_model_head(self) -> Self:
@@ -174,7 +183,10 @@ def _describe(problem: ErrorDetails, path: tuple[str | int, ...]) -> str:
 
 
 def _show(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to print integers of thousands of digits
+        text = "a very long number"
     if len(text) > 60:
         text = text[:57] + "..."
     return f"{text} ({type(value).__name__})"

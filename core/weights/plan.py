@@ -253,7 +253,7 @@ def _check_quantized(tensors: Mapping[str, TensorInfo], quantization: Quantizati
 
 
 def _compute_dtype(model: nn.Module, parameters: list[Parameter], tensors: Mapping[str, TensorInfo]) -> mx.Dtype:
-    """The dtype of most elements; on a CPU, float32 for what MLX computes slowly there, or not at all, in half precision.
+    """The dtype of most elements; on a CPU, float32 for what MLX computes there slowly, or not at all, in half.
 
     Those are quantized products and experts.
     """

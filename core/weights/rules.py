@@ -8,13 +8,15 @@ names only; shapes, dtypes and quantization are checked by the plan.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from core.errors import PluginError
+from core.errors import PluginError, WeightsError
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_MAX_LEAVES = 2_000_000  # the largest public checkpoints have about 200,000 tensors
 _SEGMENT = re.compile(r"[A-Za-z0-9_\-]+")
 
 
@@ -61,11 +63,21 @@ class WeightMap:
 
         Raises:
             PluginError: a placeholder has no range, or a target or source is used twice.
+            WeightsError: the config's sizes make the table longer than any checkpoint.
         """
+        names = {target: list(dict.fromkeys(_PLACEHOLDER.findall(target))) for target in self.rules}
+        size = sum(self._count(names[target]) * self._size(source) for target, source in self.rules.items())
+        if size > _MAX_LEAVES:
+            ranges = ", ".join(f"{len(values):,} of {{{name}}}" for name, values in self.ranges.items())
+            raise WeightsError(
+                f"the config asks for {size:,} matrices ({ranges})",
+                expected=f"at most {_MAX_LEAVES:,}",
+                hint="A number in config.json must be wrong: no model is that large.",
+            )
         rows: list[Row] = []
         for target, source in self.rules.items():
-            names = list(dict.fromkeys(_PLACEHOLDER.findall(target)))
-            rows += [Row(self._fill(target, one), self._resolve(source, one)) for one in self._bindings(names)]
+            bindings = self._bindings(names[target])
+            rows += [Row(self._fill(target, one), self._resolve(source, one)) for one in bindings]
         _refuse_repeats("target", [row.target for row in rows])
         _refuse_repeats("source", [leaf for row in rows for leaf in leaves(row.source)])
         return rows
@@ -77,6 +89,17 @@ class WeightMap:
             for binding in self._bindings(list(dict.fromkeys(_PLACEHOLDER.findall(pattern)))):
                 expanded[self._fill(pattern, binding)] = reason
         return expanded
+
+    def _size(self, source: Source) -> int:
+        """How many paths a source has for each binding of its target's placeholders."""
+        if isinstance(source, Concat):
+            return sum(self._size(part) for part in source.parts)
+        if isinstance(source, Stack):
+            return self._count([source.over]) * self._size(source.part)
+        return 1
+
+    def _count(self, names: list[str]) -> int:
+        return math.prod(len(self.ranges.get(name, ())) for name in names)
 
     def _bindings(self, names: list[str]) -> Iterator[dict[str, int]]:
         for name in names:

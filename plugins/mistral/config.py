@@ -22,10 +22,7 @@ class MistralConfig(RotaryConfig):
 
     causal_architectures: ClassVar[frozenset[str]] = frozenset({"MistralForCausalLM"})
 
-    vocab_size: PositiveInt
-    hidden_size: PositiveInt
     intermediate_size: PositiveInt
-    num_hidden_layers: PositiveInt
     num_attention_heads: PositiveInt
     num_key_value_heads: PositiveInt = 8
     head_dim: PositiveInt

@@ -30,10 +30,7 @@ class MixtralConfig(RotaryConfig):
         {"output_router_logits", "router_aux_loss_coef", "router_jitter_noise"}
     )
 
-    vocab_size: PositiveInt
-    hidden_size: PositiveInt
     intermediate_size: PositiveInt
-    num_hidden_layers: PositiveInt
     num_attention_heads: PositiveInt
     num_key_value_heads: PositiveInt = 8
     head_dim: PositiveInt

@@ -140,3 +140,12 @@ def test_num_experts_is_another_name() -> None:
     del raw["num_local_experts"]
     assert MixtralConfig.from_dict(raw | {"num_experts": 4}).num_local_experts == 4
     assert MixtralConfig.unread_keys(raw | {"num_experts": 4}) == []
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_hidden_layers": 10**6}, {"hidden_size": 2**31}, {"max_position_embeddings": 10**5000}]
+)
+def test_numbers_out_of_this_world_are_refused_at_once(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(changes))) as caught:
+        MistralConfig.from_dict(real_config("Mistral-7B-v0.1") | changes)
+    assert len(str(caught.value)) < 400
