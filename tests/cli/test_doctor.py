@@ -1,0 +1,122 @@
+"""``corelm doctor``: a report of what works here, and exit code 1 where something does not."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+import core
+from core.checkpoint import source
+from core.cli import environment
+from core.cli.plugins import ClaimFacts, PluginList
+from core.kernels import Kernel, Launch, registry
+from tests.cli.conftest import Run
+from tests.cli.packages import install
+from tests.fixtures import STORIES, oracle
+
+
+@pytest.fixture
+def demos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of the demo models, with one in it."""
+    directory = tmp_path / "demos"
+    shutil.copytree(STORIES, directory / "stories")
+    monkeypatch.setattr(source, "DEMOS", directory)
+    return directory
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No plugin is imported in a process of its own: test_plugins.py does that."""
+    claim = ClaimFacts("mistral", "builtin", "corelm", "1", "plugins.mistral", None, "active", seconds=0.01)
+    found = PluginList(1, environment.environment(), (claim,))
+    monkeypatch.setattr("core.cli.plugins.list_plugins", lambda imports: found)
+    monkeypatch.setattr(registry, "_kernels", dict(registry._kernels))
+
+
+def test_all_is_well(corelm: Run, demos: Path) -> None:
+    outcome = corelm("doctor")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.endswith("\nall is well\n")
+    assert re.search(rf"^core +{re.escape(core.__version__)}\n", outcome.out)
+    assert re.search(r"\ndevice +(cpu|metal|cuda) \(.+\), [\d.]+ [GT]iB", outcome.out)
+    assert re.search(r"\npackages +.*\bmlx [\d.]+.*\btokenizers [\d.]+", outcome.out)
+    assert re.search(r"\n  mixtral  builtin  corelm .* active\n", outcome.out)
+    assert re.search(r"\n  (\d+) of \1 agree with their references \(.*\bswiglu\b", outcome.out)
+    assert re.search(r"\n  demo:stories  ok, \d+ tok/s: To be, or.+\n", outcome.out)
+
+
+@pytest.mark.usefixtures("quick", "demos")
+def test_every_case_of_every_kernel(corelm: Run) -> None:
+    outcome = corelm("doctor", "--kernels")
+    assert outcome.code == 0
+    rows = [line.split() for line in outcome.out.splitlines() if line.startswith("  swiglu ")]
+    assert {row[1] for row in rows} == {"float32", "float16", "bfloat16"}
+    assert {row[4] for row in rows} == {"ok"}
+
+
+def kernel(reference: Callable[[mx.array], mx.array], samples: Callable[..., list[tuple[mx.array, ...]]]) -> Kernel:
+    launch = Launch((1, 1, 1), (1, 1, 1), (3,), mx.float32, ())
+    return Kernel("wrong", reference, launch=lambda x: launch, sample_inputs=samples)
+
+
+@pytest.mark.usefixtures("quick", "demos")
+@pytest.mark.parametrize("full", [(), ("--kernels",)])
+def test_a_kernel_that_is_wrong(corelm: Run, full: tuple[str, ...]) -> None:
+    kernel(lambda x: x if x.dtype == mx.float32 else x + 1, lambda key, dtype: [(mx.ones((3,), dtype),)])
+    outcome = corelm("doctor", *full)
+    assert outcome.code == 1
+    assert "\n1 problem\n- kernel wrong of tests.cli.test_doctor disagrees with its reference in 2 of 3" in outcome.out
+    if full:
+        assert "\n  wrong        float16   [3]" in outcome.out
+
+
+@pytest.mark.usefixtures("quick", "demos")
+def test_a_kernel_that_cannot_be_checked(corelm: Run) -> None:
+    def samples(key: mx.array, dtype: mx.Dtype) -> list[tuple[mx.array, ...]]:
+        raise ValueError("no samples")
+
+    kernel(lambda x: x, samples)
+    outcome = corelm("doctor")
+    assert outcome.code == 1
+    assert "- kernel wrong cannot be checked: ValueError: no samples\n" in outcome.out
+
+
+@pytest.mark.usefixtures("quick")
+def test_demos_that_do_not_load(corelm: Run, demos: Path) -> None:
+    shutil.copytree(oracle("mistral_swa8"), demos / "mute")
+    outcome = corelm("doctor")
+    assert outcome.code == 1
+    assert "\n  demo:mute  failed\n  demo:stories  ok, " in outcome.out
+    assert re.search(r"\n1 problem\n- demo:mute: .*tokenizer\.json", outcome.out)
+
+
+@pytest.mark.usefixtures("quick")
+def test_no_demo_is_said_plainly(corelm: Run, demos: Path) -> None:
+    shutil.rmtree(demos)
+    outcome = corelm("doctor")
+    assert outcome.code == 0
+    assert "\ndemos\n  none: this installation has no demo models\n" in outcome.out
+
+
+def test_a_broken_plugin(corelm: Run, demos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install(tmp_path / "site", "corelm-dies", {"dies": "dies_plugin"}, {"dies_plugin.py": "import os; os._exit(7)"})
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    outcome = corelm("doctor")
+    assert outcome.code == 1
+    assert "- plugin dies_plugin for dies: importing it ended the interpreter (exit code 7)\n" in outcome.out
+    assert "\n  demo:stories  ok, " in outcome.out
+
+
+@pytest.mark.usefixtures("quick", "demos")
+def test_packages_that_are_absent_or_too_old(corelm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["mlx>=9999", "no-such-package>=1", "pluggy", "mlx[cuda12] ; extra == 'cuda12'"]
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: wanted)
+    outcome = corelm("doctor")
+    assert outcome.code == 1
+    assert re.search(r"\n2 problems\n- package mlx [\d.]+ \(needs >=9999\)\n", outcome.out)
+    assert "\n- package no-such-package is not installed (needs >=1)\n" in outcome.out
