@@ -35,7 +35,7 @@ LAYOUTS = ("hf", "mlx")
 """Arrangements of tensors that a plugin may have a weight map for, in the order in which ties are broken."""
 
 _CONTEXT_FOR_MEMORY = 4096  # tokens of cache counted when a model is compared with the device's memory
-_building = threading.Lock()
+_building = threading.RLock()  # a plugin may load another model while it builds its own
 
 
 class MemoryWarning(UserWarning):
@@ -167,7 +167,7 @@ def load(
             the name of an installed distribution, or a module's dotted path.
         tokenizer: load the tokenizer too; without one, ``generate`` takes and gives ids.
         dtype: compute dtype; None takes the checkpoint's, or float32 for quantized weights and experts on a CPU.
-        lazy: read weights when they are first used.
+        lazy: read weights when they are first used, which must then be in the thread that loads.
         strict: refuse config keys that nobody reads.
         check_finite: refuse NaN and infinity in the weights, which costs one more pass over the float parameters.
         check_memory: refuse a model that is larger than the device's memory, and warn of a tight fit.
@@ -204,6 +204,10 @@ def load(
         seconds=0.0 if lazy else time.perf_counter() - started,
     )
     prepared.bound.model_loaded(prepared.model, report)
+    if not lazy:
+        # What blocks compute for themselves, too: MLX evaluates an array only in the thread that made it, and a model
+        # that one thread has loaded serves others.
+        mx.eval(prepared.model)
     generation = checkpoint.read_json("generation_config.json") if checkpoint.has("generation_config.json") else {}
     return LanguageModel(prepared.model, prepared.config, text, report, generation)
 
@@ -409,6 +413,8 @@ def _shadowed(prepared: Prepared) -> tuple[str, ...]:
     found = claims()
     mine = prepared.bound.claim
     same = [c for c in found if c.model_type == prepared.config.model_type and c != mine]
+    # What was given in this process is not among the claims that were found, and shadows them all the same.
+    found = found if mine in found else [mine, *found]
     return tuple(f"{claim}: {status(claim, found)}" for claim in same)
 
 
