@@ -42,7 +42,7 @@ def _claimants() -> Iterator[metadata.Distribution]:
             continue
         if not any(group in text for group in _GROUPS):
             continue
-        name = normalise(_name(distribution))
+        name = normalise(_identity(distribution)[0])
         if name not in seen:
             seen.add(name)
             try:
@@ -53,7 +53,7 @@ def _claimants() -> Iterator[metadata.Distribution]:
 
 
 def _claims_of(distribution: metadata.Distribution) -> list[Claim]:
-    name, version = _name(distribution), _field(distribution, "Version")
+    name, version = _identity(distribution)
     try:
         entries = [entry for entry in distribution.entry_points if entry.group in _GROUPS]
     except Exception as error:  # importlib.metadata has no error of its own for a malformed file
@@ -74,19 +74,14 @@ def _claims_of(distribution: metadata.Distribution) -> list[Claim]:
     return found
 
 
-def _name(distribution: metadata.Distribution) -> str:
-    """The distribution's name, or where its metadata has none, its directory's."""
-    return _field(distribution, "Name") or PurePath(str(getattr(distribution, "_path", "unknown"))).name
-
-
-def _field(distribution: metadata.Distribution, name: str) -> str | None:
+def _identity(distribution: metadata.Distribution) -> tuple[str, str | None]:
+    """The distribution's name and version; where its metadata has no name, its directory's."""
     try:
         fields = distribution.metadata
-        if name in fields:
-            return fields[name]
+        known = {key: fields[key] for key in ("Name", "Version") if key in fields}
     except Exception:  # no METADATA file: the type of the error depends on Python's version
-        pass
-    return None
+        known = {}
+    return known.get("Name") or PurePath(str(getattr(distribution, "_path", "unknown"))).name, known.get("Version")
 
 
 def _incompatible(distribution: metadata.Distribution) -> str | None:

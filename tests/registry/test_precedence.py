@@ -184,6 +184,11 @@ def test_explicit_beats_registered_beats_all(
     core.unregister("oak")
     with pytest.raises(PluginError, match="is claimed by"):
         who()
+    assert core.load(path, tokenizer=False, plugin=acorn).report.shadowed == (
+        "acorn 1.0 (entry point oak = acorn): shadowed by acorn (explicit)",
+        "quercus 1.0 (entry point oak = quercus:nest.plugin): shadowed by acorn (explicit)",
+    )
+    # Chosen by name, it is still one of two that claim the type.
     assert core.load(path, tokenizer=False, plugin="acorn").report.shadowed == (
         "quercus 1.0 (entry point oak = quercus:nest.plugin): in conflict with acorn 1.0 (entry point oak = acorn)",
     )
