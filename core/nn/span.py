@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from core.errors import CacheError
 
-SPARE = 16  # tokens kept beyond the window, and so the number that can be rewound at any moment
+SPARE = 16  # tokens kept beyond the window: how far behind its longest a sequence can be rewound at any moment
 _GROWTH = 256  # slots: a full cache grows by at least this many, so that growing is rare
 _SLIDE = (16, 240)  # slots: a window cache slides its tokens once in this many steps, at least and at most
 
@@ -41,19 +41,24 @@ class Write:
 
     Attributes:
         before: move the kept tokens to a new buffer first.
-        at: int32 ``[1]``, the first slot to write, when the rows are aligned, else int32 ``[batch, 1, seq, 1]``.
+        first: the first slot to write, when the rows are aligned.
+        slots: int32 ``[batch, 1, seq, 1]``, the slots to write, when they are not.
         after: keep only these slots when the block has attended (a chunk longer than the window).
-        aligned: all rows stand at the same slot.
-        first, last: bounds of the slots in use after writing.
-        base, length: per row, as they are while the step attends.
+        last: end of the slots in use after writing.
+        base: position of each row's slot 0 while the step attends.
     """
 
     before: Move | None
-    at: mx.array
+    first: int
+    slots: mx.array | None
     after: Move | None
-    aligned: bool
     last: int
     base: tuple[int, ...]
+
+    @property
+    def aligned(self) -> bool:
+        """All rows stand at the same slot."""
+        return self.slots is None
 
 
 class Span:
@@ -90,7 +95,7 @@ class Span:
         if self.first_needed(length) < self.base[row]:
             raise CacheError(
                 f"cannot rewind to {length} tokens: the sliding window has already dropped tokens that it needs",
-                expected=f"a rewind of at most {SPARE} tokens past a window of {self.window}",
+                expected=f"at most {SPARE} tokens behind the longest that the sequence has been, past its window of {self.window}",
                 hint="Start again with a new cache, or keep a cache.copy() from before.",
             )
 
@@ -107,11 +112,10 @@ class Span:
         last = max(filled) + seq
         if self._kept is not None and self.capacity > self._target:
             after = self._drop_old([n + c for n, c in zip(lengths, counts, strict=True)])
-        if aligned:
-            at = mx.array([filled[0]], dtype=mx.int32)
-        else:
-            at = (mx.array(filled, dtype=mx.int32)[:, None] + mx.arange(seq, dtype=mx.int32))[:, None, :, None]
-        return Write(before, at, after, aligned, last, base)
+        slots = None
+        if not aligned:
+            slots = (mx.array(filled, dtype=mx.int32)[:, None] + mx.arange(seq, dtype=mx.int32))[:, None, :, None]
+        return Write(before, filled[0], slots, after, last, base)
 
     def _make_room(self, lengths: list[int], filled: list[int], seq: int, aligned: bool) -> Move:
         if self._kept is None:

@@ -67,7 +67,8 @@ def test_gradient(dtype) -> None:
 
 def test_vmap() -> None:
     x = mx.random.normal((3, 4, 10), key=mx.random.key(0))
-    assert mx.array_equal(mx.vmap(swiglu, in_axes=1, out_axes=1)(x), swiglu(x)).item()
+    with reference_only():
+        assert mx.array_equal(mx.vmap(swiglu, in_axes=1, out_axes=1)(x), swiglu(x)).item()
 
 
 def test_nothing_to_do() -> None:

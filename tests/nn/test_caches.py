@@ -94,9 +94,11 @@ def test_rows_of_different_lengths_attend_to_their_own_tokens(data: st.DataObjec
 @given(data=st.data(), window=st.sampled_from(WINDOWS), seed=st.integers(0, 2**32 - 1))
 def test_rewound_tokens_leave_no_trace(data: st.DataObject, window: int | None, seed: int) -> None:
     cache, rows, rng = Cache([spec(window)]), [Row()], np.random.default_rng(seed)
+    longest = 0
     for _ in range(data.draw(st.integers(1, 8))):
         take_step(cache, rows, data.draw(st.sampled_from([1, 3, 20])), None, window, rng)
-        back = min(data.draw(st.integers(0, SPARE)), cache.length)
+        longest = max(longest, cache.length)
+        back = data.draw(st.integers(0, cache.length - max(0, longest - SPARE)))
         cache.rewind(back)
         del rows[0].keys[cache.length :], rows[0].values[cache.length :]
     take_step(cache, rows, 5, None, window, rng)
