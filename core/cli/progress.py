@@ -23,8 +23,8 @@ def loading_progress() -> Iterator[Callable[[int, int], None] | None]:
     task = bar.add_task("loading")
 
     def advance(done: int, total: int) -> None:
-        bar.start()  # not before the first weights: a download draws bars of its own
         bar.update(task, completed=done, total=total)
+        bar.start()  # not before the first weights: a download draws bars of its own
 
     try:
         yield advance

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -64,3 +64,37 @@ def process() -> Run:
         return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return run
+
+
+@pytest.fixture
+def watched() -> Run:
+    """Runs a command whose stderr is a terminal; the outcome's ``err`` is what the terminal was sent."""
+    if not hasattr(os, "openpty"):
+        pytest.skip("this system has no pseudo-terminals")
+    import termios
+
+    def run(*arguments: str | Path, **environment: str) -> Outcome:
+        ours, theirs = os.openpty()
+        termios.tcsetwinsize(theirs, (24, 100))
+        with os.fdopen(ours, "rb", buffering=0) as screen:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "core", *map(str, arguments)],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=theirs,
+                env={**os.environ, "TERM": "xterm", **environment},
+            )
+            os.close(theirs)
+            shown = b"".join(iter(lambda: _read(screen), b""))
+            out, _ = child.communicate(timeout=60)
+        return Outcome(child.returncode, out.decode(), shown.decode())
+
+    return run
+
+
+def _read(screen: BinaryIO) -> bytes:
+    """What was sent to a terminal; nothing at the end, which Linux reports as an error."""
+    try:
+        return screen.read(4096)
+    except OSError:
+        return b""

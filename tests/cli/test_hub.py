@@ -1,0 +1,62 @@
+"""Hub ids at the command line: inspected without their weights, downloaded with progress for whoever watches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoint.hub_server import Hub, serve
+from tests.cli.conftest import Run
+from tests.fixtures import STORIES
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serve(STORIES) as running:
+        yield running
+
+
+@pytest.fixture
+def environment(hub: Hub, tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """The environment in which the hub's client talks to this hub, with an empty cache."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    settings = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    return lambda **more: {**kept, **settings, **more}
+
+
+def test_inspecting_reads_headers_by_range(hub: Hub, process: Run, environment: Callable[..., dict[str, str]]) -> None:
+    outcome = process("org/model", module="core.inspect", env=environment())
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.startswith("org/model\n")
+    assert f"\n  revision        {hub.commit}\n" in outcome.out
+    assert "\n  loaded by       plugins.mistral " in outcome.out
+    weights = sum(request.sent for request in hub.requests if request.path.endswith(".safetensors"))
+    assert 0 < weights < (STORIES / "model.safetensors").stat().st_size / 4
+
+
+@pytest.mark.parametrize("name", ["org/absent", "org/model@absent"])
+def test_what_is_not_on_the_hub(process: Run, environment: Callable[..., dict[str, str]], name: str) -> None:
+    outcome = process("inspect", name, env=environment())
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.messages == [message for message in outcome.messages if message.startswith("error: hub:org/")]
+    assert len(outcome.messages) == 1
+
+
+def test_a_download_shows_its_progress_to_people_alone(
+    process: Run, watched: Run, environment: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    command = ("generate", "Once", "--model", "org/model", "-n", "2")
+    silent = process(*command, env=environment(HF_HOME=str(tmp_path / "other")))
+    assert (silent.code, silent.err) == (0, "")
+    outcome = watched(*command, **environment())
+    assert (outcome.code, outcome.out) == (0, silent.out)
+    assert "Fetching" in outcome.err
