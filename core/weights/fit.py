@@ -123,11 +123,15 @@ class Fitter:
 
     def _kind(self, path: str, source: Node) -> _Kind:
         """The kind that all leaves of ``source`` share; the plan reports those whose tensors are absent."""
-        kinds = {self._leaf_kind(name): name for name in leaves(source) if f"{name}.weight" in self._tensors}
+        kinds: dict[_Kind, str] = {}
+        for name in leaves(source):
+            if f"{name}.weight" in self._tensors:
+                kinds.setdefault(self._leaf_kind(name), name)
         if len(kinds) > 1:
             (one, first), (other, second) = list(kinds.items())[:2]
             raise QuantizationError(
                 f"tensors that share the matrix {path!r} differ in quantization or dtype",
+                where=self._where(self._tensors[f"{second}.weight"].shard),
                 expected=f"{first}: {_describe(one)}",
                 found=f"{second}: {_describe(other)}",
                 hint="Experts of one layer must be stored alike.",
@@ -167,13 +171,15 @@ class Fitter:
         module = find(self._model, path)
         if not hasattr(module, "to_quantized"):
             raise QuantizationError(
-                f"tensor '{name}.scales' is quantized, but its module {path!r} ({type(module).__name__}) cannot be"
+                f"tensor '{name}.scales' is quantized, but its module {path!r} ({type(module).__name__}) cannot be",
+                where=self._where(self._tensors[f"{name}.scales"].shard),
             )
         try:
             quantized = module.to_quantized(settings.group_size, settings.bits, mode=settings.mode)
         except ValueError as error:
             raise QuantizationError(
                 f"{path!r} cannot be quantized as the config says ({settings})",
+                where=self._where(self._tensors[f"{name}.scales"].shard),
                 found=f"shape {tuple(module.weight.shape)}",
                 hint=str(error).split("\n")[0],
             ) from None

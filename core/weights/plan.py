@@ -20,7 +20,7 @@ from core.weights.axes import rows_axis
 from core.weights.dtypes import BYTES, FLOATS, PACKED
 from core.weights.fit import Fitter, Parameter, check_rows_cover
 from core.weights.quantization import Quantization, QuantizationConfig
-from core.weights.rules import Joined, Leaf, Node, Stacked, WeightMap, leaves
+from core.weights.rules import Joined, Leaf, Node, Stacked, WeightMap, leaves, refuse_repeats
 from core.weights.summary import summarise
 from core.weights.tree import all_arrays
 
@@ -195,7 +195,11 @@ def make_plan(
         mismatched += problems
         if not problems and not absent:
             entries.append(_entry(parameter, tensors, compute))
-    claimed = {name for parameter in parameters for name in leaves(parameter.source)}
+    sources = [name for parameter in parameters for name in leaves(parameter.source)]
+    # A module and its own weight may both be named in a map, and only here is that seen.
+    refuse_repeats("parameter", [parameter.path for parameter in parameters])
+    refuse_repeats("tensor", sources)
+    claimed = set(sources)
     left_over = [name for name in tensors if name not in claimed]
     reasons = weight_map.expand_ignored()
     used = {leaf for row in rows for leaf in leaves(row.source)}

@@ -78,8 +78,8 @@ class WeightMap:
         for target, source in self.rules.items():
             bindings = self._bindings(names[target])
             rows += [Row(self._fill(target, one), self._resolve(source, one)) for one in bindings]
-        _refuse_repeats("target", [row.target for row in rows])
-        _refuse_repeats("source", [leaf for row in rows for leaf in leaves(row.source)])
+        refuse_repeats("target", [row.target for row in rows])
+        refuse_repeats("source", [leaf for row in rows for leaf in leaves(row.source)])
         return rows
 
     def expand_ignored(self) -> dict[str, str]:
@@ -112,7 +112,7 @@ class WeightMap:
             yield dict(zip(names, values, strict=True))
 
     def _fill(self, pattern: str, binding: Mapping[str, int]) -> str:
-        path = pattern.format_map(binding)
+        path = _PLACEHOLDER.sub(lambda match: str(binding[match[1]]), pattern)
         if not all(_SEGMENT.fullmatch(segment) for segment in path.split(".")):
             raise PluginError(
                 f"the weight map has a malformed path {pattern!r}", expected="names joined by single dots"
@@ -121,9 +121,13 @@ class WeightMap:
 
     def _resolve(self, source: Source, binding: Mapping[str, int]) -> Node:
         if isinstance(source, Concat):
+            if not source.parts:
+                raise PluginError("the weight map has a Concat of nothing")
             return Joined(tuple(self._resolve(part, binding) for part in source.parts))
         if isinstance(source, Stack):
             values = [one[source.over] for one in self._bindings([source.over])]
+            if not values:
+                raise PluginError(f"the weight map stacks over {{{source.over}}}, whose range is empty")
             return Stacked(tuple(self._resolve(source.part, {**binding, source.over: value}) for value in values))
         unbound = [name for name in _PLACEHOLDER.findall(source) if name not in binding]
         if unbound:
@@ -194,7 +198,11 @@ def select(node: Node, indices: tuple[int, ...]) -> Node:
     return node.parts[indices[0]] if len(indices) == 1 else Joined(tuple(node.parts[i] for i in indices))
 
 
-def _refuse_repeats(kind: str, names: list[str]) -> None:
+def refuse_repeats(kind: str, names: list[str]) -> None:
+    """
+    Raises:
+        PluginError: naming the first name that comes twice.
+    """
     seen: set[str] = set()
     for name in names:
         if name in seen:
