@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from kernel_shim import DTYPES, to_float64
 
-from core.kernels import swiglu, swiglu_pair
+from core.kernels import reference_only, swiglu, swiglu_pair
 
 # Half a unit in the last place for the one rounding, and what float32 inside loses.
 ROUNDING = {mx.float32: 6e-6, mx.float16: 2.0**-11 + 6e-6, mx.bfloat16: 2.0**-8 + 6e-6}
