@@ -30,14 +30,22 @@ def child(
 
     Args:
         arguments: its ``sys.argv[1:]``.
-        path: comes before everything else on ``sys.path``, but for the working directory.
+        path: comes before everything else on ``sys.path``, but for ``cwd``.
         environment: added to this process's, less what would configure the registry.
-        options: of the interpreter; without ``-P``, the working directory comes first on ``sys.path``.
+        cwd: the working directory, first on ``sys.path`` as for ``python -m``; None keeps it off the path.
+        options: of the interpreter.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("CORE_", "PYTHONPATH"))}
     variables = inherited | {"PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONDONTWRITEBYTECODE": "1"}
     run = subprocess.run(
-        [sys.executable, *options, "-c", _REPORT + textwrap.dedent(code), *map(str, arguments)],
+        [
+            sys.executable,
+            *options,
+            *(["-P"] if cwd is None else []),
+            "-c",
+            _REPORT + textwrap.dedent(code),
+            *map(str, arguments),
+        ],
         env=variables | dict(environment or {}),
         cwd=cwd,
         capture_output=True,

@@ -20,15 +20,14 @@ Install = Callable[..., None]
 
 
 @pytest.fixture(autouse=True)
-def _clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No override, no block list, no registration; and modules that a test imported are gone after it."""
     for name in [name for name in os.environ if name.startswith("CORE_")]:
         monkeypatch.delenv(name)
-    before = set(sys.modules)
     yield
     claim._registered.clear()
-    for name in set(sys.modules) - before:
-        if name.partition(".")[0] not in ("core", "plugins", "mlx"):
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
             del sys.modules[name]
 
 

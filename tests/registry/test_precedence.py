@@ -116,9 +116,9 @@ def test_one_distribution_with_two_claims_to_a_type_is_in_conflict_with_itself(i
 def test_the_first_copy_of_a_distribution_counts_as_it_does_for_imports(
     install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = Distribution("forest", "1.0", claims={"oak": "forest", "elm": "forest"})
-    install(Distribution("forest", "2.0", claims={"oak": "forest"}))
-    monkeypatch.setattr(sys, "path", [*sys.path, str(old.install(tmp_path / "behind"))])
+    install(Distribution("forest", "2.0", claims={"oak": "forest"}), Distribution("park", "2.0"))
+    old = [Distribution(name, "1.0", claims={"oak": name, "elm": name}) for name in ("forest", "park")]
+    monkeypatch.setattr(sys, "path", [*sys.path, *(str(one.install(tmp_path / "behind" / one.name)) for one in old)])
     assert choose("oak").version == "2.0"
     with pytest.raises(UnknownModelTypeError):
         choose("elm")
@@ -176,7 +176,7 @@ def test_explicit_beats_registered_beats_all(
     assert who(Plugin(spare)) == "explicit Plugin"
     monkeypatch.setenv("CORE_PLUGIN", "spare")
     assert who() == "explicit spare"
-    monkeypatch.setenv("CORE_PLUGIN", "nowhere, oak = acorn.py, elm=x, oak=acorn")
+    monkeypatch.setenv("CORE_PLUGIN", "nowhere, elm=x, oak = acorn.py, oak=acorn")
     with pytest.raises(PluginError, match=r"acorn\.py .*cannot be imported"):
         who()
     assert who("acorn") == "installed acorn"
@@ -232,7 +232,7 @@ def test_register_and_unregister(third_party: Checkpoints, install: Install) -> 
         core.unregister("oak")
     for bad in (("", object()), (None, object()), ("oak", None)):
         with pytest.raises(UsageError):
-            core.register(*bad)  # type: ignore[arg-type]
+            core.register(*bad)
 
 
 def test_fallbacks_are_asked_only_when_nobody_claims_the_type(
