@@ -55,7 +55,9 @@ def measure_mlx_lm(config: dict, bits: int, prompt: list[int], tokens: int, repe
     from mlx_lm.generate import generate_step
 
     # mlx-lm reads Mistral checkpoints with its llama module.
-    module = importlib.import_module("mlx_lm.models." + {"mistral": "llama"}.get(config["model_type"], config["model_type"]))
+    module = importlib.import_module(
+        "mlx_lm.models." + {"mistral": "llama"}.get(config["model_type"], config["model_type"])
+    )
     known = {key: value for key, value in config.items() if key in module.ModelArgs.__dataclass_fields__}
     mx.random.seed(0)
     model = module.Model(module.ModelArgs(**known))

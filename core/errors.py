@@ -37,7 +37,11 @@ class CoreError(Exception):
 
     def _render(self) -> str:
         text = self.problem if self.where is None else f"{self.where}: {self.problem}"
-        sides = [f"{side} {value}" for side, value in (("expected", self.expected), ("found", self.found)) if value is not None]
+        sides = [
+            f"{side} {value}"
+            for side, value in (("expected", self.expected), ("found", self.found))
+            if value is not None
+        ]
         if sides:
             text += f" ({', '.join(sides)})"
         if self.hint:
@@ -69,7 +73,7 @@ class HubError(CheckpointError):
 
 
 class ConfigError(CoreError):
-    """``config.json`` (or a sibling) is missing a key, has one of the wrong type, or asks for what nobody implements."""
+    """``config.json`` (or a sibling) lacks a key, has one of the wrong type, or asks for what nobody implements."""
 
 
 class PluginError(CoreError):

@@ -105,12 +105,17 @@ class LanguageModel:
             begins: the prompt starts a sequence, so that BOS belongs before a raw text.
         """
         if not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt):
-            return [int(item) for item in prompt]  # type: ignore[call-overload]
+            return [item for item in prompt if isinstance(item, int)]
         if self.tokenizer is None:
             raise TokenizerError("this model was loaded without a tokenizer", hint="Pass token ids, or load with one.")
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, add_special_tokens=begins)
-        return self.tokenizer.encode_chat(prompt, tools=tools)
+        messages = [item for item in prompt if isinstance(item, Mapping)]
+        if len(messages) != len(prompt):
+            raise UsageError(
+                "a prompt is a string, a list of ids or a list of messages", found="a list of other things"
+            )
+        return self.tokenizer.encode_chat(messages, tools=tools)
 
     def sampling(
         self,

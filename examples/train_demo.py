@@ -148,7 +148,9 @@ def loss_fn(model: nn.Module, windows: mx.array, k: int) -> mx.array:
     return loss
 
 
-def train(model: nn.Module, tokenizer: Tokenizer, text: str, held_out: str, k: int, options: argparse.Namespace) -> None:
+def train(
+    model: nn.Module, tokenizer: Tokenizer, text: str, held_out: str, k: int, options: argparse.Namespace
+) -> None:
     """Trains in place and keeps the parameters with the lowest held-out loss."""
     model.train()
     steps, peak = options.steps, options.learning_rate
@@ -207,7 +209,9 @@ def save(out: Path, config: dict, model: nn.Module, weight_map: core.weights.Wei
     mx.save_safetensors(str(out / "model.safetensors"), tensors, metadata={"format": "mlx"})
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (out / "generation_config.json").write_text(
-        json.dumps({"bos_token_id": 0, "eos_token_id": 1, "do_sample": True, "temperature": 0.8, "top_p": 0.95}, indent=2)
+        json.dumps(
+            {"bos_token_id": 0, "eos_token_id": 1, "do_sample": True, "temperature": 0.8, "top_p": 0.95}, indent=2
+        )
         + "\n"
     )
     tokenizer.save(str(out / "tokenizer.json"), pretty=False)

@@ -45,8 +45,8 @@ def generate_tokens(
     """Generates token ids.
 
     At most ``max_tokens`` are yielded, the last one in ``eos`` if one came up; without ``eos`` nothing stops earlier.
-    However the iterator ends, exhausted, closed or by an error while it waits, the cache then holds what it held before,
-    the prompt, and the ids yielded but the last, whose key and value have not been computed or have been taken back.
+    However the iterator ends, exhausted, closed or by an error while it waits, the cache then holds what it held
+    before, the prompt, and the ids yielded but the last, whose key and value were not computed or were taken back.
 
     Args:
         model: has ``make_cache``, ``hidden_states`` and ``head``, as ``core.nn.Decoder``.
@@ -103,7 +103,7 @@ def _generate(
                 following = sample(model.head(model.hidden_states(token[:, None], cache))[:, -1], position)
                 mx.async_eval(following)
             try:
-                token_id = int(token.item())
+                token_id = int(token.item())  # type: ignore[arg-type]
                 now = time.perf_counter()
                 stats.generated_tokens += 1
                 if stats.generated_tokens == 1:

@@ -1,7 +1,7 @@
 """Choosing the next token from logits.
 
-Filters apply in the order of transformers' processors: temperature, top-k, top-p. Random numbers depend only on the seed
-and on the token's position, and MLX's global random state is left alone.
+Filters apply in the order of transformers' processors: temperature, top-k, top-p. Random numbers depend only on the
+seed and on the token's position, and MLX's global random state is left alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Key/value caches: the arrays that blocks keep between steps, for a batch of sequences at their own positions.
 
-One ``Cache`` serves a whole model: it holds one block cache for each block, in the kinds that the blocks' specs ask for,
-and how many tokens each row has. Knows arrays and positions; knows no tokens, no text and no architecture.
+One ``Cache`` serves a whole model: it holds one block cache for each block, in the kinds that the blocks' specs ask
+for, and how many tokens each row has. Knows arrays and positions; knows no tokens, no text and no architecture.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class State:
 
     def __setitem__(self, name: str, value: mx.array) -> None:
         if name not in self._now:
-            raise CacheError(f"this block's CacheSpec has no state {name!r}", expected=", ".join(self._now) or "no state")
+            raise CacheError(
+                f"this block's CacheSpec has no state {name!r}", expected=", ".join(self._now) or "no state"
+            )
         self._now[name] = value
 
     def begin(self) -> None:
@@ -140,7 +142,9 @@ class Cache:
             CacheError: the batch is another than this cache's, or an earlier step failed half-way.
         """
         if batch != self.batch:
-            raise CacheError("tokens and cache disagree on the batch", expected=f"{self.batch} rows", found=f"{batch} rows")
+            raise CacheError(
+                "tokens and cache disagree on the batch", expected=f"{self.batch} rows", found=f"{batch} rows"
+            )
         if self._broken:
             raise CacheError("an earlier step on this cache failed half-way", hint="Make a new cache.")
         self._last_counts = [seq] * batch if counts is None else list(counts)
@@ -172,7 +176,9 @@ class Cache:
         states = [block for block in self.blocks if isinstance(block, State)]
         if states and any(counts):
             if counts != self._last_counts:
-                raise CacheError("recurrent state can only take the last step back", expected=f"{self._last_counts} tokens")
+                raise CacheError(
+                    "recurrent state can only take the last step back", expected=f"{self._last_counts} tokens"
+                )
             for block in states:
                 block.undo()
         self.lengths = lengths

@@ -51,9 +51,7 @@ class Decoder(nn.Module):
         """An empty cache for ``batch`` sequences."""
         return Cache(self._cache_specs, batch)
 
-    def __call__(
-        self, tokens: mx.array, cache: Cache | None = None, lengths: Sequence[int] | None = None
-    ) -> mx.array:
+    def __call__(self, tokens: mx.array, cache: Cache | None = None, lengths: Sequence[int] | None = None) -> mx.array:
         """Logits of the next token at every position.
 
         Args:
@@ -72,7 +70,8 @@ class Decoder(nn.Module):
         """The blocks' output before the final norm, ``[batch, seq, hidden_size]``; arguments as for a call."""
         if tokens.ndim != 2 or tokens.shape[1] == 0:
             raise UsageError("tokens must be a non-empty array [batch, seq]", found=f"shape {tuple(tokens.shape)}")
-        plan = StepPlan(*tokens.shape, len(self.layers), cache, lengths)
+        batch, seq = tokens.shape
+        plan = StepPlan(batch, seq, len(self.layers), cache, lengths)
         x = self.embed_tokens(tokens)
         for layer, step in zip(self.layers, plan.steps(), strict=True):
             x = layer(x, step)
@@ -84,4 +83,3 @@ class Decoder(nn.Module):
         """Final norm and language head: ``[..., hidden_size]`` → ``[..., vocab_size]``."""
         x = self.norm(x)
         return self.lm_head(x) if "lm_head" in self else self.embed_tokens.as_linear(x)
-

@@ -5,6 +5,7 @@ Knows weights and quantization; the checkpoint's names for the parts belong to t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -80,10 +81,8 @@ class FusedLinear(nn.Module):
 def _split(x: mx.array, sizes: list[int]) -> list[mx.array]:
     if len(sizes) == 1:
         return [x]
-    bounds = []
-    for size in sizes[:-1]:
-        bounds.append(size + (bounds[-1] if bounds else 0))
-    return mx.split(x, bounds, axis=-1)
+    bounds = list(itertools.accumulate(sizes[:-1]))
+    return list(mx.split(x, bounds, axis=-1))
 
 
 class ExpertLinear(nn.Module):
@@ -115,7 +114,7 @@ class ExpertLinear(nn.Module):
         """
         weight = self.weight.swapaxes(-1, -2)
         if weight.dtype != mx.float32 and mx.default_device().type == mx.DeviceType.cpu:
-            # MLX's CPU backend gathers in float32 only; a load computes in it there, so this is for models cast by hand.
+            # MLX's CPU backend gathers in float32 only. A load computes in it there: this is for models cast by hand.
             y = mx.gather_mm(
                 x.astype(mx.float32), weight.astype(mx.float32), rhs_indices=indices, sorted_indices=sorted_indices
             ).astype(x.dtype)

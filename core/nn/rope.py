@@ -13,7 +13,6 @@ import mlx.core as mx
 
 from core.config.rope import RopeParameters
 
-
 _T = TypeVar("_T")
 
 

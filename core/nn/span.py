@@ -1,7 +1,7 @@
 """Which slots of a cache's buffers hold which positions: host arithmetic shared by all blocks with the same window.
 
-A buffer is ``[batch, heads, slots, head_dim]``; slot ``s`` of row ``b`` holds position ``base[b] + s``. A full cache never
-moves its base. A window cache slides: when its slots run out, the tokens that a later query can still see (and a few
+A buffer is ``[batch, heads, slots, head_dim]``; slot ``s`` of row ``b`` holds position ``base[b] + s``. A full cache
+never moves its base. A window cache slides: when its slots run out, the tokens that a later query can still see (and a few
 spare ones, so that recent tokens can be taken back) move to the front and the base follows. Keys so stay in order and
 contiguous, and one query needs no mask. Knows integers only; the arrays are in ``core.nn.cache``.
 """
@@ -95,12 +95,12 @@ class Span:
         if self.first_needed(length) < self.base[row]:
             raise CacheError(
                 f"cannot rewind to {length} tokens: the sliding window has already dropped tokens that it needs",
-                expected=f"at most {SPARE} tokens behind the longest that the sequence has been, past its window of {self.window}",
+                expected=f"at most {SPARE} tokens behind the longest it has been, with a window of {self.window}",
                 hint="Start again with a new cache, or keep a cache.copy() from before.",
             )
 
     def extend(self, lengths: list[int], counts: list[int], seq: int) -> Write:
-        """Plans the writing of ``seq`` tokens a row, of which row ``b`` keeps ``counts[b]``, after ``lengths[b]`` others."""
+        """Plans the writing of ``seq`` tokens a row after ``lengths[b]`` others; row ``b`` keeps ``counts[b]`` of them."""
         filled = [length - base for length, base in zip(lengths, self.base, strict=True)]
         aligned = len(set(filled)) == 1 and len(set(self.base)) == 1
         before = after = None

@@ -34,7 +34,9 @@ class CacheSpec:
     dtype: mx.Dtype | None = None
 
     @classmethod
-    def full(cls, heads: int, head_dim: int, value_head_dim: int | None = None, dtype: mx.Dtype | None = None) -> CacheSpec:
+    def full(
+        cls, heads: int, head_dim: int, value_head_dim: int | None = None, dtype: mx.Dtype | None = None
+    ) -> CacheSpec:
         """Keys and values of every token."""
         return cls("full", heads, head_dim, value_head_dim or head_dim, dtype=dtype)
 

@@ -1,7 +1,7 @@
 """One step of a model: what a block may know of the sequences it works on.
 
-The block protocol is ``block(x, step)``. A step carries positions as arrays and no integer that depends on the sequence,
-so a block that uses it works for one sequence or many, each at its own position, cached or not.
+The block protocol is ``block(x, step)``. A step carries positions as arrays and no integer that depends on the
+sequence, so a block that uses it works for one sequence or many, each at its own position, cached or not.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Step:
 
     Attributes:
         positions: int32 ``[batch]``, the position of each row's first token in this step.
-        lengths: int32 ``[batch]``, how many of the step's tokens are real in each row (the rest is padding on the right),
-            or None when all are.
+        lengths: int32 ``[batch]``, how many of the step's tokens are real in each row (the rest is padding on the
+            right), or None when all are.
     """
 
     __slots__ = ("_block", "_plan", "lengths", "positions")
@@ -63,7 +63,9 @@ class Step:
         if block is None:
             mask = self._plan.mask(None, window)
         elif isinstance(block, State):
-            raise CacheError("this block attends, but its CacheSpec keeps state", hint="Return CacheSpec.full or .sliding.")
+            raise CacheError(
+                "this block attends, but its CacheSpec keeps state", hint="Return CacheSpec.full or .sliding."
+            )
         else:
             kept = block.spec.window
             if kept is not None and (window is None or window > kept):
@@ -93,9 +95,11 @@ class StepPlan:
             held = len(cache.blocks)
             raise CacheError("this cache belongs to another model", expected=f"{blocks} blocks", found=f"{held} blocks")
         if counts is not None and (len(counts) != batch or min(counts) < 0 or max(counts) > seq):
-            raise CacheError("lengths do not fit the tokens", expected=f"{batch} integers from 0 to {seq}", found=list(counts))
+            raise CacheError(
+                "lengths do not fit the tokens", expected=f"{batch} integers from 0 to {seq}", found=list(counts)
+            )
         self.seq = seq
-        self.lengths = None if counts is None else mx.array(counts, dtype=mx.int32)
+        self.lengths = None if counts is None else mx.array(list(counts), dtype=mx.int32)
         self._before = [0] * batch if cache is None else list(cache.lengths)
         self.positions = mx.zeros((batch,), dtype=mx.int32) if cache is None else cache.positions()
         self.writes: dict[int | None, Write] = {} if cache is None else cache.begin(batch, seq, counts)

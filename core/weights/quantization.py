@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
@@ -103,7 +104,7 @@ def _read(block: Mapping[str, Any], key: str, default: Quantization | None) -> Q
     problem = _refusal(settings)
     if problem is not None:
         raise QuantizationError(
-            f"key {key!r} asks for {settings}, which the installed MLX {mx.__version__} does not have",
+            f"key {key!r} asks for {settings}, which the installed MLX {version('mlx')} does not have",
             found=problem,
             hint="Upgrade MLX, or load a conversion with other settings.",
         )

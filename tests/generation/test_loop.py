@@ -152,7 +152,14 @@ def test_statistics_count_what_happened(model: core.nn.Decoder) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"prompt_ids": []}, {"max_tokens": -1}, {"prefill_chunk": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -2}],
+    [
+        {"prompt_ids": []},
+        {"max_tokens": -1},
+        {"prefill_chunk": 0},
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"top_k": -2},
+    ],
 )
 def test_bad_settings_are_refused_before_anything_runs(model: core.nn.Decoder, options: dict) -> None:
     with pytest.raises(UsageError):

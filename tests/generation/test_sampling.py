@@ -27,7 +27,16 @@ def distribution(temperature: float, top_k: int, top_p: float) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"),
-    [(1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 0, 1.0), (1.0, 3, 1.0), (1.0, 0, 0.7), (1.3, 5, 0.8), (1.0, 100, 0.05), (1.0, 1, 1.0)],
+    [
+        (1.0, 0, 1.0),
+        (0.5, 0, 1.0),
+        (2.0, 0, 1.0),
+        (1.0, 3, 1.0),
+        (1.0, 0, 0.7),
+        (1.3, 5, 0.8),
+        (1.0, 100, 0.05),
+        (1.0, 1, 1.0),
+    ],
 )
 def test_frequencies_match_the_formula(temperature: float, top_k: int, top_p: float) -> None:
     sampler = Sampling(temperature, top_p, top_k, seed=11).checked().sampler()

@@ -80,7 +80,9 @@ def test_any_chunking_attends_as_the_definition_says(window: int | None, chunks:
 
 @settings(max_examples=40)
 @given(data=st.data(), window=st.sampled_from(WINDOWS), seed=st.integers(0, 2**32 - 1))
-def test_rows_of_different_lengths_attend_to_their_own_tokens(data: st.DataObject, window: int | None, seed: int) -> None:
+def test_rows_of_different_lengths_attend_to_their_own_tokens(
+    data: st.DataObject, window: int | None, seed: int
+) -> None:
     batch = 3
     cache, rows, rng = Cache([spec(window)], batch), [Row() for _ in range(batch)], np.random.default_rng(seed)
     for _ in range(data.draw(st.integers(1, 8))):
