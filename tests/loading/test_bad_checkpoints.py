@@ -80,6 +80,15 @@ def test_large_finite_weights_pass_the_check_of_values(tmp_path: Path) -> None:
     assert core.load(path, tokenizer=False).report.plan.ok
 
 
+def test_numbers_too_large_for_the_dtype_asked_for_are_said_so(tmp_path: Path) -> None:
+    """Not the file is wrong: 1e5 is a number in float32 and infinity in float16."""
+    path = tensors(with_tensor(V_PROJ, spoilt(1e5)))(tmp_path / "model")
+    assert core.load(path, tokenizer=False).report.plan.ok
+    with pytest.raises(WeightsError, match=r"v_proj.*too large for float16") as caught:
+        core.load(path, tokenizer=False, dtype=mx.float16)
+    assert "dtype=mx.float32" in str(caught.value)
+
+
 def test_a_tied_head_that_is_stored_too_is_left_unread_and_listed(tmp_path: Path) -> None:
     def duplicate(found: dict[str, Tensor]) -> dict[str, Tensor]:
         return found | {"lm_head.weight": found["model.embed_tokens.weight"]}
