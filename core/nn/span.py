@@ -1,8 +1,8 @@
 """Which slots of a cache's buffers hold which positions: host arithmetic shared by all blocks with the same window.
 
 A buffer is ``[batch, heads, slots, head_dim]``; slot ``s`` of row ``b`` holds position ``base[b] + s``. A full cache
-never moves its base. A window cache slides: when its slots run out, the tokens that a later query can still see (and a few
-spare ones, so that recent tokens can be taken back) move to the front and the base follows. Keys so stay in order and
+never moves its base. A window cache slides: when its slots run out, the tokens that a later query can still see (and a
+few spare ones, so that recent tokens can be taken back) move to the front and the base follows. Keys so stay in order and
 contiguous, and one query needs no mask. Knows integers only; the arrays are in ``core.nn.cache``.
 """
 
@@ -100,7 +100,7 @@ class Span:
             )
 
     def extend(self, lengths: list[int], counts: list[int], seq: int) -> Write:
-        """Plans the writing of ``seq`` tokens a row after ``lengths[b]`` others; row ``b`` keeps ``counts[b]`` of them."""
+        """Plans writing ``seq`` tokens a row after ``lengths[b]`` others, of which row ``b`` keeps ``counts[b]``."""
         filled = [length - base for length, base in zip(lengths, self.base, strict=True)]
         aligned = len(set(filled)) == 1 and len(set(self.base)) == 1
         before = after = None
