@@ -2,8 +2,8 @@
 
 A buffer is ``[batch, heads, slots, head_dim]``; slot ``s`` of row ``b`` holds position ``base[b] + s``. A full cache
 never moves its base. A window cache slides: when its slots run out, the tokens that a later query can still see (and a
-few spare ones, so that recent tokens can be taken back) move to the front and the base follows. Keys so stay in order and
-contiguous, and one query needs no mask. Knows integers only; the arrays are in ``core.nn.cache``.
+few spare ones, so that recent tokens can be taken back) move to the front and the base follows. So keys stay in order
+and contiguous, and one query needs no mask. Knows integers only; the arrays are in ``core.nn.cache``.
 """
 
 from __future__ import annotations
