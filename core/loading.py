@@ -337,9 +337,9 @@ def _recognise(
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     from core.text import load_tokenizer as load_text
 
-    if checkpoint.path is None:
-        raise TokenizerError("the tokenizer is not downloaded", where=checkpoint.where())
-    return load_text(checkpoint.path)
+    local = checkpoint.fetch_text().path
+    assert local is not None  # what is fetched is a directory
+    return load_text(local)
 
 
 @dataclass(frozen=True)

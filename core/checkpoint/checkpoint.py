@@ -144,6 +144,17 @@ class Checkpoint:
         # A branch may have moved since it was listed: the commit is the one whose files are there.
         return Checkpoint(self.source, directory, revision=directory.path.name, format=self._format)
 
+    def fetch_text(self) -> Checkpoint:
+        """The checkpoint with its small files (config, tokenizer, templates) on the local disk, without weights.
+
+        Raises:
+            HubError: as `fetch_weights`.
+        """
+        if self.path is not None:
+            return self
+        directory = self._storage.download(())
+        return Checkpoint(self.source, directory, revision=directory.path.name, format=self._format)
+
     @cached_property
     def _layout(self) -> Layout:
         return find_layout(self._storage, self._format)

@@ -150,6 +150,17 @@ def test_a_download_fetches_what_is_needed_and_nothing_else(hub: Hub, child: Chi
     assert [r.path for r in hub.requests[before:] if "/resolve/" in r.path or "/cdn/" in r.path] == []
 
 
+def test_the_text_files_come_without_the_weights(hub: Hub, child: Child, tmp_path: Path) -> None:
+    (line,) = child(
+        """
+        checkpoint = open_checkpoint("org/model", download=False).fetch_text()
+        print(checkpoint.path, checkpoint.has("config.json"))
+        """
+    )
+    assert line == f"{snapshot(tmp_path, hub)} True"
+    assert files_in(snapshot(tmp_path, hub)) == sorted(name for name in NEEDED if "safetensors" not in name)
+
+
 def test_what_is_cached_needs_no_network(hub: Hub, child: Child, tmp_path: Path) -> None:
     (line,) = child(OPEN)
     before = len(hub.requests)
