@@ -61,7 +61,7 @@ def put(lines: str | Iterable[str]) -> None:
 
 def put_json(value: Any) -> None:
     """Prints one JSON document on stdout, in ASCII: no character of it can mean anything to a terminal."""
-    print(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
+    print(json.dumps(value, indent=2, ensure_ascii=True))
 
 
 def say(text: str) -> None:

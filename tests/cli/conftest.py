@@ -36,7 +36,8 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("CORE_")]:
+    """Nothing of the environment decides what is loaded, printed or kept in a buffer."""
+    for name in [name for name in os.environ if name.startswith(("CORE_", "PYTHONIO", "PYTHONUNBUFFERED", "NO_COLOR"))]:
         monkeypatch.delenv(name)
 
 

@@ -42,7 +42,7 @@ def test_the_text_and_a_line_end(corelm: Run) -> None:
 def test_a_prompt_from_stdin_loses_only_its_line_end(
     corelm: Run, monkeypatch: pytest.MonkeyPatch, stories: LanguageModel, ending: bytes
 ) -> None:
-    prompt = "Lily\n\nsaid —"
+    prompt = " Lily\n\nsaid — "
     stdin(monkeypatch, prompt.encode() + ending)
     outcome = corelm("generate", "-", "--model", STORIES, "-n", "8", "--stats")
     assert outcome.out == stories.generate(prompt, max_tokens=8).text + "\n"
