@@ -157,7 +157,7 @@ def test_not_a_number_in_the_weights(corelm: Run, tmp_path: Path) -> None:
 
 
 def test_a_model_larger_than_the_memory(corelm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core.loading, "memory_limits", lambda: (1000, 1000))
+    monkeypatch.setattr(core.loading.memory, "memory_limits", lambda: (1000, 1000))
     outcome = corelm("generate", "x", "--model", STORIES, "-n", "1")
     assert (outcome.code, outcome.out) == (1, "")
     assert "--no-memory-check" in outcome.err

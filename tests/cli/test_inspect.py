@@ -328,7 +328,7 @@ def test_headers_alone_tell_of_93_gigabytes(corelm: Run, tmp_path: Path) -> None
 def test_what_the_memory_holds(
     corelm: Run, monkeypatch: pytest.MonkeyPatch, limits: tuple[int | None, int | None, str]
 ) -> None:
-    monkeypatch.setattr("core.loading.memory_limits", lambda: limits[:2])
+    monkeypatch.setattr("core.loading.memory.memory_limits", lambda: limits[:2])
     outcome, found = inspect_json(corelm, MISTRAL)
     assert (outcome.code, found["memory"]["verdict"]) == (0, limits[2])
     assert f"\n  memory          {limits[2]}: " in corelm("inspect", MISTRAL).out

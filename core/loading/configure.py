@@ -1,0 +1,54 @@
+"""From a config to the plugin that claims it, and what the plugin reads there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from core.checkpoint import Checkpoint
+from core.config import ModelConfig
+from core.errors import ConfigError, CoreError
+from core.registry import BoundPlugin, bind, choose
+
+_T = TypeVar("_T")
+
+
+def configure(checkpoint: Checkpoint, plugin: Any, strict: bool) -> tuple[dict[str, Any], BoundPlugin, ModelConfig]:
+    """A checkpoint's ``config.json`` as parsed, its plugin, and the plugin's reading of it."""
+    raw: dict[str, Any] = checkpoint.read_json("config.json")
+    where = checkpoint.where("config.json")
+    bound, config = configured(raw, where, plugin)
+    unread = config.unread_keys(raw)
+    if strict and unread:
+        raise ConfigError(
+            f"nobody reads the config keys {', '.join(map(repr, unread))}",
+            where=where,
+            hint=f"Load without strict=True to ignore them, or let {bound.name} read them or declare them harmless.",
+        )
+    return raw, bound, config
+
+
+def configured(raw: dict[str, Any], where: str, plugin: Any) -> tuple[BoundPlugin, ModelConfig]:
+    """The plugin for a config's ``model_type``, and what it reads there."""
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise ConfigError(
+            "key 'model_type' is missing" if model_type is None else "key 'model_type' is not a string",
+            where=where,
+            expected='for instance "mistral"',
+            found=None if model_type is None else repr(model_type),
+            hint="It names the architecture, and nothing loads without it.",
+        )
+    bound = located(lambda: bind(choose(model_type, plugin)), where)
+    return bound, located(lambda: bound.parse_config(raw), where)
+
+
+def located(action: Callable[[], _T], where: str) -> _T:
+    """Runs ``action``; an error of core's that does not say where it lies is given ``where``."""
+    try:
+        return action()
+    except CoreError as error:
+        if error.where is None:
+            error.where = where
+            error.args = (error._render(),)
+        raise

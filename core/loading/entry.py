@@ -1,0 +1,165 @@
+"""The public functions: a config, a tokenizer, a plan, a ready model."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import mlx.core as mx
+
+from core.checkpoint import Checkpoint, open_checkpoint
+from core.config import ModelConfig
+from core.device import describe
+from core.errors import TokenizerError
+from core.loading import memory
+from core.loading.configure import configure
+from core.loading.prepared import Prepared, prepare
+from core.loading.report import LoadReport
+from core.registry import claims, status
+from core.weights import Plan
+from core.weights.load import Progress, execute
+
+if TYPE_CHECKING:
+    from core.language_model import LanguageModel
+    from core.text import Tokenizer
+
+
+def load_config(
+    source: str | os.PathLike[str], *, plugin: Any = None, strict: bool = False, revision: str | None = None
+) -> ModelConfig:
+    """Reads and validates a checkpoint's config with the plugin that claims its ``model_type``.
+
+    Args:
+        source: directory, hub repository ``org/name`` or ``demo:NAME``.
+        plugin: overrides the choice of plugin (see ``core.load``).
+        strict: refuse keys that nobody reads.
+        revision: branch, tag or commit of a hub repository.
+
+    Raises:
+        CheckpointError, ConfigError, PluginError: see ``core.load``.
+    """
+    checkpoint = open_checkpoint(source, revision=revision, download=False)
+    return configure(checkpoint, plugin, strict)[2]
+
+
+def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = None) -> Tokenizer:
+    """Loads a checkpoint's tokenizer alone.
+
+    Raises:
+        TokenizerError: there is none, or it is damaged.
+    """
+    return _tokenizer(open_checkpoint(source, revision=revision, download=False))
+
+
+def plan(
+    source: str | os.PathLike[str],
+    *,
+    plugin: Any = None,
+    strict: bool = False,
+    dtype: mx.Dtype | None = None,
+    revision: str | None = None,
+) -> Plan:
+    """Says what ``core.load`` would do, without reading a weight byte; of a hub repository, only headers are fetched.
+
+    Arguments and errors are those of ``core.load``, but tensors that do not fit are reported in the plan, not raised.
+    """
+    return prepare(source, plugin=plugin, strict=strict, dtype=dtype, revision=revision).plan
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    plugin: Any = None,
+    tokenizer: bool = True,
+    dtype: mx.Dtype | None = None,
+    lazy: bool = False,
+    strict: bool = False,
+    check_finite: bool = True,
+    check_memory: bool = True,
+    progress: Progress | None = None,
+    revision: str | None = None,
+) -> LanguageModel:
+    """Loads a model.
+
+    Args:
+        source: directory, hub repository ``org/name`` (fetched unless it is cached) or ``demo:NAME``.
+        plugin: the plugin to use instead of the one that the registry would choose: a module or object with the hooks,
+            the name of an installed distribution, or a module's dotted path.
+        tokenizer: load the tokenizer too; without one, ``generate`` takes and gives ids.
+        dtype: compute dtype; None takes the checkpoint's, or float32 for quantized weights and experts on a CPU.
+        lazy: read weights when they are first used, which must then be in the thread that loads.
+        strict: refuse config keys that nobody reads.
+        check_finite: refuse NaN and infinity in the weights, which costs about 0.2 s for a gigabyte of floats on a CPU.
+        check_memory: refuse a model that is larger than the device's memory, and warn of a tight fit.
+        progress: called with the bytes loaded so far and in all; a download from the hub then shows the client's bars.
+        revision: branch, tag or commit of a hub repository.
+
+    Raises:
+        CheckpointError: files are absent or damaged.
+        ConfigError: the config is malformed, or for no causal language model.
+        PluginError: nobody claims the type, two packages do, or the plugin is broken.
+        WeightsError: tensors and config do not fit, or are not finite.
+        TokenizerError: there is no tokenizer; said before any weight is read.
+        InsufficientMemoryError: the model is larger than the memory.
+    """
+    from core.language_model import LanguageModel
+
+    shown = progress is not None
+    prepared = prepare(source, plugin=plugin, strict=strict, dtype=dtype, revision=revision, progress=shown)
+    prepared.plan.check()
+    if tokenizer and not prepared.checkpoint.has("tokenizer.json"):
+        _no_tokenizer(prepared.checkpoint)
+    if check_memory:
+        memory.check_memory(prepared.plan)
+    checkpoint = prepared.checkpoint.fetch_weights()
+    text = _tokenizer(checkpoint) if tokenizer else None
+    started = time.perf_counter()
+    execute(prepared.plan, prepared.model, checkpoint, lazy=lazy, check_finite=check_finite, progress=progress)
+    report = LoadReport(
+        plan=prepared.plan,
+        claim=prepared.bound.claim,
+        device=describe(),
+        stray_files=checkpoint.stray,
+        shadowed=_shadowed(prepared),
+        seconds=0.0 if lazy else time.perf_counter() - started,
+    )
+    prepared.bound.model_loaded(prepared.model, report)
+    if not lazy:
+        # What blocks compute for themselves, too: MLX evaluates an array only in the thread that made it, and a model
+        # that one thread has loaded serves others.
+        mx.eval(prepared.model)
+    generation = checkpoint.read_json("generation_config.json") if checkpoint.has("generation_config.json") else {}
+    return LanguageModel(prepared.model, prepared.config, text, report, generation)
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    from core.text import load_tokenizer as load_text
+
+    local = checkpoint.fetch_text().path
+    assert local is not None  # what is fetched is a directory
+    return load_text(local)
+
+
+def _no_tokenizer(checkpoint: Checkpoint) -> NoReturn:
+    """The text package says which other file is there and what to do; here, that a model can do without.
+
+    Raises:
+        TokenizerError: always.
+    """
+    try:
+        _tokenizer(checkpoint)
+    except TokenizerError as error:
+        error.hint = " ".join(filter(None, (error.hint, "core.load(…, tokenizer=False) loads without one.")))
+        error.args = (error._render(),)
+        raise
+    raise AssertionError("a tokenizer was read without its file")
+
+
+def _shadowed(prepared: Prepared) -> tuple[str, ...]:
+    found = claims()
+    mine = prepared.bound.claim
+    same = [c for c in found if c.model_type == prepared.config.model_type and c != mine]
+    # What was given in this process is not among the claims that were found, and shadows them all the same.
+    found = found if mine in found else [mine, *found]
+    return tuple(f"{claim}: {status(claim, found)}" for claim in same)

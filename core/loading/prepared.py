@@ -1,0 +1,90 @@
+"""Everything that can be known of a load before the first weight byte, and what it would do."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from core.checkpoint import Checkpoint, open_checkpoint
+from core.config import ModelConfig
+from core.errors import WeightsError
+from core.loading.configure import configure, located
+from core.loading.skeleton import skeleton
+from core.nn import Decoder
+from core.registry import BoundPlugin
+from core.weights import Plan, QuantizationConfig, WeightMap
+from core.weights.plan import coverage, make_plan
+
+LAYOUTS = ("hf", "mlx")
+"""Arrangements of tensors that a plugin may have a weight map for, in the order in which ties are broken."""
+
+
+@dataclass
+class Prepared:
+    """A load before its weights: everything that can be known from names, headers and config."""
+
+    checkpoint: Checkpoint
+    raw_config: dict[str, Any]
+    bound: BoundPlugin
+    config: ModelConfig
+    model: Decoder = field(repr=False)
+    plan: Plan = field(repr=False)
+
+
+def prepare(
+    source: str | os.PathLike[str],
+    *,
+    plugin: Any = None,
+    strict: bool = False,
+    dtype: mx.Dtype | None = None,
+    revision: str | None = None,
+    progress: bool = False,
+) -> Prepared:
+    """Everything up to the first weight byte."""
+    checkpoint = open_checkpoint(source, revision=revision, download=False, progress=progress)
+    return prepare_opened(checkpoint, plugin=plugin, strict=strict, dtype=dtype)
+
+
+def prepare_opened(
+    checkpoint: Checkpoint, *, plugin: Any = None, strict: bool = False, dtype: mx.Dtype | None = None
+) -> Prepared:
+    """``prepare``, of a checkpoint that is open already."""
+    raw, bound, config = configure(checkpoint, plugin, strict)
+    quantization = located(lambda: QuantizationConfig.from_config(raw), checkpoint.where("config.json"))
+    model, specs = skeleton(bound, config)
+    layout, weight_map, notes = _recognise(bound, config, checkpoint)
+    made = make_plan(
+        model,
+        weight_map,
+        checkpoint.tensors,
+        source=checkpoint.source,
+        model_type=config.model_type,
+        plugin=bound.name,
+        layout=layout,
+        cache_specs=specs,
+        quantization=quantization,
+        dtype=dtype,
+        where=checkpoint.where,
+        unread_keys=tuple(config.unread_keys(raw)),
+        notes=notes,
+    )
+    return Prepared(checkpoint, raw, bound, config, model, made)
+
+
+def _recognise(
+    bound: BoundPlugin, config: ModelConfig, checkpoint: Checkpoint
+) -> tuple[str, WeightMap, tuple[str, ...]]:
+    """The layout whose map accounts for most of the checkpoint's tensors."""
+    maps = {layout: bound.weight_map(config, layout) for layout in LAYOUTS}
+    known = {layout: found for layout, found in maps.items() if found is not None}
+    if not known:
+        raise WeightsError(f"plugin {bound.name} has no weight map for any layout", expected=" or ".join(LAYOUTS))
+    covered = {layout: coverage(found, checkpoint.tensors) for layout, found in known.items()}
+    layout = max(covered, key=lambda name: covered[name])
+    notes = []
+    if checkpoint.alternates:
+        notes.append(f"the weights are there twice; not read: {', '.join(checkpoint.alternates)}")
+    return layout, known[layout], tuple(notes)

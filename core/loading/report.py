@@ -1,0 +1,46 @@
+"""What a load did, to read or to paste."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.registry import Claim
+from core.weights import Plan
+from core.weights.dtypes import spelling
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load did, to read or to paste.
+
+    Attributes:
+        plan: which tensors went where, and everything that was left unread.
+        claim: the plugin's claim; shadowed: other claims of the type.
+        device: what the model was loaded onto.
+        stray_files: weight files of the checkpoint that are no part of the model.
+        seconds: how long reading the weights took; 0 for a lazy load.
+    """
+
+    plan: Plan
+    claim: Claim
+    device: str
+    stray_files: tuple[str, ...] = ()
+    shadowed: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        plan = self.plan
+        lines = [
+            f"{plan.source}: {plan.model_type}, loaded by {plan.plugin}, layout {plan.layout}",
+            f"  {plan.parameters:,} parameters, {plan.bytes:,} bytes, "
+            f"computes in {spelling(plan.compute_dtype)} on {self.device}",
+        ]
+        if plan.unread_keys:
+            lines.append(f"  config keys nobody read: {', '.join(plan.unread_keys)}")
+        if plan.ignored:
+            lines.append(f"  tensors left unread: {len(plan.ignored)}")
+        if self.stray_files:
+            lines.append(f"  files that are no part of the model: {', '.join(self.stray_files)}")
+        if self.shadowed:
+            lines.append(f"  other claims of {plan.model_type}: {'; '.join(self.shadowed)}")
+        return "\n".join(lines + [f"  {note}" for note in plan.notes])
