@@ -37,6 +37,7 @@ class FusedLinear(nn.Module):
         self._bias = bias
         self._experts = experts
         self._groups: tuple[tuple[str, ...], ...] = ()
+        self._whole = True
         self.linears: list[nn.Module] = []
         self.regroup([tuple(parts)])
 
@@ -53,6 +54,7 @@ class FusedLinear(nn.Module):
     def regroup(self, groups: Sequence[Sequence[str]]) -> None:
         """Replaces ``linears`` by fresh, unquantized ones, one for each group of part names."""
         self._groups = tuple(tuple(group) for group in groups)
+        self._whole = self._groups == (tuple(self._parts),)
         self.linears = [self._linear(sum(self._parts[name] for name in group)) for group in self._groups]
 
     def _linear(self, output_dims: int) -> nn.Module:
@@ -62,7 +64,7 @@ class FusedLinear(nn.Module):
 
     def __call__(self, x: mx.array, *routing: Any) -> list[mx.array]:
         """The parts' outputs in order; ``x`` is ``[..., input_dims]``. Experts take their routing as well."""
-        if len(self._groups) == 1:
+        if self._whole:
             return _split(self.linears[0](x, *routing), list(self._parts.values()))
         outputs: dict[str, mx.array] = {}
         for group, linear in zip(self._groups, self.linears, strict=True):
@@ -72,7 +74,7 @@ class FusedLinear(nn.Module):
 
     def joined(self, x: mx.array, *routing: Any) -> mx.array:
         """The parts' outputs in order, in one array ``[..., sum of parts]``."""
-        if len(self._groups) == 1:
+        if self._whole:
             output: mx.array = self.linears[0](x, *routing)
             return output
         return mx.concatenate(self(x, *routing), axis=-1)

@@ -89,7 +89,7 @@ class RoPE:
         if self.parameters.rope_type == "dynamic":
             factor, original = _known(self.parameters.factor), self._length
             length = mx.maximum(mx.max(positions) + seq, original).astype(mx.float32)
-            stretch = (factor * length / original - (factor - 1)) ** (self.dims / (self.dims - 2))
+            stretch = (1 + factor * (length - original) / original) ** (self.dims / (self.dims - 2))
             return (self.parameters.rope_theta * stretch) ** (mx.arange(0, self.dims, 2, dtype=mx.float32) / self.dims)
         assert self._wavelengths is not None
         if self._long_wavelengths is None:
