@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,15 @@ def test_where_a_module_would_come_from(site: Path) -> None:
     for value in ("package.absent", "absent.inner", "not a module", "sys"):
         assert locate(Claim("x", "installed", value, "p", "1")) is None
     assert locate(Claim("x", "registered", "tests", plugin=pytest)) == Path(pytest.__file__)
+
+
+def test_a_foreign_package_called_plugins_is_not_taken_for_ours(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (site / "plugins").mkdir()
+    (site / "plugins/__init__.py").write_text("")
+    (site / "plugins/mistral.py").write_text("")
+    monkeypatch.delitem(sys.modules, "plugins", raising=False)
+    (claim,) = (claim for claim in claims() if claim.model_type == "mistral")
+    assert locate(claim) == ROOT / "plugins/mistral/__init__.py"
 
 
 @pytest.mark.parametrize("arguments", [("--plugins", "x"), ("--plugins", "--keys"), ("--import", "x"), ()])

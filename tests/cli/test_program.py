@@ -134,7 +134,7 @@ def test_a_full_disk_is_an_error() -> None:
 
 def test_interrupting_a_generation() -> None:
     command = [sys.executable, "-m", "core", "generate", "Once", "--model", str(STORIES), "-n", "1000000"]
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
     assert child.stdout is not None
     first = child.stdout.read(1)  # text comes before the end, which is far away
     child.send_signal(signal.SIGINT)
