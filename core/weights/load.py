@@ -47,6 +47,23 @@ def execute(
         WeightsError: a tensor holds NaN or infinity.
         CheckpointError: a shard cannot be read any more.
     """
+    for _ in execute_blocks(plan, model, checkpoint, lazy=lazy, check_finite=check_finite, progress=progress):
+        pass
+
+
+def execute_blocks(
+    plan: Plan,
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    *,
+    lazy: bool = False,
+    check_finite: bool = True,
+    progress: Progress | None = None,
+) -> Iterator[list[Entry]]:
+    """``execute``, one block at a time: yields the entries of each when they are in the model.
+
+    Who takes a block's arrays out of the model again before asking for the next holds one block at a time.
+    """
     plan.check()
     reader = _Reader(checkpoint)
     done, total = 0, plan.bytes
@@ -57,12 +74,13 @@ def execute(
             array = reader.build(entry.source, axis).astype(entry.dtype)
             replace(model, entry.parameter, array)
             arrays.append(array)
-        if lazy:
-            continue
-        _evaluate(arrays, entries, reader, check_finite, checkpoint)
+        if not lazy:
+            _evaluate(arrays, entries, reader, check_finite, checkpoint)
+        arrays.clear()
         done += sum(entry.nbytes for entry in entries)
-        if progress is not None:
+        if progress is not None and not lazy:
             progress(done, total)
+        yield entries
     if not lazy:
         mx.clear_cache()
 
