@@ -23,7 +23,7 @@ def configure(checkpoint: Checkpoint, plugin: Any, strict: bool) -> tuple[dict[s
         raise ConfigError(
             f"nobody reads the config keys {', '.join(map(repr, unread))}",
             where=where,
-            hint=f"Load without strict=True to ignore them, or let {bound.name} read them or declare them harmless.",
+            hint=f"Without strict they are ignored; or let {bound.name} read them or declare them harmless.",
         )
     return raw, bound, config
 

@@ -98,10 +98,12 @@ class Fitter:
                 expected=f"Concat of {len(names)} parts ({', '.join(names)})",
                 found=joined_parts(row.source) or "no Concat",
             )
-        groups: dict[_Kind, list[int]] = {}
-        for index, name in enumerate(names):
-            kind = self._kind(f"{row.target}.{name}", select(row.source, (index,)))
-            groups.setdefault(kind, []).append(index)
+        kinds = [self._kind(f"{row.target}.{name}", select(row.source, (i,))) for i, name in enumerate(names)]
+        # A part that is missing altogether goes with the others, so that the plan names it where it belongs.
+        usual = next(filter(None, kinds), None)
+        groups: dict[_Kind | None, list[int]] = {}
+        for index, kind in enumerate(kinds):
+            groups.setdefault(kind or usual, []).append(index)
         if len(groups) > 1:
             target.regroup([[names[i] for i in group] for group in groups.values()])
         parameters = []
@@ -112,7 +114,8 @@ class Fitter:
         return parameters
 
     def _fit_module(self, path: str, source: Node, rows: tuple[int, ...] | None) -> list[Parameter]:
-        settings = self._kind(path, source).settings
+        kind = self._kind(path, source)
+        settings = kind.settings if kind is not None else None
         if settings is not None:
             self._quantize(path, settings, leaves(source)[0])
         module = find(self._model, path)
@@ -121,8 +124,8 @@ class Fitter:
             for role, array in own_arrays(module).items()
         ]
 
-    def _kind(self, path: str, source: Node) -> _Kind:
-        """The kind that all leaves of ``source`` share; the plan reports those whose tensors are absent."""
+    def _kind(self, path: str, source: Node) -> _Kind | None:
+        """The kind that all leaves of ``source`` share, as far as they are there; None where none is."""
         kinds: dict[_Kind, str] = {}
         for name in leaves(source):
             if f"{name}.weight" in self._tensors:
@@ -136,7 +139,7 @@ class Fitter:
                 found=f"{second}: {_describe(other)}",
                 hint="Experts of one layer must be stored alike.",
             )
-        return next(iter(kinds), _Kind(None, ()))
+        return next(iter(kinds), None)
 
     def _leaf_kind(self, name: str) -> _Kind:
         dtypes = tuple(
