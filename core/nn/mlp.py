@@ -63,7 +63,9 @@ class Experts(nn.Module):
         flat = indices.flatten()
         order = mx.argsort(flat)
         y = x.reshape(-1, 1, x.shape[-1])[order // k]
-        y = self._feed(y, flat[order], True).squeeze(-2)
+        y = self._feed(y, flat[order], True)
+        # Back in order first, shaped after: the gradient of a squeeze has strides that MLX 0.32's CUDA backend misreads
+        # in a sorted product, and the gradients of all that lies before would be wrong.
         return y[mx.argsort(order)].reshape(*indices.shape, -1)
 
     def _feed(self, x: mx.array, indices: mx.array, in_order: bool) -> mx.array:

@@ -102,7 +102,7 @@ def test_the_peak_of_a_load_is_the_model_and_one_block(case: str, tmp_path: Path
     for count in (layers, 2 * layers):
         figures = measured(write_model(tmp_path / str(count), count, **options))
         assert figures["active"] == pytest.approx(figures["bytes"], abs=MIB)
-        assert figures["cached"] == 0
+        assert figures["cached"] < MIB  # a GPU keeps a few bytes
         assert figures["peak"] <= figures["bytes"] + figures["block"] + MIB, figures
 
 
