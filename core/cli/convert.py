@@ -100,8 +100,12 @@ def _quantize(args: argparse.Namespace) -> Any:
         return args.recipe
     if not asked:
         return None
+    if args.bits is None and args.group_size is not None:
+        raise UsageError("--group-size needs --bits", hint="For instance --bits 4 --group-size 64.")
     if args.bits is None:
-        raise UsageError("--group-size and --mode need --bits", hint="For instance --bits 4 --group-size 64.")
+        return args.mode  # with MLX's own defaults for it
+    if args.group_size is None and args.mode in (None, "affine"):
+        return args.bits
     from core.weights import Quantization
 
     return Quantization(args.bits, args.group_size or 64, args.mode or "affine")

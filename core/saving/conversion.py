@@ -5,6 +5,7 @@ Memory: the largest block as it is read, the same block as it is written, and on
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 from collections.abc import Mapping
@@ -170,10 +171,12 @@ def _as_stored(entry: Entry, dtype: mx.Dtype | None) -> Entry:
 
 def _quantization(quantize: Any, dequantize: bool) -> Mapping[str, Any]:
     """The options that ``prepare`` is given for quantization; none where nothing is asked for."""
+    known = inspect.signature(prepare).parameters
     options: dict[str, Any] = {"quantize": quantize} if quantize is not None else {}
+    if options and "recipe" in known:
+        options = {"recipe": importlib.import_module("core.weights.recipes").recipe(quantize)}
     if dequantize:
         options["dequantize"] = True
-    known = inspect.signature(prepare).parameters
     for name in options:
         if name not in known:
             raise UsageError(f"{name}= is not available in this version", hint="Convert without it.")

@@ -54,7 +54,7 @@ def test_refusals_are_one_error_each_and_force_is_the_way_out(corelm: Run, tmp_p
         (("{source}", "{out}/x", "--layout", "gguf"), 2, "invalid choice"),
         (("{source}", "{out}/x", "--max-shard-size", "big"), 2, "no size: 'big'"),
         (("{source}", "{out}/x", "--max-shard-size", "0GB"), 2, "at least one byte"),
-        (("{source}", "{out}/x", "--group-size", "64"), 2, "need --bits"),
+        (("{source}", "{out}/x", "--group-size", "64"), 2, "needs --bits"),
         (("{source}", "{out}/x", "--bits", "4", "--dequantize"), 2, "contradicts"),
         (("{source}", "{out}/x", "--bits", "4", "--recipe", "mixed"), 2, "contradicts"),
         (("{source}",), 2, "DST"),
