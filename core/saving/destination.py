@@ -96,11 +96,20 @@ def new_directory(place: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield partial
         with refusals(place):
-            os.fsync(lock)  # the names in it, before its own
+            _flush(partial)
             _rename(partial, place)
     finally:
         os.close(lock)
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _flush(directory: Path) -> None:
+    """Files and names reach the disk before the name of the whole does: power may fail, too."""
+    for path in [*directory.rglob("*"), directory]:
+        file = os.open(path, os.O_RDONLY)
+        with suppress(OSError):  # some file systems flush no directories
+            os.fsync(file)
+        os.close(file)
 
 
 def _rename(partial: Path, place: Path) -> None:
