@@ -6,35 +6,20 @@ Knows names of files; looks into none of them.
 from __future__ import annotations
 
 import shutil
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from core.checkpoint import Checkpoint
+from core.checkpoint.hub import is_companion
 from core.errors import SaveError
 from core.saving.writer import refusals
 
-_PATTERNS = (
-    "generation_config.json",
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tekken.json",
-    "tokenizer.model*",
-    "*.model",
-    "*.tiktoken",
-    "chat_template.json",
-    "*.jinja",
-    "LICENSE*",
-    "NOTICE*",
-)
+_OF_WEIGHTS = frozenset({"config.json", "params.json", "hf_quant_config.json", "quantize_config.json"})
+"""Configs that tell of the weights as they were in the source; the target's own says what they are now."""
 
 
 def companions(checkpoint: Checkpoint) -> list[str]:
     """Names of the files to carry along; of subdirectories, only that of the named chat templates."""
-    return [name for name in checkpoint.files if _is_companion(name.rpartition("/")[2])]
+    return [name for name in checkpoint.files if is_companion(name) and name not in _OF_WEIGHTS]
 
 
 def copy_companions(checkpoint: Checkpoint, directory: Path) -> None:
@@ -53,7 +38,3 @@ def copy_companions(checkpoint: Checkpoint, directory: Path) -> None:
         with refusals(directory / name):
             (directory / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(root / name, directory / name)
-
-
-def _is_companion(name: str) -> bool:
-    return not name.endswith(".py") and any(fnmatchcase(name, pattern) for pattern in _PATTERNS)

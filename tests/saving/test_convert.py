@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import shutil
@@ -19,6 +20,7 @@ from core.saving import plan_conversion
 from core.saving.writer import ShardWriter
 from tests.fixtures import STORIES_SHARDED, oracle
 from tests.fixtures.variants import Tensor, read_tensors, variant
+from tests.saving.compare import assert_same_tensors
 
 MIXTRAL = oracle("mixtral_swa8")
 
@@ -141,3 +143,17 @@ def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         core.convert(MIXTRAL, tmp_path / "out", layout="mistral")
     with pytest.raises(UsageError, match="must be positive"):
         core.convert(MIXTRAL, tmp_path / "out", max_shard_size=0)
+
+
+@pytest.mark.skipif("quantize" not in inspect.signature(core.load).parameters, reason="loading does not quantize yet")
+@pytest.mark.parametrize("setting", [4, "mxfp4", {"*.w2": 8, "lm_head": False, "*": 4}], ids=str)
+def test_quantizing_on_the_way_is_saving_what_was_quantized_on_load(setting: object, tmp_path: Path) -> None:
+    source = variant(MIXTRAL, tmp_path / "source", config={"sliding_window": None})
+    core.convert(source, tmp_path / "converted", quantize=setting, layout="mlx")
+    lm = core.load(source, tokenizer=False, **{"quantize": setting})  # type: ignore[arg-type]
+    core.save(lm, tmp_path / "saved", layout="mlx")
+    assert_same_tensors(tmp_path / "converted", tmp_path / "saved")
+    assert json.loads((tmp_path / "converted" / "config.json").read_text())["quantization"]
+    core.convert(tmp_path / "converted", tmp_path / "floats", dequantize=True)
+    assert "quantization" not in json.loads((tmp_path / "floats" / "config.json").read_text())
+    assert core.plan(tmp_path / "floats").ok
