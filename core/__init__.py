@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from core.loading import build, load, load_config, load_tokenizer, plan
     from core.nn import Cache, CacheSpec
     from core.registry import register, unregister
+    from core.saving import convert, save
     from core.weights import Plan
 
 _HOMES = {
@@ -28,6 +29,7 @@ _HOMES = {
     "LanguageModel": "core.language_model",
     "Plan": "core.weights",
     "build": "core.loading",
+    "convert": "core.saving",
     "generate_tokens": "core.generation",
     "hookimpl": "core.hookspecs",
     "load": "core.loading",
@@ -35,6 +37,7 @@ _HOMES = {
     "load_tokenizer": "core.loading",
     "plan": "core.loading",
     "register": "core.registry",
+    "save": "core.saving",
     "unregister": "core.registry",
 }
 
@@ -47,6 +50,7 @@ __all__ = [
     "Plan",
     "__version__",
     "build",
+    "convert",
     "generate_tokens",
     "hookimpl",
     "load",
@@ -54,6 +58,7 @@ __all__ = [
     "load_tokenizer",
     "plan",
     "register",
+    "save",
     "unregister",
 ]
 

@@ -96,6 +96,10 @@ class InsufficientMemoryError(CoreError):
     """The model and its caches do not fit into the device's memory."""
 
 
+class SaveError(CoreError):
+    """A checkpoint cannot be written: something is in its way, the disk is full, or it reads back otherwise."""
+
+
 class TokenizerError(CoreError):
     """A tokenizer file is absent, damaged or of a kind that is not supported."""
 

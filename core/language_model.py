@@ -15,7 +15,7 @@ from core.nn import Cache
 
 if TYPE_CHECKING:
     from core.config import ModelConfig
-    from core.loading import LoadReport
+    from core.loading import LoadReport, Origin
     from core.text import Tokenizer
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -33,6 +33,7 @@ class LanguageModel:
         tokenizer: None when loaded with ``tokenizer=False``.
         report: what was loaded, by whom, and what was left unread.
         generation_config: the checkpoint's own defaults, as in its ``generation_config.json``.
+        origin: what ``core.save`` needs to know; None for a model that was not loaded.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class LanguageModel:
         tokenizer: Tokenizer | None,
         report: LoadReport,
         generation_config: Mapping[str, Any] | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self.model = model
         self.config = config
         self.tokenizer = tokenizer
         self.report = report
         self.generation_config = dict(generation_config or {})
+        self.origin = origin
 
     def __repr__(self) -> str:
         return f"<LanguageModel {self.report.plan.source} ({self.config.model_type})>"

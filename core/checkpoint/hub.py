@@ -37,8 +37,10 @@ COMPANIONS = (
     "*.tiktoken",
     "chat_template.json",
     "*.jinja",
+    "LICENSE*",
+    "NOTICE*",
 )
-"""What is downloaded beside the weights: configs, tokenizers, chat templates. No code, no pickles."""
+"""What is downloaded beside the weights: configs, tokenizers, chat templates, terms. No code, no pickles."""
 
 
 class Repository:
@@ -131,7 +133,8 @@ def cached_snapshot(hub: HubId) -> Directory | None:
 
 def is_companion(name: str) -> bool:
     """Whether a file is downloaded beside the weights."""
-    return any(fnmatchcase(name.rpartition("/")[2], pattern) for pattern in COMPANIONS)
+    plain = name.rpartition("/")[2]
+    return not plain.endswith(".py") and any(fnmatchcase(plain, pattern) for pattern in COMPANIONS)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import mlx.core as mx
 
-_DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16")
 SOURCE_HELP = "a directory, a hub repository org/name[@revision], or demo:NAME"
 
 
@@ -19,7 +19,7 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
         "--plugin", metavar="P", help="distribution or module that loads it, instead of the usual choice"
     )
     group.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
-    group.add_argument("--dtype", choices=_DTYPES, help="compute in this dtype, instead of the checkpoint's")
+    group.add_argument("--dtype", choices=DTYPES, help="compute in this dtype, instead of the checkpoint's")
     group.add_argument("--strict", action="store_true", help="refuse config keys that nobody reads")
 
 

@@ -6,6 +6,7 @@ architecture: what differs between them is asked of the plugin that the registry
 
 from core.loading.entry import load, load_config, load_tokenizer, plan
 from core.loading.memory import MemoryFit, MemoryWarning, memory_fit
+from core.loading.origin import Origin
 from core.loading.prepared import Prepared, prepare, prepare_opened
 from core.loading.report import LoadReport
 from core.loading.skeleton import BuiltModel, build
@@ -15,6 +16,7 @@ __all__ = [
     "LoadReport",
     "MemoryFit",
     "MemoryWarning",
+    "Origin",
     "Prepared",
     "build",
     "load",

@@ -14,6 +14,7 @@ from core.device import describe
 from core.errors import TokenizerError
 from core.loading import memory
 from core.loading.configure import configure
+from core.loading.origin import Origin
 from core.loading.prepared import Prepared, prepare
 from core.loading.report import LoadReport
 from core.registry import claims, status
@@ -130,7 +131,8 @@ def load(
         # that one thread has loaded serves others.
         mx.eval(prepared.model)
     generation = checkpoint.read_json("generation_config.json") if checkpoint.has("generation_config.json") else {}
-    return LanguageModel(prepared.model, prepared.config, text, report, generation)
+    origin = Origin(checkpoint, prepared.raw_config, prepared.bound)
+    return LanguageModel(prepared.model, prepared.config, text, report, generation, origin)
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:

@@ -12,6 +12,8 @@ from tests.checkpoint.hub_server import Hub, serve
 from tests.cli.conftest import Run
 from tests.fixtures import STORIES
 
+STORIES_BYTES = (STORIES / "model.safetensors").stat().st_size
+
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
@@ -40,7 +42,7 @@ def test_inspecting_reads_headers_by_range(hub: Hub, process: Run, environment: 
     assert f"\n  revision        {hub.commit}\n" in outcome.out
     assert "\n  loaded by       plugins.mistral " in outcome.out
     weights = sum(request.sent for request in hub.requests if request.path.endswith(".safetensors"))
-    assert 0 < weights < (STORIES / "model.safetensors").stat().st_size / 4
+    assert 0 < weights < STORIES_BYTES / 4
 
 
 @pytest.mark.parametrize("name", ["org/absent", "org/model@absent"])
@@ -60,3 +62,20 @@ def test_a_download_shows_its_progress_to_people_alone(
     outcome = watched(*command, **environment())
     assert (outcome.code, outcome.out) == (0, silent.out)
     assert "Fetching" in outcome.err
+
+
+def test_a_repository_is_converted_and_its_card_says_which(
+    hub: Hub, process: Run, environment: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    target = tmp_path / "out"
+    planned = process("convert", "org/model", target, "--dtype", "float16", "--dry-run", env=environment())
+    assert (planned.code, planned.err) == (0, "")
+    assert sum(one.sent for one in hub.requests if one.path.endswith(".safetensors")) < STORIES_BYTES / 4
+    done = process("convert", "org/model", target, "--dtype", "float16", env=environment())
+    assert (done.code, done.err) == (0, "")
+    assert done.out == planned.out.replace("would be written", "written and verified")
+    files = done.out.rpartition("other files")[2].strip().split(", ")
+    assert sorted(path.name for path in target.iterdir()) == sorted([*files, "model.safetensors"])
+    card = (target / "README.md").read_text()
+    assert "base_model: org/model" in card
+    assert f"| revision | {hub.commit} |" in card

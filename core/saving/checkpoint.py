@@ -1,0 +1,57 @@
+"""Writes a planned checkpoint: weights, config, index, companions, card; all of it, or nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from core.checkpoint import Checkpoint
+from core.saving.card import model_card
+from core.saving.companions import companions, copy_companions
+from core.saving.destination import check_space, new_directory
+from core.saving.shards import INDEX, index_of
+from core.saving.target import Target
+from core.saving.writer import ShardWriter, refusals
+
+_CARD = "README.md"
+
+
+def files_of(target: Target, source: Checkpoint) -> list[str]:
+    """Names of all files that ``write_checkpoint`` writes."""
+    index = [INDEX] if len(target.shards) > 1 else []
+    return [*(shard.name for shard in target.shards), *index, "config.json", *companions(source), _CARD]
+
+
+def write_checkpoint(place: Path, target: Target, source: Checkpoint, fill: Callable[[ShardWriter], None]) -> None:
+    """Writes everything.
+
+    Args:
+        place: from ``check_destination``.
+        source: a local checkpoint, whose companions go along.
+        fill: hands the writer all tensors, in the planned order.
+
+    Raises:
+        SaveError: there is no room, the system refuses, or what was written reads otherwise.
+    """
+    check_space(place, target.nbytes)
+    with new_directory(place) as directory:
+        with ShardWriter(directory, target.shards) as writer:
+            fill(writer)
+            # Before the end of the weights is checked: an index must agree with their headers.
+            index = index_of(target.shards, target.parameters)
+            if index is not None:
+                _write_json(directory / INDEX, index)
+            writer.finish()
+        copy_companions(source, directory)
+        _write_json(directory / "config.json", target.config)
+        _write_text(directory / _CARD, model_card(target, source.source, source.revision))
+
+
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
+    _write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with refusals(path):
+        path.write_text(text, encoding="utf-8")

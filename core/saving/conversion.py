@@ -1,0 +1,183 @@
+"""``core.convert``: from checkpoint to checkpoint, one block at a time, so that a model need not fit in memory.
+
+Memory: the largest block as it is read, the same block as it is written, and one tensor.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from core.checkpoint import Checkpoint
+from core.errors import UsageError
+from core.loading import Prepared, prepare
+from core.saving.checkpoint import files_of, write_checkpoint
+from core.saving.destination import check_destination, check_space
+from core.saving.shards import DEFAULT_SHARD_SIZE
+from core.saving.target import Target, make_target
+from core.saving.writer import ShardWriter
+from core.weights import Entry, Plan
+from core.weights.dtypes import FLOATS
+from core.weights.load import Progress, execute_blocks
+from core.weights.tree import find
+from core.weights.tree import replace as put
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A conversion before its first weight byte.
+
+    Attributes:
+        plan: of the reading; every parameter becomes what will be written.
+        target: what will be written.
+        files: names of all files that will be written.
+    """
+
+    prepared: Prepared = field(repr=False)
+    plan: Plan = field(repr=False)
+    target: Target
+    place: Path
+    files: tuple[str, ...]
+
+
+def plan_conversion(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    layout: str | None = None,
+    dtype: mx.Dtype | None = None,
+    quantize: Any = None,
+    dequantize: bool = False,
+    max_shard_size: int = DEFAULT_SHARD_SIZE,
+    force: bool = False,
+    plugin: Any = None,
+    strict: bool = False,
+    revision: str | None = None,
+    progress: bool = False,
+) -> Conversion:
+    """Says what ``convert`` would do: reads headers, writes nothing. Arguments and errors are those of ``convert``."""
+    options = {"plugin": plugin, "strict": strict, "revision": revision, "progress": progress}
+    prepared = prepare(source, **options, **_quantization(quantize, dequantize))
+    prepared.plan.check()
+    place = check_destination(Path(destination), force=force, source=prepared.checkpoint.path)
+    plan = replace(prepared.plan, entries=tuple(_as_stored(entry, dtype) for entry in prepared.plan.entries))
+    dtypes = {entry.parameter: entry.dtype for entry in plan.entries}
+    target = make_target(
+        prepared.model,
+        prepared.bound,
+        prepared.config,
+        prepared.raw_config,
+        plan,
+        layout=layout,
+        order=tuple(dtypes),
+        stored=lambda parameter, _: dtypes[parameter],
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+    )
+    return Conversion(prepared, plan, target, place, tuple(files_of(target, prepared.checkpoint)))
+
+
+def convert(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    layout: str | None = None,
+    dtype: mx.Dtype | None = None,
+    quantize: Any = None,
+    dequantize: bool = False,
+    max_shard_size: int = DEFAULT_SHARD_SIZE,
+    force: bool = False,
+    plugin: Any = None,
+    strict: bool = False,
+    check_finite: bool = True,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Writes a checkpoint anew: in another layout, dtype or quantization; all of it, or nothing.
+
+    Args:
+        source: directory, hub repository ``org/name`` or ``demo:NAME``.
+        destination: a directory that does not exist yet, beside which the work is done.
+        layout: ``"hf"`` or ``"mlx"``; None keeps the source's.
+        dtype: of all floats; None keeps each tensor's own.
+        quantize, dequantize: as for ``core.load``.
+        max_shard_size: bytes of tensors in one file at most.
+        force: replace a checkpoint that is there.
+        check_finite: refuse NaN and infinity, also those that ``dtype`` is too small for.
+        progress: called with the bytes converted so far and in all.
+
+    Raises:
+        UsageError: the options contradict each other, or source and destination are the same place.
+        SaveError: something is in the way, the disk is full, or what was written reads otherwise.
+        CheckpointError, ConfigError, PluginError, WeightsError: as for ``core.load``.
+    """
+    conversion = plan_conversion(
+        source,
+        destination,
+        layout=layout,
+        dtype=dtype,
+        quantize=quantize,
+        dequantize=dequantize,
+        max_shard_size=max_shard_size,
+        force=force,
+        plugin=plugin,
+        strict=strict,
+        revision=revision,
+        progress=progress is not None,
+    )
+    check_space(conversion.place, conversion.target.nbytes)  # before a download
+    checkpoint = conversion.prepared.checkpoint.fetch_weights()
+
+    def fill(writer: ShardWriter) -> None:
+        _stream(conversion, checkpoint, writer, check_finite, progress)
+
+    write_checkpoint(conversion.place, conversion.target, checkpoint, fill)
+    return conversion
+
+
+def _stream(
+    conversion: Conversion,
+    checkpoint: Checkpoint,
+    writer: ShardWriter,
+    check_finite: bool,
+    progress: Progress | None,
+) -> None:
+    model, inverses = conversion.prepared.model, conversion.target.inverses
+    gone = mx.zeros((0,))
+    blocks = execute_blocks(conversion.plan, model, checkpoint, check_finite=check_finite, progress=progress)
+    for entries in blocks:
+        for entry in entries:
+            tensors = inverses[entry.parameter].tensors(find(model, entry.parameter))
+            put(model, entry.parameter, gone)  # what is written is let go, and the block with it
+            for name, array in tensors:
+                writer.write(name, array)
+            del tensors, name, array
+        mx.clear_cache()
+
+
+def _as_stored(entry: Entry, dtype: mx.Dtype | None) -> Entry:
+    """The entry with the dtype of the file in memory, too: nothing is computed, and no block is twice its size."""
+    if entry.dtype not in FLOATS.values():
+        return entry
+    return replace(entry, dtype=dtype or FLOATS.get(entry.storage, entry.dtype))
+
+
+def _quantization(quantize: Any, dequantize: bool) -> Mapping[str, Any]:
+    """The options that ``prepare`` is given for quantization; none where nothing is asked for."""
+    known = inspect.signature(prepare).parameters
+    options: dict[str, Any] = {"quantize": quantize} if quantize is not None else {}
+    if options and "recipe" in known:
+        options = {"recipe": importlib.import_module("core.weights.recipes").recipe(quantize)}
+    if dequantize:
+        options["dequantize"] = True
+    for name in options:
+        if name not in known:
+            raise UsageError(f"{name}= is not available in this version", hint="Convert without it.")
+    return options

@@ -1,0 +1,105 @@
+"""Which tensors a checkpoint will hold, in the order in which they are written: known before any of them is computed.
+
+Reads shapes off a model, evaluated or not. Knows no file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from core.errors import WeightsError
+from core.weights import Quantization
+from core.weights.dtypes import spelling
+from core.weights.invert import Inverse
+from core.weights.rules import leaves
+from core.weights.tree import find
+
+DTYPES: Mapping[mx.Dtype, str] = {
+    mx.bool_: "BOOL",
+    mx.uint8: "U8",
+    mx.int8: "I8",
+    mx.uint16: "U16",
+    mx.int16: "I16",
+    mx.float16: "F16",
+    mx.bfloat16: "BF16",
+    mx.uint32: "U32",
+    mx.int32: "I32",
+    mx.float32: "F32",
+    mx.uint64: "U64",
+    mx.int64: "I64",
+    mx.complex64: "C64",
+}
+"""MLX's dtypes in safetensors' spelling."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor to be written.
+
+    Attributes:
+        name: in the checkpoint.
+        dtype: as stored.
+        shape: as stored.
+    """
+
+    name: str
+    dtype: mx.Dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of data."""
+        return math.prod(self.shape) * self.dtype.size
+
+
+def tabulate(
+    model: nn.Module, found: Mapping[str, Inverse], order: Iterable[str], stored: Callable[[str, mx.Dtype], mx.Dtype]
+) -> list[Tensor]:
+    """The tensors of a model's parameters.
+
+    Args:
+        order: the parameters, in the order in which they will be written.
+        stored: from a parameter's path and dtype to the dtype in the file.
+
+    Raises:
+        WeightsError: a parameter has a dtype that safetensors has not.
+    """
+    tensors = []
+    for parameter in order:
+        array = find(model, parameter)
+        dtype = stored(parameter, array.dtype)
+        if dtype not in DTYPES:
+            raise WeightsError(f"parameter {parameter!r} cannot be saved", found=spelling(dtype))
+        tensors += [Tensor(name, dtype, tuple(part.shape)) for name, part in found[parameter].tensors(array)]
+    return tensors
+
+
+def quantized_paths(model: nn.Module, found: Mapping[str, Inverse]) -> dict[str, Quantization]:
+    """Path in the checkpoint of every quantized matrix → its settings, as the model's modules have them."""
+    return {path: settings for inverse, settings in _quantized(model, found) for path in leaves(inverse.source)}
+
+
+def count_parameters(model: nn.Module, found: Mapping[str, Inverse]) -> int:
+    """Number of weights, counting the elements of quantized matrices and not their scales."""
+    packed = {inverse.parameter: settings for inverse, settings in _quantized(model, found)}
+    modules = {parameter.rpartition(".")[0] for parameter in packed}
+    total = 0
+    for parameter, inverse in found.items():
+        size = find(model, parameter).size
+        if parameter in packed:
+            total += size * 32 // packed[parameter].bits
+        elif inverse.role == "bias" or parameter.rpartition(".")[0] not in modules:
+            total += size
+    return total
+
+
+def _quantized(model: nn.Module, found: Mapping[str, Inverse]) -> Iterator[tuple[Inverse, Quantization]]:
+    for parameter, inverse in found.items():
+        module = find(model, parameter.rpartition(".")[0]) if inverse.role == "weight" else None
+        if isinstance(module, nn.Module) and "scales" in module:
+            yield inverse, Quantization(module.bits, module.group_size, module.mode)
