@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from core.evaluation import Evaluation, evaluate
     from core.generation import GenerationResult, generate_tokens
     from core.hookspecs import hookimpl
     from core.language_model import LanguageModel
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "Cache": "core.nn",
     "CacheSpec": "core.nn",
+    "Evaluation": "core.evaluation",
     "GenerationResult": "core.generation",
     "LanguageModel": "core.language_model",
     "Plan": "core.weights",
     "build": "core.loading",
     "convert": "core.saving",
+    "evaluate": "core.evaluation",
     "generate_tokens": "core.generation",
     "hookimpl": "core.hookspecs",
     "load": "core.loading",
@@ -45,12 +48,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Cache",
     "CacheSpec",
+    "Evaluation",
     "GenerationResult",
     "LanguageModel",
     "Plan",
     "__version__",
     "build",
     "convert",
+    "evaluate",
     "generate_tokens",
     "hookimpl",
     "load",

@@ -110,3 +110,7 @@ class ChatTemplateError(CoreError):
 
 class CacheError(CoreError):
     """A cache cannot do what is asked of it: wrong batch, wrong model, or a rewind past what it still holds."""
+
+
+class EvaluationError(CoreError):
+    """A text cannot be scored, or two models cannot be compared on it."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import core
-from core.cli import convert, doctor, generate, inspect
+from core.cli import convert, doctor, evaluate, generate, inspect
 from core.cli.terminal import clean_prose, fold, is_terminal, say
 from core.errors import CoreError, UsageError
 
@@ -33,7 +33,13 @@ class Command(Protocol):
         """Does the work and returns the exit code; raises what it cannot do."""
 
 
-COMMANDS: dict[str, Command] = {"generate": generate, "inspect": inspect, "convert": convert, "doctor": doctor}
+COMMANDS: dict[str, Command] = {
+    "generate": generate,
+    "inspect": inspect,
+    "convert": convert,
+    "evaluate": evaluate,
+    "doctor": doctor,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The progress bar of a load or a conversion: on stderr, and only where a person watches."""
+"""Progress bars: on stderr, and only where a person watches."""
 
 from __future__ import annotations
 
@@ -8,18 +8,29 @@ from collections.abc import Callable, Iterator
 
 from core.cli.terminal import is_terminal
 
+Advance = Callable[[int, int], None]
+
+
+def loading_progress(label: str = "loading") -> contextlib.AbstractContextManager[Advance | None]:
+    """The callback for ``core.load`` or ``core.convert``, which then shows downloads too; None where nobody watches."""
+    return _bar(label, of_bytes=True)
+
+
+def evaluation_progress() -> contextlib.AbstractContextManager[Advance | None]:
+    """The callback for ``core.evaluate``; None where nobody watches."""
+    return _bar("evaluating", of_bytes=False)
+
 
 @contextlib.contextmanager
-def loading_progress(label: str = "loading") -> Iterator[Callable[[int, int], None] | None]:
-    """The callback for ``core.load`` or ``core.convert``, which then shows downloads too; None where nobody watches."""
+def _bar(label: str, *, of_bytes: bool) -> Iterator[Advance | None]:
     if not is_terminal(sys.stderr):
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn(label), BarColumn(), DownloadColumn(binary_units=True))
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    counts = (DownloadColumn(binary_units=True),) if of_bytes else (MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(TextColumn(label), BarColumn(), *counts, console=Console(stderr=True), transient=True)
     task = bar.add_task(label)
 
     def advance(done: int, total: int) -> None:

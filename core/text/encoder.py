@@ -5,6 +5,7 @@ Knows ``tokenizers`` and what a `Fence` protected; knows nothing of templates or
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
 from threading import Lock
@@ -14,7 +15,7 @@ from core.errors import TokenizerError
 from core.text.fence import Fence
 
 if TYPE_CHECKING:
-    from tokenizers import AddedToken
+    from tokenizers import AddedToken, Encoding
     from tokenizers import Tokenizer as Backend
 
 
@@ -113,13 +114,30 @@ def encode(backend: Backend, text: str) -> list[int]:
     Raises:
         TokenizerError: ``text`` is not valid Unicode (half of a surrogate pair).
     """
+    ids: list[int] = _encoding(backend, text).ids
+    return ids
+
+
+def encode_with_ends(backend: Backend, text: str) -> tuple[list[int], list[int]]:
+    """Ids of ``text``, and where each ends in it, in characters: never before the one ahead, the last at the end.
+
+    Raises:
+        TokenizerError: as `encode`.
+    """
+    encoding = _encoding(backend, text)
+    ends = list(itertools.accumulate((end for _, end in encoding.offsets), max))
+    if ends:
+        ends[-1] = len(text)  # what a normalizer strips belongs to the text all the same
+    return encoding.ids, ends
+
+
+def _encoding(backend: Backend, text: str) -> Encoding:
     try:
-        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        return backend.encode(text, add_special_tokens=False)
     except TypeError as error:
         if not isinstance(text, str):
             raise TypeError(f"a prompt is a str, not {type(text).__name__}") from error
         raise TokenizerError("the text is not valid Unicode: it has half of a surrogate pair") from error
-    return ids
 
 
 def _rules(token: AddedToken) -> tuple[bool, bool, bool, bool]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from core.text.backend import open_backend
 from core.text.chat import Chat, Messages, Tools
 from core.text.detokenizer import Detokenizer
-from core.text.encoder import encode
+from core.text.encoder import encode, encode_with_ends
 from core.text.files import DEFAULT_TEMPLATE, Json, TextFiles
 from core.text.pieces import Pieces
 from core.text.special import complete_added_tokens, read_special_tokens
@@ -83,6 +83,12 @@ class Tokenizer:
         return self.chat_templates.get(DEFAULT_TEMPLATE)
 
     @property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token's form and its id, added ones included."""
+        vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return vocabulary
+
+    @property
     def can_chat(self) -> bool:
         """Whether conversations are understood: by a chat template, or by a vocabulary's known instruction format."""
         return self._chat.is_possible
@@ -101,9 +107,26 @@ class Tokenizer:
         ids = encode(self._backend, text)
         if not add_special_tokens:
             return ids
+        prefix, suffix = self._around(ids)
+        return prefix + ids + suffix
+
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """The ids of `encode`, and how many characters of ``text`` each of them and those before it stand for.
+
+        BOS stands for none. A character of several tokens counts for the first of them.
+
+        Raises:
+            TokenizerError: ``text`` cannot be encoded as UTF-8.
+        """
+        ids, ends = encode_with_ends(self._backend, text)
+        prefix, suffix = self._around(ids)
+        return prefix + ids + suffix, [0] * len(prefix) + ends + [len(text)] * len(suffix)
+
+    def _around(self, ids: list[int]) -> tuple[list[int], list[int]]:
+        """What belongs before and after the ids of a raw prompt."""
         prefix = [] if ids[: len(self._prefix)] == self._prefix else self._prefix
         suffix = [] if self._suffix and ids[-len(self._suffix) :] == self._suffix else self._suffix
-        return prefix + ids + suffix
+        return prefix, suffix
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of ``ids``. Bytes that make no character become U+FFFD.
