@@ -19,6 +19,7 @@ from core.loading.report import LoadReport
 from core.registry import claims, status
 from core.weights import Plan
 from core.weights.load import Progress, execute
+from core.weights.recipes import Quantize, Recipe, recipe
 
 if TYPE_CHECKING:
     from core.language_model import LanguageModel
@@ -58,13 +59,25 @@ def plan(
     plugin: Any = None,
     strict: bool = False,
     dtype: mx.Dtype | None = None,
+    quantize: Quantize | None = None,
+    quantize_embeddings: bool = True,
+    quantize_head: bool = True,
+    dequantize: bool = False,
     revision: str | None = None,
 ) -> Plan:
     """Says what ``core.load`` would do, without reading a weight byte; of a hub repository, only headers are fetched.
 
     Arguments and errors are those of ``core.load``, but tensors that do not fit are reported in the plan, not raised.
     """
-    return prepare(source, plugin=plugin, strict=strict, dtype=dtype, revision=revision).plan
+    return prepare(
+        source,
+        plugin=plugin,
+        strict=strict,
+        dtype=dtype,
+        revision=revision,
+        recipe=_recipe(quantize, quantize_embeddings, quantize_head),
+        dequantize=dequantize,
+    ).plan
 
 
 def load(
@@ -73,6 +86,10 @@ def load(
     plugin: Any = None,
     tokenizer: bool = True,
     dtype: mx.Dtype | None = None,
+    quantize: Quantize | None = None,
+    quantize_embeddings: bool = True,
+    quantize_head: bool = True,
+    dequantize: bool = False,
     lazy: bool = False,
     strict: bool = False,
     check_finite: bool = True,
@@ -88,6 +105,13 @@ def load(
             the name of an installed distribution, or a module's dotted path.
         tokenizer: load the tokenizer too; without one, ``generate`` takes and gives ids.
         dtype: compute dtype; None takes the checkpoint's, or float32 for quantized weights and experts on a CPU.
+        quantize: quantize the weights as they are read, block by block, from the dtype that the file has them in: bits
+            (``4``), a mode of MLX with its defaults (``"mxfp4"``), a ``core.weights.Quantization``, a mixed recipe of
+            mlx-lm's by name (``"mixed_4_6"``), or patterns of the checkpoint's names to any of these or False
+            (``{"*.v_proj": 6, "lm_head": False, "*": 4}``), of which the first that matches decides. The plugin keeps
+            what must not be rounded, such as routers; what no group divides stays in full precision, and is noted.
+        quantize_embeddings, quantize_head: let them be quantized; where they share a matrix, both must say so.
+        dequantize: make floats of quantized weights, in the dtype of their scales; with ``quantize``, before that.
         lazy: read weights when they are first used, which must then be in the thread that loads.
         strict: refuse config keys that nobody reads.
         check_finite: refuse NaN and infinity in the weights, which costs about 0.2 s for a gigabyte of floats on a CPU.
@@ -102,11 +126,22 @@ def load(
         WeightsError: tensors and config do not fit, or are not finite.
         TokenizerError: there is no tokenizer; said before any weight is read.
         InsufficientMemoryError: the model is larger than the memory.
+        QuantizationError: the weights are quantized already, or in a way that is not supported.
+        UsageError: ``quantize`` asks for what the installed MLX does not have.
     """
     from core.language_model import LanguageModel
 
     shown = progress is not None
-    prepared = prepare(source, plugin=plugin, strict=strict, dtype=dtype, revision=revision, progress=shown)
+    prepared = prepare(
+        source,
+        plugin=plugin,
+        strict=strict,
+        dtype=dtype,
+        revision=revision,
+        progress=shown,
+        recipe=_recipe(quantize, quantize_embeddings, quantize_head),
+        dequantize=dequantize,
+    )
     prepared.plan.check()
     if tokenizer and not prepared.checkpoint.has("tokenizer.json"):
         _no_tokenizer(prepared.checkpoint)
@@ -131,6 +166,12 @@ def load(
         mx.eval(prepared.model)
     generation = checkpoint.read_json("generation_config.json") if checkpoint.has("generation_config.json") else {}
     return LanguageModel(prepared.model, prepared.config, text, report, generation)
+
+
+def _recipe(quantize: Quantize | None, embeddings: bool, head: bool) -> Recipe | None:
+    if quantize is None:
+        return None
+    return recipe(quantize, quantize_embeddings=embeddings, quantize_head=head)
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:

@@ -16,7 +16,9 @@ from core.loading.skeleton import skeleton
 from core.nn import Decoder
 from core.registry import BoundPlugin
 from core.weights import Plan, QuantizationConfig, WeightMap
+from core.weights.fit import Treatment
 from core.weights.plan import coverage, make_plan
+from core.weights.recipes import Recipe
 
 LAYOUTS = ("hf", "mlx")
 """Arrangements of tensors that a plugin may have a weight map for, in the order in which ties are broken."""
@@ -42,14 +44,22 @@ def prepare(
     dtype: mx.Dtype | None = None,
     revision: str | None = None,
     progress: bool = False,
+    recipe: Recipe | None = None,
+    dequantize: bool = False,
 ) -> Prepared:
     """Everything up to the first weight byte."""
     checkpoint = open_checkpoint(source, revision=revision, download=False, progress=progress)
-    return prepare_opened(checkpoint, plugin=plugin, strict=strict, dtype=dtype)
+    return prepare_opened(checkpoint, plugin=plugin, strict=strict, dtype=dtype, recipe=recipe, dequantize=dequantize)
 
 
 def prepare_opened(
-    checkpoint: Checkpoint, *, plugin: Any = None, strict: bool = False, dtype: mx.Dtype | None = None
+    checkpoint: Checkpoint,
+    *,
+    plugin: Any = None,
+    strict: bool = False,
+    dtype: mx.Dtype | None = None,
+    recipe: Recipe | None = None,
+    dequantize: bool = False,
 ) -> Prepared:
     """``prepare``, of a checkpoint that is open already."""
     raw, bound, config = configure(checkpoint, plugin, strict)
@@ -70,6 +80,7 @@ def prepare_opened(
         where=checkpoint.where,
         unread_keys=tuple(config.unread_keys(raw)),
         notes=notes,
+        treatment=Treatment(recipe, dequantize, lambda path, module: bound.quantize_module(config, path, module)),
     )
     return Prepared(checkpoint, raw, bound, config, model, made)
 

@@ -1,5 +1,5 @@
-"""Fits the skeleton to the checkpoint: quantizes the modules whose tensors are quantized, and splits fused projections
-whose parts differ.
+"""Fits the skeleton to the checkpoint: quantizes the modules whose tensors are quantized, or are to be, and splits
+fused projections whose parts differ.
 
 Works on headers and an unevaluated model; reads no weight.
 """
@@ -7,7 +7,7 @@ Works on headers and an unevaluated model; reads no weight.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,9 +15,14 @@ import mlx.nn as nn
 from core.checkpoint import TensorInfo
 from core.errors import PluginError, QuantizationError, WeightsError
 from core.nn import FusedLinear
+from core.weights.dtypes import FLOATS
+from core.weights.operations import Dequantized, quantized
 from core.weights.quantization import Quantization, QuantizationConfig
-from core.weights.rules import Node, Row, joined_parts, leaves, select, with_suffix
-from core.weights.tree import find, own_arrays, replace
+from core.weights.recipes import Recipe
+from core.weights.rules import Leaf, Node, Row, each_leaf, joined_parts, leaves, select, with_suffix
+from core.weights.summary import summarise
+from core.weights.tree import find, own_arrays
+from core.weights.tree import replace as put
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +46,28 @@ class Parameter:
     role: str
 
 
+@dataclass(frozen=True)
+class Treatment:
+    """What a load does to the quantization that it finds.
+
+    Attributes:
+        recipe: quantize by it; None keeps what the file has.
+        dequantize: make floats of what is quantized, before any recipe.
+        allowed: path and module → whether the architecture lets it be quantized.
+    """
+
+    recipe: Recipe | None = None
+    dequantize: bool = False
+    allowed: Callable[[str, nn.Module], bool] = lambda _, module: hasattr(module, "to_quantized")
+
+
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What must agree for parts to share a matrix."""
+    """What must agree for parts to share a matrix; ``made`` where the load quantizes it."""
 
     settings: Quantization | None
     dtypes: tuple[str | None, ...]
+    made: bool = False
 
 
 class Fitter:
@@ -57,6 +78,7 @@ class Fitter:
         tensors: headers.
         quantization: the config's block, or None.
         where: how an error names a shard.
+        treatment: what is to be quantized or dequantized.
     """
 
     def __init__(
@@ -65,7 +87,11 @@ class Fitter:
         tensors: Mapping[str, TensorInfo],
         quantization: QuantizationConfig | None,
         where: Callable[[str], str] = str,
+        treatment: Treatment | None = None,
     ) -> None:
+        self._treatment = treatment or Treatment()
+        self._undivided: dict[str, list[str]] = {}
+        self._chosen: set[str] = set()
         self._model = model
         self._tensors = tensors
         self._quantization = quantization
@@ -88,7 +114,17 @@ class Fitter:
             )
         if isinstance(target, FusedLinear):
             return self._fit_fused(row, target)
-        return self._fit_module(row.target, row.source, None)
+        return self._fit_module(row.target, row.source, None, self._kind(row.target, row.source, target))
+
+    def notes(self) -> tuple[str, ...]:
+        """What became of the caller's wish to quantize, one sentence each."""
+        found = [
+            f"stays in full precision, because {why}: {summarise(names)}" for why, names in self._undivided.items()
+        ]
+        recipe = self._treatment.recipe
+        if recipe is not None and not any(self._chosen):
+            found.append("no matrix is quantized: quantize= leaves every one out")
+        return tuple(found)
 
     def _fit_fused(self, row: Row, target: FusedLinear) -> list[Parameter]:
         names = list(target.parts)
@@ -100,33 +136,55 @@ class Fitter:
             )
         groups: dict[_Kind, list[int]] = {}
         for index, name in enumerate(names):
-            kind = self._kind(f"{row.target}.{name}", select(row.source, (index,)))
+            kind = self._kind(f"{row.target}.{name}", select(row.source, (index,)), target.linears[0])
             groups.setdefault(kind, []).append(index)
         if len(groups) > 1:
             target.regroup([[names[i] for i in group] for group in groups.values()])
         parameters = []
-        for number, group in enumerate(groups.values()):
+        for number, (kind, group) in enumerate(groups.items()):
             rows = tuple(target.parts[names[i]] for i in group) if len(group) > 1 else None
             source = select(row.source, tuple(group))
-            parameters += self._fit_module(f"{row.target}.linears.{number}", source, rows)
+            parameters += self._fit_module(f"{row.target}.linears.{number}", source, rows, kind)
         return parameters
 
-    def _fit_module(self, path: str, source: Node, rows: tuple[int, ...] | None) -> list[Parameter]:
-        settings = self._kind(path, source).settings
-        if settings is not None:
-            self._quantize(path, settings, leaves(source)[0])
+    def _fit_module(self, path: str, source: Node, rows: tuple[int, ...] | None, kind: _Kind) -> list[Parameter]:
+        if kind.settings is not None:
+            self._quantize(path, kind.settings, leaves(source)[0])
         module = find(self._model, path)
         return [
-            Parameter(f"{path}.{role}", with_suffix(source, role), array, rows, settings, role)
+            Parameter(f"{path}.{role}", self._source(source, role, kind), array, rows, kind.settings, role)
             for role, array in own_arrays(module).items()
         ]
 
-    def _kind(self, path: str, source: Node) -> _Kind:
+    def _source(self, source: Node, role: str, kind: _Kind) -> Node:
+        """Where one tensor of a module comes from."""
+        if kind.made and kind.settings is not None and role in ("weight", "scales", "biases"):
+            return quantized(each_leaf(source, self._floats), kind.settings, role)
+        if kind.settings is None and role == "weight":
+            return each_leaf(source, self._floats)
+        return with_suffix(source, role)
+
+    def _floats(self, leaf: Leaf) -> Node:
+        """One matrix in full precision."""
+        settings = None if self._quantization is None else self._quantization.of(leaf.name)
+        if settings is not None and f"{leaf.name}.scales" in self._tensors:
+            return Dequantized(leaf.name, settings)
+        return Leaf(f"{leaf.name}.weight")
+
+    def _kind(self, path: str, source: Node, module: nn.Module) -> _Kind:
         """The kind that all leaves of ``source`` share; the plan reports those whose tensors are absent."""
         kinds: dict[_Kind, str] = {}
+        allowed: bool | None = None
         for name in leaves(source):
-            if f"{name}.weight" in self._tensors:
-                kinds.setdefault(self._leaf_kind(name), name)
+            if f"{name}.weight" not in self._tensors:
+                continue
+            found = self._leaf_kind(name)
+            if found.settings is None and self._treatment.recipe is not None:
+                if allowed is None:
+                    allowed = self._allowed(path, module)
+                settings = self._chosen_settings(name, path, module) if allowed else None
+                found = replace_kind(found, settings)
+            kinds.setdefault(found, name)
         if len(kinds) > 1:
             (one, first), (other, second) = list(kinds.items())[:2]
             raise QuantizationError(
@@ -165,7 +223,35 @@ class Fitter:
                 f"the config says that {name!r} is quantized ({settings}), but '{name}.scales' is not there",
                 where=self._where(self._tensors[f"{name}.weight"].shard),
             )
+        if quantized and self._treatment.dequantize:
+            # Matrices that were quantized differently share one again, if their floats are of one type.
+            return _Kind(None, (dtypes[1] if dtypes[1] in FLOATS else "BF16", None, None))
         return _Kind(settings if quantized else None, dtypes)
+
+    def _allowed(self, path: str, module: nn.Module) -> bool:
+        """Whether the architecture and the caller let a module be quantized."""
+        recipe = self._treatment.recipe
+        assert recipe is not None
+        tied = "lm_head" not in self._model  # the embedding's matrix is the head's, too
+        if isinstance(module, nn.Embedding) and not (recipe.quantize_embeddings and (recipe.quantize_head or not tied)):
+            return False
+        if path == "lm_head" and not recipe.quantize_head:
+            return False
+        return hasattr(module, "to_quantized") and self._treatment.allowed(path, module)
+
+    def _chosen_settings(self, name: str, path: str, module: nn.Module) -> Quantization | None:
+        """What the recipe says of one matrix; None, noted, where its groups do not fit."""
+        recipe = self._treatment.recipe
+        assert recipe is not None
+        settings = recipe.choose(name, path, len(getattr(self._model, "layers", ())))
+        columns = module.weight.shape[-1]
+        if settings is not None and columns % settings.group_size:
+            why = f"groups of {settings.group_size} do not divide {columns} input features"
+            self._undivided.setdefault(why, []).append(name)
+            return None
+        if settings is not None:
+            self._chosen.add(name)
+        return settings
 
     def _quantize(self, path: str, settings: Quantization, name: str) -> None:
         module = find(self._model, path)
@@ -175,7 +261,7 @@ class Fitter:
                 where=self._where(self._tensors[f"{name}.scales"].shard),
             )
         try:
-            quantized = module.to_quantized(settings.group_size, settings.bits, mode=settings.mode)
+            swapped = module.to_quantized(settings.group_size, settings.bits, mode=settings.mode)
         except ValueError as error:
             raise QuantizationError(
                 f"{path!r} cannot be quantized as the config says ({settings})",
@@ -183,7 +269,11 @@ class Fitter:
                 found=f"shape {tuple(module.weight.shape)}",
                 hint=str(error).split("\n")[0],
             ) from None
-        replace(self._model, path, quantized)
+        put(self._model, path, swapped)
+
+
+def replace_kind(kind: _Kind, settings: Quantization | None) -> _Kind:
+    return kind if settings is None else replace(kind, settings=settings, made=True)
 
 
 def _describe(kind: _Kind) -> str:
@@ -196,8 +286,6 @@ def check_rows_cover(model_paths: list[str], filled: set[str], plugin: str) -> N
     Raises:
         WeightsError: naming them and the plugin.
     """
-    from core.weights.summary import summarise
-
     forgotten = [path for path in model_paths if path not in filled]
     if forgotten:
         raise WeightsError(

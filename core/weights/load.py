@@ -5,7 +5,7 @@ Memory: at no moment more than the parameters loaded so far and one block's tens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from core.errors import CheckpointError, WeightsError
 from core.weights.axes import rows_axis
 from core.weights.dtypes import spelling
 from core.weights.finite import has_non_finite, is_float
-from core.weights.plan import Entry, Plan
-from core.weights.rules import Joined, Leaf, Node, Stacked, leaves
+from core.weights.plan import Entry, Plan, outer_operation
+from core.weights.rules import Joined, Leaf, Node, Operation, Stacked
 from core.weights.summary import summarise
 from core.weights.tree import replace
 
@@ -65,7 +65,7 @@ def execute_blocks(
     Who takes a block's arrays out of the model again before asking for the next holds one block at a time.
     """
     plan.check()
-    reader = _Reader(checkpoint)
+    reader = _Reader(checkpoint, check_finite and not lazy)
     done, total = 0, plan.bytes
     for entries in _blocks(plan.entries):
         arrays = []
@@ -86,12 +86,12 @@ def execute_blocks(
 
 
 def _blocks(entries: tuple[Entry, ...]) -> Iterator[list[Entry]]:
-    """Entries of one block after those of another; what is in no list of blocks comes parameter by parameter."""
+    """Entries of one block after those of another; what is in no list of blocks comes module by module."""
 
     def block(entry: Entry) -> str:
         path = entry.parameter.split(".")
         numbers = [i for i, segment in enumerate(path) if segment.isdigit()]
-        return ".".join(path[: numbers[0] + 1]) if numbers else entry.parameter
+        return ".".join(path[: numbers[0] + 1] if numbers else path[:-1])
 
     for _, group in groupby(entries, key=block):
         yield list(group)
@@ -101,6 +101,7 @@ def _evaluate(
     arrays: list[mx.array], entries: list[Entry], reader: _Reader, check_finite: bool, checkpoint: Checkpoint
 ) -> None:
     flags = [has_non_finite(array) for array in arrays if is_float(array)] if check_finite else []
+    flags += reader.take_flags()
     try:
         mx.eval(arrays, flags)
     except RuntimeError as error:
@@ -112,24 +113,50 @@ def _evaluate(
     for array, entry in zip(arrays, entries, strict=True):
         if is_float(array) and has_non_finite(array).item():
             raise reader.not_finite(entry)
+    # What was quantized hides it.
+    raise reader.not_finite(*(entry for entry in entries if _operation(entry) is not None))
 
 
 class _Reader:
     """Lazy arrays of a checkpoint's tensors; each is handed out once, so that its memory is free once it is used."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, check_sources: bool) -> None:
         self._checkpoint = checkpoint
+        self._check_sources = check_sources
+        self._flags: list[mx.array] = []
+        self._computed: dict[Hashable, dict[str, mx.array]] = {}
         self._open: dict[str, dict[str, mx.array]] = {}
 
     def build(self, node: Node, axis: int) -> mx.array:
         if isinstance(node, Leaf):
             return self._take(node.name)
+        if isinstance(node, Operation):
+            return self._compute(node, axis)
         if isinstance(node, Stacked) and all(map(_is_flat, node.parts)):
             # All rows of all experts at once, cut afterwards: one copy instead of two.
-            rows = mx.concatenate([self._take(name) for name in leaves(node)], axis=0)
+            parts = [self.build(part, axis) for joined in node.parts for part in _parts(joined)]
+            rows = mx.concatenate(parts, axis=0)
             return rows.reshape(len(node.parts), -1, *rows.shape[1:])
         parts = [self.build(part, axis) for part in node.parts]
         return mx.concatenate(parts, axis=axis) if isinstance(node, Joined) else mx.stack(parts)
+
+    def _compute(self, operation: Operation, axis: int) -> mx.array:
+        """One result of an operation; all are computed when the first is asked for, and kept until each has been."""
+        results = self._computed.pop(operation.key, None)
+        if results is None:
+            parts = [self.build(part, axis) for part in operation.parts]
+            if operation.finite and self._check_sources:
+                self._flags += [has_non_finite(part) for part in parts]
+            results = operation.compute(*parts)
+        result = results.pop(operation.role)
+        if results:
+            self._computed[operation.key] = results
+        return result
+
+    def take_flags(self) -> list[mx.array]:
+        """Whether sources of what has been computed are not finite, unevaluated; each flag is handed out once."""
+        flags, self._flags = self._flags, []
+        return flags
 
     def _take(self, name: str) -> mx.array:
         shard = self._checkpoint.tensors[name].shard
@@ -137,12 +164,12 @@ class _Reader:
             self._open[shard] = _load(self._checkpoint.shard_path(shard))
         return self._open[shard].pop(name)
 
-    def not_finite(self, entry: Entry) -> WeightsError:
-        """The error for a parameter with NaN or infinity, naming the first tensor that has one.
+    def not_finite(self, *entries: Entry) -> WeightsError:
+        """The error for parameters with NaN or infinity, naming the first tensor that has one.
 
         Where none has, the conversion to the parameter's dtype has made it.
         """
-        for name in entry.tensors:
+        for name in dict.fromkeys(name for entry in entries for name in entry.tensors):
             info = self._checkpoint.tensors[name]
             values = _load(self._checkpoint.shard_path(info.shard))[name].astype(mx.float32)
             bad = mx.sum(~mx.isfinite(values)).item()
@@ -153,14 +180,22 @@ class _Reader:
                     hint="The file is damaged or training diverged. core.load(…, check_finite=False) loads it anyway.",
                 )
         return WeightsError(
-            f"{summarise(entry.tensors)} holds numbers too large for {spelling(entry.dtype)}",
+            f"{summarise(entries[0].tensors)} holds numbers too large for {spelling(entries[0].dtype)}",
             where=self._checkpoint.where(),
             hint="Load it in another dtype, for instance core.load(…, dtype=mx.float32).",
         )
 
 
 def _is_flat(node: Node) -> bool:
-    return isinstance(node, Joined) and all(isinstance(part, Leaf) for part in node.parts)
+    return isinstance(node, Joined) and all(isinstance(part, Leaf | Operation) for part in node.parts)
+
+
+def _parts(node: Node) -> tuple[Node, ...]:
+    return () if isinstance(node, Leaf) else node.parts
+
+
+def _operation(entry: Entry) -> Operation | None:
+    return outer_operation(entry.source)
 
 
 def _load(path: Path) -> dict[str, mx.array]:

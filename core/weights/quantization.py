@@ -101,7 +101,7 @@ def _read(block: Mapping[str, Any], key: str, default: Quantization | None) -> Q
     if not isinstance(mode, str):
         raise QuantizationError(f"key '{key}.mode' is not a string", found=repr(mode), hint=_AS_PUBLISHED)
     settings = Quantization(values["bits"], values["group_size"], mode)
-    problem = _refusal(settings)
+    problem = refusal(settings)
     if problem is not None:
         raise QuantizationError(
             f"key {key!r} asks for {settings}, which the installed MLX {version('mlx')} does not have",
@@ -112,10 +112,17 @@ def _read(block: Mapping[str, Any], key: str, default: Quantization | None) -> Q
 
 
 @lru_cache
-def _refusal(settings: Quantization) -> str | None:
+def refusal(settings: Quantization) -> str | None:
     """MLX's own word on the settings, asked with a tiny matrix; None when it accepts them."""
     try:
         mx.quantize(mx.zeros((1, settings.group_size * 32)), settings.group_size, settings.bits, mode=settings.mode)
     except ValueError as error:
         return str(error).split("\n")[0]
     return None
+
+
+@lru_cache
+def roles(settings: Quantization) -> tuple[str, ...]:
+    """The tensors of a quantized matrix: not every mode has biases."""
+    made = mx.quantize(mx.zeros((1, settings.group_size * 32)), settings.group_size, settings.bits, mode=settings.mode)
+    return ("weight", "scales", "biases")[: len(made)]
