@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -91,6 +92,7 @@ class Fitter:
     ) -> None:
         self._treatment = treatment or Treatment()
         self._undivided: dict[str, list[str]] = {}
+        self._asked: set[str] = set()
         self._chosen: set[str] = set()
         self._model = model
         self._tensors = tensors
@@ -122,8 +124,15 @@ class Fitter:
             f"stays in full precision, because {why}: {summarise(names)}" for why, names in self._undivided.items()
         ]
         recipe = self._treatment.recipe
-        if recipe is not None and not any(self._chosen):
+        if recipe is not None and not self._chosen:
             found.append("no matrix is quantized: quantize= leaves every one out")
+        found += [
+            f"the pattern {pattern!r} of quantize= matches no matrix that can be quantized"
+            for pattern in (recipe.patterns if recipe is not None else ())
+            if not any(fnmatchcase(name, pattern) for name in self._asked)
+        ]
+        if self._treatment.dequantize and self._quantization is None:
+            found.append("nothing to dequantize: the weights are in full precision")
         return tuple(found)
 
     def _fit_fused(self, row: Row, target: FusedLinear) -> list[Parameter]:
@@ -183,7 +192,7 @@ class Fitter:
                 if allowed is None:
                     allowed = self._allowed(path, module)
                 settings = self._chosen_settings(name, path, module) if allowed else None
-                found = replace_kind(found, settings)
+                found = found if settings is None else replace(found, settings=settings, made=True)
             kinds.setdefault(found, name)
         if len(kinds) > 1:
             (one, first), (other, second) = list(kinds.items())[:2]
@@ -202,6 +211,12 @@ class Fitter:
             for role in ("weight", "scales", "biases")
         )
         quantized = f"{name}.scales" in self._tensors
+        if f"{name}.global_scale" in self._tensors:
+            raise QuantizationError(
+                f"tensor '{name}.global_scale' scales the whole matrix, which is not supported",
+                where=self._where(self._tensors[f"{name}.global_scale"].shard),
+                hint="MLX's product with quantized weights takes no such scale; convert the model without it.",
+            )
         config = self._quantization
         if quantized and config is None:
             raise QuantizationError(
@@ -243,6 +258,7 @@ class Fitter:
         """What the recipe says of one matrix; None, noted, where its groups do not fit."""
         recipe = self._treatment.recipe
         assert recipe is not None
+        self._asked.add(name)
         settings = recipe.choose(name, path, len(getattr(self._model, "layers", ())))
         columns = module.weight.shape[-1]
         if settings is not None and columns % settings.group_size:
@@ -270,10 +286,6 @@ class Fitter:
                 hint=str(error).split("\n")[0],
             ) from None
         put(self._model, path, swapped)
-
-
-def replace_kind(kind: _Kind, settings: Quantization | None) -> _Kind:
-    return kind if settings is None else replace(kind, settings=settings, made=True)
 
 
 def _describe(kind: _Kind) -> str:

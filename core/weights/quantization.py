@@ -16,7 +16,7 @@ import mlx.core as mx
 from core.errors import QuantizationError
 
 _AS_PUBLISHED = "Copy the block from the config this checkpoint was published with."
-_SETTINGS = frozenset({"bits", "group_size", "mode"})
+_SETTINGS = frozenset({"bits", "group_size", "mode", "global_scale"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,11 @@ class QuantizationConfig:
 
 def _read(block: Mapping[str, Any], key: str, default: Quantization | None) -> Quantization:
     mode = block.get("mode", default.mode if default else "affine")
+    if block.get("global_scale"):
+        raise QuantizationError(
+            f"key '{key}.global_scale' asks for a scale of whole matrices, which is not supported",
+            hint="MLX's product with quantized weights takes none; convert the model without it.",
+        )
     values: dict[str, int] = {}
     for name in ("bits", "group_size"):
         value = block.get(name, getattr(default, name, None))

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
+import core
 from tests.checkpoint.sparse import write_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +22,8 @@ MIB = 2**20
 CHILD = """
 import json, sys, warnings
 import core, mlx.core as mx
-lm = core.load(sys.argv[1], tokenizer=False, lazy=sys.argv[2] == "lazy")
+bits = int(sys.argv[3]) or None
+lm = core.load(sys.argv[1], tokenizer=False, lazy=sys.argv[2] == "lazy", quantize=bits)
 plan = lm.report.plan
 blocks = {}
 for entry in plan.entries:
@@ -76,9 +79,14 @@ def write_model(directory: Path, layers: int, *, experts: bool, quantized: bool 
     return write_checkpoint(directory, tensors, shards=3, config=config)
 
 
-def measured(path: Path, how: str = "at once") -> Mapping[str, Any]:
+def measured(path: Path, how: str = "at once", bits: int = 0) -> Mapping[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(path), how], capture_output=True, text=True, cwd=ROOT, timeout=300, check=True
+        [sys.executable, "-c", CHILD, str(path), how, str(bits)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+        check=True,
     )
     figures: dict[str, Any] = json.loads(done.stdout)
     return figures
@@ -110,3 +118,20 @@ def test_a_lazy_load_reads_nothing(tmp_path: Path) -> None:
     figures = measured(write_model(tmp_path / "model", 4, experts=False), "lazy")
     assert figures["bytes"] > 80 * MIB
     assert figures["peak"] < MIB
+
+
+@pytest.mark.parametrize(("case", "layers"), [("dense", 6), ("experts", 3)])
+def test_the_peak_of_quantizing_is_the_quantized_model_and_one_block_of_the_source(
+    case: str, layers: int, tmp_path: Path
+) -> None:
+    """A model that does not fit in full precision is loaded in 4 bits: its float form is there one block at a time."""
+    options, _ = CASES[case]
+    for count in (layers, 2 * layers):
+        path = write_model(tmp_path / str(count), count, **options)
+        whole = sum(entry.nbytes for entry in core.plan(path, dtype=mx.bfloat16).entries)
+        blocks = [e for e in core.plan(path, dtype=mx.bfloat16).entries if e.parameter.startswith("layers.0.")]
+        source = sum(entry.nbytes for entry in blocks)
+        figures = measured(path, bits=4)
+        assert figures["active"] == pytest.approx(figures["bytes"], abs=MIB)
+        assert figures["peak"] <= figures["bytes"] + source + figures["block"] + MIB, (figures, source)
+        assert figures["peak"] < whole, (figures, whole)
