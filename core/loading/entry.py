@@ -18,8 +18,9 @@ from core.loading.prepared import Prepared, prepare
 from core.loading.report import LoadReport
 from core.registry import claims, status
 from core.weights import Plan
+from core.weights.fit import Treatment
 from core.weights.load import Progress, execute
-from core.weights.recipes import Quantize, Recipe, recipe
+from core.weights.recipes import Quantize, recipe
 
 if TYPE_CHECKING:
     from core.language_model import LanguageModel
@@ -63,6 +64,7 @@ def plan(
     quantize_embeddings: bool = True,
     quantize_head: bool = True,
     dequantize: bool = False,
+    approximate: bool = False,
     revision: str | None = None,
 ) -> Plan:
     """Says what ``core.load`` would do, without reading a weight byte; of a hub repository, only headers are fetched.
@@ -75,8 +77,7 @@ def plan(
         strict=strict,
         dtype=dtype,
         revision=revision,
-        recipe=_recipe(quantize, quantize_embeddings, quantize_head),
-        dequantize=dequantize,
+        treatment=_treatment(quantize, quantize_embeddings, quantize_head, dequantize, approximate),
     ).plan
 
 
@@ -90,6 +91,7 @@ def load(
     quantize_embeddings: bool = True,
     quantize_head: bool = True,
     dequantize: bool = False,
+    approximate: bool = False,
     lazy: bool = False,
     strict: bool = False,
     check_finite: bool = True,
@@ -112,6 +114,8 @@ def load(
             what must not be rounded, such as routers; what no group divides stays in full precision, and is noted.
         quantize_embeddings, quantize_head: let them be quantized; where they share a matrix, both must say so.
         dequantize: make floats of quantized weights, in the dtype of their scales; with ``quantize``, before that.
+        approximate: keep the scales and biases of GPTQ and AWQ weights in float16 even where that rounds, instead of
+            float32; ``report.weight_error`` says by how much at most.
         lazy: read weights when they are first used, which must then be in the thread that loads.
         strict: refuse config keys that nobody reads.
         check_finite: refuse NaN and infinity in the weights, which costs about 0.2 s for a gigabyte of floats on a CPU.
@@ -139,8 +143,7 @@ def load(
         dtype=dtype,
         revision=revision,
         progress=shown,
-        recipe=_recipe(quantize, quantize_embeddings, quantize_head),
-        dequantize=dequantize,
+        treatment=_treatment(quantize, quantize_embeddings, quantize_head, dequantize, approximate),
     )
     prepared.plan.check()
     if tokenizer and not prepared.checkpoint.has("tokenizer.json"):
@@ -150,7 +153,7 @@ def load(
     checkpoint = prepared.checkpoint.fetch_weights()
     text = _tokenizer(checkpoint) if tokenizer else None
     started = time.perf_counter()
-    execute(prepared.plan, prepared.model, checkpoint, lazy=lazy, check_finite=check_finite, progress=progress)
+    loss = execute(prepared.plan, prepared.model, checkpoint, lazy=lazy, check_finite=check_finite, progress=progress)
     report = LoadReport(
         plan=prepared.plan,
         claim=prepared.bound.claim,
@@ -158,6 +161,7 @@ def load(
         stray_files=checkpoint.stray,
         shadowed=_shadowed(prepared),
         seconds=0.0 if lazy else time.perf_counter() - started,
+        weight_error=loss,
     )
     prepared.bound.model_loaded(prepared.model, report)
     if not lazy:
@@ -168,10 +172,11 @@ def load(
     return LanguageModel(prepared.model, prepared.config, text, report, generation)
 
 
-def _recipe(quantize: Quantize | None, embeddings: bool, head: bool) -> Recipe | None:
-    if quantize is None:
-        return None
-    return recipe(quantize, quantize_embeddings=embeddings, quantize_head=head)
+def _treatment(
+    quantize: Quantize | None, embeddings: bool, head: bool, dequantize: bool, approximate: bool
+) -> Treatment:
+    asked = None if quantize is None else recipe(quantize, quantize_embeddings=embeddings, quantize_head=head)
+    return Treatment(asked, dequantize, approximate)
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:

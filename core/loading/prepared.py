@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
@@ -18,7 +18,6 @@ from core.registry import BoundPlugin
 from core.weights import Plan, QuantizationConfig, WeightMap
 from core.weights.fit import Treatment
 from core.weights.plan import coverage, make_plan
-from core.weights.recipes import Recipe
 
 LAYOUTS = ("hf", "mlx")
 """Arrangements of tensors that a plugin may have a weight map for, in the order in which ties are broken."""
@@ -44,12 +43,11 @@ def prepare(
     dtype: mx.Dtype | None = None,
     revision: str | None = None,
     progress: bool = False,
-    recipe: Recipe | None = None,
-    dequantize: bool = False,
+    treatment: Treatment | None = None,
 ) -> Prepared:
     """Everything up to the first weight byte."""
     checkpoint = open_checkpoint(source, revision=revision, download=False, progress=progress)
-    return prepare_opened(checkpoint, plugin=plugin, strict=strict, dtype=dtype, recipe=recipe, dequantize=dequantize)
+    return prepare_opened(checkpoint, plugin=plugin, strict=strict, dtype=dtype, treatment=treatment)
 
 
 def prepare_opened(
@@ -58,8 +56,7 @@ def prepare_opened(
     plugin: Any = None,
     strict: bool = False,
     dtype: mx.Dtype | None = None,
-    recipe: Recipe | None = None,
-    dequantize: bool = False,
+    treatment: Treatment | None = None,
 ) -> Prepared:
     """``prepare``, of a checkpoint that is open already."""
     raw, bound, config = configure(checkpoint, plugin, strict)
@@ -80,7 +77,9 @@ def prepare_opened(
         where=checkpoint.where,
         unread_keys=tuple(config.unread_keys(raw)),
         notes=notes,
-        treatment=Treatment(recipe, dequantize, lambda path, module: bound.quantize_module(config, path, module)),
+        treatment=replace(
+            treatment or Treatment(), allowed=lambda path, module: bound.quantize_module(config, path, module)
+        ),
     )
     return Prepared(checkpoint, raw, bound, config, model, made)
 

@@ -15,10 +15,11 @@ import mlx.nn as nn
 
 from core.checkpoint import TensorInfo
 from core.errors import PluginError, QuantizationError, WeightsError
-from core.nn import FusedLinear
+from core.nn import FusedLinear, QuantizedExpertLinear, WideQuantizedLinear
 from core.weights.dtypes import FLOATS
+from core.weights.imported import Imported
 from core.weights.operations import Dequantized, quantized
-from core.weights.quantization import Quantization, QuantizationConfig
+from core.weights.quantization import Quantization, QuantizationConfig, roles
 from core.weights.recipes import Recipe
 from core.weights.rules import Leaf, Node, Row, each_leaf, joined_parts, leaves, select, with_suffix
 from core.weights.summary import summarise
@@ -54,11 +55,13 @@ class Treatment:
     Attributes:
         recipe: quantize by it; None keeps what the file has.
         dequantize: make floats of what is quantized, before any recipe.
+        approximate: keep another tool's scales, and the biases made of them, in float16 even where that rounds.
         allowed: path and module → whether the architecture lets it be quantized.
     """
 
     recipe: Recipe | None = None
     dequantize: bool = False
+    approximate: bool = False
     allowed: Callable[[str, nn.Module], bool] = lambda _, module: hasattr(module, "to_quantized")
 
 
@@ -97,6 +100,7 @@ class Fitter:
         self._model = model
         self._tensors = tensors
         self._quantization = quantization
+        self._packing = None if quantization is None else quantization.packing
         self._where = where
 
     def fit(self, row: Row) -> list[Parameter]:
@@ -171,21 +175,33 @@ class Fitter:
             return quantized(each_leaf(source, self._floats), kind.settings, role)
         if kind.settings is None and role == "weight":
             return each_leaf(source, self._floats)
+        settings = kind.settings
+        if settings is not None and self._packing is not None and role in ("weight", "scales", "biases"):
+            return each_leaf(source, lambda leaf: self._stored(leaf.name, settings, role))
         return with_suffix(source, role)
 
     def _floats(self, leaf: Leaf) -> Node:
         """One matrix in full precision."""
         settings = None if self._quantization is None else self._quantization.of(leaf.name)
-        if settings is not None and f"{leaf.name}.scales" in self._tensors:
-            return Dequantized(leaf.name, settings)
-        return Leaf(f"{leaf.name}.weight")
+        scales = self._tensors.get(f"{leaf.name}.scales")
+        if settings is None or scales is None:
+            return Leaf(f"{leaf.name}.weight")
+        sources = tuple(self._stored(leaf.name, settings, role) for role in roles(settings))
+        return Dequantized(sources, settings, _float_dtype(scales.dtype))
+
+    def _stored(self, name: str, settings: Quantization, role: str) -> Node:
+        """One tensor of a matrix that the file has quantized."""
+        if self._packing is None:
+            return Leaf(f"{name}.{role}")
+        ordered = f"{name}.g_idx" in self._tensors
+        return Imported(name, settings, self._packing, ordered, self._treatment.approximate, role)
 
     def _kind(self, path: str, source: Node, module: nn.Module) -> _Kind:
         """The kind that all leaves of ``source`` share; the plan reports those whose tensors are absent."""
         kinds: dict[_Kind, str] = {}
         allowed: bool | None = None
         for name in leaves(source):
-            if f"{name}.weight" not in self._tensors:
+            if not self._has_matrix(name):
                 continue
             found = self._leaf_kind(name)
             if found.settings is None and self._treatment.recipe is not None:
@@ -198,17 +214,24 @@ class Fitter:
             (one, first), (other, second) = list(kinds.items())[:2]
             raise QuantizationError(
                 f"tensors that share the matrix {path!r} differ in quantization or dtype",
-                where=self._where(self._tensors[f"{second}.weight"].shard),
+                where=self._where(self._tensors[self._matrix(second)].shard),
                 expected=f"{first}: {_describe(one)}",
                 found=f"{second}: {_describe(other)}",
                 hint="Experts of one layer must be stored alike.",
             )
         return next(iter(kinds), _Kind(None, ()))
 
+    def _matrix(self, name: str) -> str:
+        """The tensor that holds a module's matrix."""
+        return f"{name}.weight" if self._packing is None or f"{name}.weight" in self._tensors else f"{name}.qweight"
+
+    def _has_matrix(self, name: str) -> bool:
+        return self._matrix(name) in self._tensors
+
     def _leaf_kind(self, name: str) -> _Kind:
         dtypes = tuple(
             info.dtype if (info := self._tensors.get(f"{name}.{role}")) else None
-            for role in ("weight", "scales", "biases")
+            for role in (self._matrix(name).rpartition(".")[2], "scales", "biases")
         )
         quantized = f"{name}.scales" in self._tensors
         if f"{name}.global_scale" in self._tensors:
@@ -240,8 +263,19 @@ class Fitter:
             )
         if quantized and self._treatment.dequantize:
             # Matrices that were quantized differently share one again, if their floats are of one type.
-            return _Kind(None, (dtypes[1] if dtypes[1] in FLOATS else "BF16", None, None))
+            return _Kind(None, (_float_dtype(dtypes[1]), None, None))
         return _Kind(settings if quantized else None, dtypes)
+
+    def _wider(self, module: nn.Module, path: str) -> nn.Module:
+        """A quantized module for scales of another float type than the activations."""
+        if isinstance(module, QuantizedExpertLinear):
+            return module
+        if isinstance(module, nn.QuantizedLinear):
+            return WideQuantizedLinear.of(module)
+        raise QuantizationError(
+            f"{path!r} ({type(module).__name__}) is quantized by another tool, which is supported for projections only",
+            hint="dequantize=True (--dequantize) makes floats of all quantized weights.",
+        )
 
     def _allowed(self, path: str, module: nn.Module) -> bool:
         """Whether the architecture and the caller let a module be quantized."""
@@ -278,6 +312,8 @@ class Fitter:
             )
         try:
             swapped = module.to_quantized(settings.group_size, settings.bits, mode=settings.mode)
+            if self._packing is not None and not self._treatment.dequantize:
+                swapped = self._wider(swapped, path)
         except ValueError as error:
             raise QuantizationError(
                 f"{path!r} cannot be quantized as the config says ({settings})",
@@ -286,6 +322,11 @@ class Fitter:
                 hint=str(error).split("\n")[0],
             ) from None
         put(self._model, path, swapped)
+
+
+def _float_dtype(scales: str | None) -> str:
+    """The dtype of a dequantized matrix: that of its scales; MLX makes bfloat16 of those that are bytes."""
+    return scales if scales in FLOATS else "BF16"
 
 
 def _describe(kind: _Kind) -> str:

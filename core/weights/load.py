@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from core.checkpoint import Checkpoint
-from core.errors import CheckpointError, WeightsError
+from core.errors import CheckpointError, QuantizationError, WeightsError
 from core.weights.axes import rows_axis
 from core.weights.dtypes import spelling
 from core.weights.finite import has_non_finite, is_float
 from core.weights.plan import Entry, Plan, outer_operation
-from core.weights.rules import Joined, Leaf, Node, Operation, Stacked
+from core.weights.rules import Joined, Leaf, Node, Operation, Stacked, leaves
 from core.weights.summary import summarise
 from core.weights.tree import replace
 
@@ -34,8 +35,11 @@ def execute(
     lazy: bool = False,
     check_finite: bool = True,
     progress: Progress | None = None,
-) -> None:
+) -> float | None:
     """Loads a model's parameters.
+
+    Returns:
+        The largest error of a weight, where the plan approximates some; None where it does not, or for a lazy load.
 
     Args:
         plan: made for this very model and checkpoint, and ``ok``.
@@ -47,8 +51,12 @@ def execute(
         WeightsError: a tensor holds NaN or infinity.
         CheckpointError: a shard cannot be read any more.
     """
-    for _ in execute_blocks(plan, model, checkpoint, lazy=lazy, check_finite=check_finite, progress=progress):
+    losses: list[float] = []
+    for _ in execute_blocks(
+        plan, model, checkpoint, lazy=lazy, check_finite=check_finite, progress=progress, losses=losses
+    ):
         pass
+    return max(losses, default=None)
 
 
 def execute_blocks(
@@ -59,13 +67,16 @@ def execute_blocks(
     lazy: bool = False,
     check_finite: bool = True,
     progress: Progress | None = None,
+    losses: list[float] | None = None,
 ) -> Iterator[list[Entry]]:
     """``execute``, one block at a time: yields the entries of each when they are in the model.
+
+    The largest errors of weights that the plan approximates are appended to ``losses``.
 
     Who takes a block's arrays out of the model again before asking for the next holds one block at a time.
     """
     plan.check()
-    reader = _Reader(checkpoint, check_finite and not lazy)
+    reader = _Reader(checkpoint, check_finite and not lazy, not lazy)
     done, total = 0, plan.bytes
     for entries in _blocks(plan.entries):
         arrays = []
@@ -75,7 +86,9 @@ def execute_blocks(
             replace(model, entry.parameter, array)
             arrays.append(array)
         if not lazy:
-            _evaluate(arrays, entries, reader, check_finite, checkpoint)
+            lost = _evaluate(arrays, entries, reader, check_finite, checkpoint)
+            if losses is not None:
+                losses += lost
         arrays.clear()
         done += sum(entry.nbytes for entry in entries)
         if progress is not None and not lazy:
@@ -99,17 +112,24 @@ def _blocks(entries: tuple[Entry, ...]) -> Iterator[list[Entry]]:
 
 def _evaluate(
     arrays: list[mx.array], entries: list[Entry], reader: _Reader, check_finite: bool, checkpoint: Checkpoint
-) -> None:
+) -> list[float]:
+    """Reads a block, and returns the errors that it makes on purpose.
+
+    Raises:
+        WeightsError: NaN or infinity.
+        CheckpointError: a shard cannot be read.
+    """
     flags = [has_non_finite(array) for array in arrays if is_float(array)] if check_finite else []
     flags += reader.take_flags()
+    losses = reader.take_losses()
     try:
-        mx.eval(arrays, flags)
+        mx.eval(arrays, flags, losses)
     except RuntimeError as error:
         raise CheckpointError(
             "reading the weights failed", where=checkpoint.where(), found=str(error).split("\n")[0]
         ) from error
     if not any(flag.item() for flag in flags):
-        return
+        return [cast(float, loss.item()) for loss in losses]
     for array, entry in zip(arrays, entries, strict=True):
         if is_float(array) and has_non_finite(array).item():
             raise reader.not_finite(entry)
@@ -120,10 +140,12 @@ def _evaluate(
 class _Reader:
     """Lazy arrays of a checkpoint's tensors; each is handed out once, so that its memory is free once it is used."""
 
-    def __init__(self, checkpoint: Checkpoint, check_sources: bool) -> None:
+    def __init__(self, checkpoint: Checkpoint, check_sources: bool, measure: bool) -> None:
         self._checkpoint = checkpoint
         self._check_sources = check_sources
+        self._measure = measure
         self._flags: list[mx.array] = []
+        self._losses: list[mx.array] = []
         self._computed: dict[Hashable, dict[str, mx.array]] = {}
         self._open: dict[str, dict[str, mx.array]] = {}
 
@@ -147,11 +169,24 @@ class _Reader:
             parts = [self.build(part, axis) for part in operation.parts]
             if operation.finite and self._check_sources:
                 self._flags += [has_non_finite(part) for part in parts]
-            results = operation.compute(*parts)
+            try:
+                results = operation.compute(*parts)
+                loss = operation.loss(*parts) if self._measure else None
+            except QuantizationError as error:  # of what the tensors hold, which no header tells
+                shard = self._checkpoint.tensors[leaves(operation)[0]].shard
+                error.where = self._checkpoint.where(shard)
+                error.args = (error._render(),)
+                raise
+            self._losses += [] if loss is None else [loss]
         result = results.pop(operation.role)
         if results:
             self._computed[operation.key] = results
         return result
+
+    def take_losses(self) -> list[mx.array]:
+        """The largest errors of what has been approximated, unevaluated; each is handed out once."""
+        losses, self._losses = self._losses, []
+        return losses
 
     def take_flags(self) -> list[mx.array]:
         """Whether sources of what has been computed are not finite, unevaluated; each flag is handed out once."""

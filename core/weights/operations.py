@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 
 from core.weights.dtypes import BYTES, FLOATS, PACKED
-from core.weights.quantization import Quantization, roles
-from core.weights.rules import Joined, Leaf, Node, Operation, Stacked
+from core.weights.quantization import Quantization
+from core.weights.rules import Joined, Node, Operation, Stacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +63,21 @@ def quantized(source: Node, settings: Quantization, role: str) -> Node:
 
 @dataclass(frozen=True, slots=True)
 class Dequantized(Operation):
-    """The float matrix that a quantized one stands for, in the dtype of its scales; modes without such have bfloat16.
+    """The float matrix that a quantized one stands for.
 
     Attributes:
-        path: of the module in the checkpoint.
+        parts: its weight, scales and, where the mode has them, biases.
+        dtype: of the floats, as safetensors spells it: that of the scales in the file.
     """
 
-    path: str
+    sources: tuple[Node, ...]
     settings: Quantization
+    dtype: str
     role: str = "weight"
 
     @property
     def parts(self) -> tuple[Node, ...]:
-        return tuple(Leaf(f"{self.path}.{role}") for role in self._read())
-
-    def _read(self) -> tuple[str, ...]:
-        scales, *others = roles(self.settings)[1:]
-        return (scales, "weight", *others)  # the scales first: they have the dtype
+        return self.sources
 
     @property
     def key(self) -> Hashable:
@@ -90,17 +88,17 @@ class Dequantized(Operation):
         floats = tuple(FLOATS) if self.settings.mode == "affine" else (BYTES,)
         groups = (*rows, columns // self.settings.group_size)
         words = (*rows, columns * self.settings.bits // 32)
-        return [(words, (PACKED,)) if role == "weight" else (groups, floats) for role in self._read()]
+        return [(words, (PACKED,)), *[(groups, floats)] * (len(self.sources) - 1)]
 
     def storage(self, found: str) -> str:
-        return found if found in FLOATS else "BF16"
+        return self.dtype
 
     def compute(self, *arrays: mx.array) -> dict[str, mx.array]:
         settings = self.settings
-        scales, weight, *biases = arrays
+        weight, scales, *biases = arrays
         biased = biases[0] if biases else None
         made = mx.dequantize(weight, scales, biased, settings.group_size, settings.bits, mode=settings.mode)
-        return {"weight": made}
+        return {"weight": made.astype(FLOATS[self.dtype])}
 
 
 def unpacked(columns: int, settings: Quantization, role: str) -> int:

@@ -222,7 +222,7 @@ def make_plan(
         cache_specs=cache_specs,
         compute_dtype=compute,
         unread_keys=unread_keys,
-        notes=notes + _unused_overrides(quantization, used) + fitter.notes(),
+        notes=notes + _unused_overrides(quantization, used) + fitter.notes() + _imported(entries, quantization),
     )
 
 
@@ -269,6 +269,22 @@ def _check_treatment(treatment: Treatment, quantization: QuantizationConfig | No
             where=where,
             hint="dequantize=True besides (--dequantize) makes floats of them first; the first rounding remains.",
         )
+
+
+def _imported(entries: list[Entry], quantization: QuantizationConfig | None) -> tuple[str, ...]:
+    """What another tool's packing has become."""
+    kept = [
+        entry
+        for entry in entries
+        if (made := outer_operation(entry.source)) is not None and made.kept is not None and entry.storage in FLOATS
+    ]
+    if not kept or quantization is None or quantization.packing is None:
+        return ()
+    what = f"{quantization.packing.method} weights: the integers are kept"
+    if kept[0].dtype == mx.float16:
+        return (f"{what}; scales and biases are in float16, which rounds about half of the biases",)
+    extra = sum(entry.nbytes for entry in kept) // 2
+    return (f"{what}; scales and biases are in float32, which is exact and takes {extra:,} bytes more than float16",)
 
 
 def _computation(parameter: Parameter) -> object:
@@ -318,8 +334,8 @@ def _entry(parameter: Parameter, tensors: Mapping[str, TensorInfo], compute: mx.
     storage = stored_dtype(parameter.source, tensors)
     dtype = compute if storage in FLOATS else (mx.uint32 if storage == PACKED else mx.uint8)
     operation = outer_operation(parameter.source)
-    if operation is not None and operation.exact and storage in FLOATS:
-        dtype = mx.float32
+    if operation is not None and operation.kept is not None and storage in FLOATS:
+        dtype = operation.kept
     return Entry(parameter.path, parameter.source, tuple(parameter.array.shape), storage, dtype, parameter.settings)
 
 

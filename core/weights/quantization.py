@@ -1,4 +1,4 @@
-"""What a config says about quantization: MLX's own block, with overrides for single layers.
+"""What a config says about quantization: MLX's own block, with overrides for single layers, or another tool's.
 
 Knows the spellings of ``config.json``; which tensors really are quantized is read off the headers by the plan.
 """
@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from core.errors import QuantizationError
+from core.weights.packing import Packing, packing_of
 
 _AS_PUBLISHED = "Copy the block from the config this checkpoint was published with."
 _SETTINGS = frozenset({"bits", "group_size", "mode", "global_scale"})
@@ -38,10 +39,12 @@ class QuantizationConfig:
     Attributes:
         default: for every quantized layer without an override.
         overrides: path in the checkpoint → its own settings, or None where the block says ``false``.
+        packing: how another tool has packed the integers; None where MLX has.
     """
 
     default: Quantization
     overrides: Mapping[str, Quantization | None] = field(default_factory=dict)
+    packing: Packing | None = None
 
     def of(self, path: str) -> Quantization | None:
         """The settings of one layer; None where an override turns quantization off."""
@@ -65,14 +68,10 @@ class QuantizationConfig:
                 found=type(block).__name__,
                 hint=_AS_PUBLISHED,
             )
-        method = block.get("quant_method")
-        # Its bits and group_size may look like MLX's own, but they describe another packing.
-        if method is not None:
-            raise QuantizationError(
-                f"the weights are quantized with {method!r}, which is not supported",
-                expected="unquantized weights, or MLX's own quantization",
-                hint="Load the unquantized model this one was made from, or an MLX conversion of it.",
-            )
+        # Another tool's bits and group_size look like MLX's own, but they describe another packing.
+        if block.get("quant_method") is not None:
+            packing = packing_of(block, key)
+            return cls(_read(block, key, None), packing=packing)
         default = _read(block, key, None)
         overrides: dict[str, Quantization | None] = {}
         for path, value in block.items():

@@ -168,12 +168,10 @@ class Operation(ABC):
 
     Attributes:
         role: which of the module's tensors this is (``weight``, ``scales``, ``biases``).
-        exact: the tensor stays in float32, whatever the compute dtype, because that one would round it.
         finite: the sources themselves must be finite, because the results would hide it if they were not.
     """
 
     role: str
-    exact: bool = False
     finite: bool = False
 
     @property
@@ -186,6 +184,11 @@ class Operation(ABC):
     def key(self) -> Hashable:
         """Equal for the roles of one computation, so that it is done once."""
 
+    @property
+    def kept(self) -> mx.Dtype | None:
+        """The dtype in which floats stay whatever the compute dtype, because that one would round them."""
+        return None
+
     @abstractmethod
     def inputs(self, shape: tuple[int, ...]) -> list[tuple[tuple[int, ...] | None, tuple[str, ...]]]:
         """What each part must be for the result to have ``shape``: its shape (None: open), the dtypes it may have."""
@@ -197,6 +200,10 @@ class Operation(ABC):
     @abstractmethod
     def compute(self, *arrays: mx.array) -> dict[str, mx.array]:
         """Every role's tensor, from the parts."""
+
+    def loss(self, *arrays: mx.array) -> mx.array | None:
+        """The largest error of a weight that the caller has accepted and wants to know; None without one."""
+        return None
 
 
 Node = Leaf | Joined | Stacked | Operation
@@ -214,7 +221,9 @@ def leaves(node: Node) -> list[str]:
     """Names of the checkpoint paths below a node, in order."""
     if isinstance(node, Leaf):
         return [node.name]
-    return [name for part in node.parts for name in leaves(part)]
+    names = [name for part in node.parts for name in leaves(part)]
+    # What an operation reads of one computation's several results, that computation reads once.
+    return list(dict.fromkeys(names)) if isinstance(node, Operation) else names
 
 
 def with_suffix(node: Node, suffix: str) -> Node:
