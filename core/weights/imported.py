@@ -46,6 +46,10 @@ class Imported(Operation):
     role: str
 
     @property
+    def label(self) -> str:
+        return self.packing.method
+
+    @property
     def parts(self) -> tuple[Leaf, ...]:
         names = ["qweight", "qzeros", "scales"] + ["g_idx"] * self.ordered
         return tuple(Leaf(f"{self.path}.{name}") for name in names)

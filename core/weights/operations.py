@@ -29,6 +29,10 @@ class Quantized(Operation):
     finite: bool = True  # NaN in a group disappears in its scale
 
     @property
+    def label(self) -> str:
+        return "quantize"
+
+    @property
     def parts(self) -> tuple[Node, ...]:
         return (self.source,)
 
@@ -74,6 +78,10 @@ class Dequantized(Operation):
     settings: Quantization
     dtype: str
     role: str = "weight"
+
+    @property
+    def label(self) -> str:
+        return "dequantize"
 
     @property
     def parts(self) -> tuple[Node, ...]:

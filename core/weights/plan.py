@@ -254,6 +254,13 @@ def _grouped(mismatched: tuple[Mismatch, ...], limit: int = 3) -> str:
 
 
 def _check_quantized(tensors: Mapping[str, TensorInfo], quantization: QuantizationConfig | None, where: str) -> None:
+    packing = None if quantization is None else quantization.packing
+    if packing is not None and not any(name.endswith(".qweight") for name in tensors):
+        raise QuantizationError(
+            f"the config says that the weights are quantized with {packing.method!r}, but no tensor is a qweight",
+            where=where,
+            hint="Take quantization_config out of the file if the weights are in full precision.",
+        )
     if quantization is not None and not any(name.endswith(".scales") for name in tensors):
         raise QuantizationError(
             f"the config says that the weights are quantized ({quantization.default}), but no tensor has scales",

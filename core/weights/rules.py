@@ -167,12 +167,17 @@ class Operation(ABC):
     Maps have none; ``core/weights/operations.py`` and ``core/weights/imported.py`` have those that there are.
 
     Attributes:
+        label: one word for it.
         role: which of the module's tensors this is (``weight``, ``scales``, ``biases``).
         finite: the sources themselves must be finite, because the results would hide it if they were not.
     """
 
     role: str
     finite: bool = False
+
+    @property
+    @abstractmethod
+    def label(self) -> str: ...
 
     @property
     @abstractmethod
