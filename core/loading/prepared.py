@@ -12,7 +12,7 @@ from core.checkpoint import Checkpoint, open_checkpoint
 from core.config import ModelConfig
 from core.errors import WeightsError
 from core.loading.configure import configure, located
-from core.loading.skeleton import skeleton
+from core.loading.skeleton import random_state_kept, skeleton
 from core.nn import Decoder
 from core.registry import BoundPlugin
 from core.weights import Plan, QuantizationConfig, WeightMap
@@ -63,24 +63,25 @@ def prepare_opened(
     quantization = located(lambda: QuantizationConfig.from_config(raw), checkpoint.where("config.json"))
     model, specs = skeleton(bound, config)
     layout, weight_map, notes = _recognise(bound, config, checkpoint)
-    made = make_plan(
-        model,
-        weight_map,
-        checkpoint.tensors,
-        source=checkpoint.source,
-        model_type=config.model_type,
-        plugin=bound.name,
-        layout=layout,
-        cache_specs=specs,
-        quantization=quantization,
-        dtype=dtype,
-        where=checkpoint.where,
-        unread_keys=tuple(config.unread_keys(raw)),
-        notes=notes,
-        treatment=replace(
-            treatment or Treatment(), allowed=lambda path, module: bound.quantize_module(config, path, module)
-        ),
-    )
+    with random_state_kept():  # quantized and split modules are made anew
+        made = make_plan(
+            model,
+            weight_map,
+            checkpoint.tensors,
+            source=checkpoint.source,
+            model_type=config.model_type,
+            plugin=bound.name,
+            layout=layout,
+            cache_specs=specs,
+            quantization=quantization,
+            dtype=dtype,
+            where=checkpoint.where,
+            unread_keys=tuple(config.unread_keys(raw)),
+            notes=notes,
+            treatment=replace(
+                treatment or Treatment(), allowed=lambda path, module: bound.quantize_module(config, path, module)
+            ),
+        )
     return Prepared(checkpoint, raw, bound, config, model, made)
 
 

@@ -1,6 +1,7 @@
 """Executes a plan: reads tensors, applies the map's operations, and puts the results into the model, block by block.
 
-Memory: at no moment more than the parameters loaded so far and one block's tensors twice. Knows files only as paths.
+Memory: at no moment more than the parameters loaded so far and one block's tensors twice: as the file has them, and as
+the model does. (AWQ's, whose integers are put into another order, four times.) Knows files only as paths.
 """
 
 from __future__ import annotations

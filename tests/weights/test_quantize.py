@@ -323,3 +323,13 @@ def test_a_global_scale_in_the_config_is_refused(tmp_path: Path) -> None:
     edit_config(path, {"quantization": block | {"lm_head": block | {"global_scale": True}}})
     with pytest.raises(QuantizationError, match="global_scale"):
         core.load(path, tokenizer=False)
+
+
+def test_the_users_random_state_is_left_alone(tmp_path: Path) -> None:
+    path, _ = quantized_checkpoint(tmp_path, Quantization(4, 64))
+    mx.random.seed(7)
+    wanted = mx.random.uniform(shape=(4,)).tolist()
+    mx.random.seed(7)
+    core.load(MISTRAL, tokenizer=False, quantize="mixed_4_6")
+    core.load(path, tokenizer=False)
+    assert mx.random.uniform(shape=(4,)).tolist() == wanted
