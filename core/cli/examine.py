@@ -32,6 +32,8 @@ from core.loading import Prepared, memory_fit, prepare_opened
 from core.registry import Claim, choose, claims, status
 from core.weights import Plan
 from core.weights.dtypes import spelling
+from core.weights.fit import Treatment
+from core.weights.recipes import recipe
 
 _CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 _T = TypeVar("_T")
@@ -45,6 +47,8 @@ def examine(
     dtype: mx.Dtype | None = None,
     strict: bool = False,
     keys: bool = False,
+    quantize: int | str | None = None,
+    dequantize: bool = False,
 ) -> Inspection:
     """Inspects a checkpoint. Arguments are those of ``core.plan``; ``keys`` asks for the table of tensors.
 
@@ -56,12 +60,13 @@ def examine(
     if checkpoint is None:
         return Inspection(SCHEMA, source, False, tuple(attempt.problems))
     facts = _checkpoint_facts(checkpoint, attempt)
-    prepared = attempt(lambda: prepare_opened(checkpoint, plugin=plugin, dtype=dtype))
+    treatment = Treatment(None if quantize is None else recipe(quantize), dequantize)
+    prepared = attempt(lambda: prepare_opened(checkpoint, plugin=plugin, dtype=dtype, treatment=treatment))
     plan = None if prepared is None else prepared.plan
     if plan is not None:
         attempt(plan.check)
         if strict and plan.unread_keys:
-            attempt(lambda: prepare_opened(checkpoint, plugin=plugin, dtype=dtype, strict=True))
+            attempt(lambda: prepare_opened(checkpoint, plugin=plugin, dtype=dtype, strict=True, treatment=treatment))
     claim = _claim(facts.model_type, plugin) if prepared is None else prepared.bound.claim
     return Inspection(
         schema=SCHEMA,

@@ -11,7 +11,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
-from core.cli.options import SOURCE_HELP, add_loading_options, dtype_of, natural
+from core.cli.options import SOURCE_HELP, add_loading_options, dtype_of, natural, quantize_of
 from core.cli.terminal import clean_prose, is_terminal, say, size
 from core.errors import UsageError
 
@@ -109,6 +109,8 @@ def _load(args: argparse.Namespace) -> LanguageModel:
             plugin=args.plugin,
             revision=args.revision,
             dtype=dtype_of(args),
+            quantize=quantize_of(args),
+            dequantize=args.dequantize,
             strict=args.strict,
             check_memory=not args.no_memory_check,
             check_finite=not args.no_finite_check,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from core.cli.options import SOURCE_HELP, add_loading_options, dtype_of
+from core.cli.options import SOURCE_HELP, add_loading_options, dtype_of, quantize_of
 from core.cli.terminal import fold, put, put_json, say
 from core.errors import UsageError
 
@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
         plugin=args.plugin,
         revision=args.revision,
         dtype=dtype_of(args),
+        quantize=quantize_of(args),
+        dequantize=args.dequantize,
         strict=args.strict,
         keys=args.keys,
     )

@@ -12,9 +12,11 @@ from core.checkpoint import TensorInfo
 from core.cli.inspection import FusedGroup, Key
 from core.weights import Plan
 from core.weights.dtypes import spelling
-from core.weights.rules import Joined, Leaf, Node, Stacked, leaves
+from core.weights.rules import Joined, Leaf, Node, Operation, Stacked, leaves
 
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+_MATRIX = re.compile(r"\.q?weight$")
 
 
 def key_table(tensors: Mapping[str, TensorInfo], plan: Plan | None) -> tuple[Key, ...]:
@@ -34,11 +36,13 @@ def fused_groups(plan: Plan) -> tuple[FusedGroup, ...]:
     """The kinds of matrices that are made of several tensors; biases and scales go as their matrices go."""
     counts: dict[tuple[str, tuple[str, ...], int | None], int] = {}
     for entry in plan.entries:
-        if isinstance(entry.source, Leaf) or entry.parameter.rpartition(".")[2] != "weight":
+        if isinstance(entry.source, Leaf | Operation) or entry.parameter.rpartition(".")[2] != "weight":
             continue
         stacked = len(entry.source.parts) if isinstance(entry.source, Stacked) else None
         first = entry.source.parts[0] if isinstance(entry.source, Stacked) else entry.source
-        parts = tuple(name.removesuffix(".weight").rpartition(".")[2] for name in leaves(first))
+        nodes = first.parts if isinstance(first, Joined | Stacked) else (first,)
+        names = (_MATRIX.sub("", leaves(node)[0]) for node in nodes)
+        parts = tuple(name.rpartition(".")[2] for name in names)
         kind = _INDEX.sub("*", entry.parameter.removesuffix(".weight")).removesuffix(".linears.*")
         counts[kind, parts, stacked] = counts.get((kind, parts, stacked), 0) + 1
     return tuple(FusedGroup(*key, count) for key, count in counts.items())
@@ -56,6 +60,11 @@ def _operations(node: Node) -> Iterator[tuple[str, str]]:
     """Every tensor below a node, with the operations that it goes through, the outermost first."""
     if isinstance(node, Leaf):
         yield node.name, ""
+        return
+    if isinstance(node, Operation):
+        for part in node.parts:
+            for name, inner in _operations(part):
+                yield name, f"{node.label}.{inner}" if inner else node.label
         return
     kind = "concat" if isinstance(node, Joined) else "stack"
     for number, part in enumerate(node.parts, 1):

@@ -20,6 +20,8 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
     group.add_argument("--dtype", choices=DTYPES, help="compute in this dtype, instead of the checkpoint's")
+    group.add_argument("--quantize", metavar="BITS", help="quantize as it is read: bits, or a recipe such as mixed_4_6")
+    group.add_argument("--dequantize", action="store_true", help="make floats of quantized weights as they are read")
     group.add_argument("--strict", action="store_true", help="refuse config keys that nobody reads")
 
 
@@ -28,6 +30,12 @@ def dtype_of(args: argparse.Namespace) -> mx.Dtype | None:
     import mlx.core as mx
 
     return None if args.dtype is None else getattr(mx, args.dtype)
+
+
+def quantize_of(args: argparse.Namespace) -> int | str | None:
+    """What ``quantize=`` of ``core.load`` is to be."""
+    text: str | None = args.quantize
+    return int(text) if text is not None and text.isdecimal() else text
 
 
 def natural(text: str) -> int:

@@ -57,9 +57,10 @@ def count_parameters(tensors: Mapping[str, TensorInfo], raw_config: Mapping[str,
 
 def _settings(raw_config: Mapping[str, Any]) -> QuantizationConfig | None:
     try:
-        return QuantizationConfig.from_config(raw_config)
+        found = QuantizationConfig.from_config(raw_config)
     except CoreError:  # said by the load that is prepared later
         return None
+    return None if found is None or found.packing is not None else found
 
 
 def _foreign_method(raw_config: Mapping[str, Any]) -> str | None:

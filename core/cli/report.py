@@ -65,7 +65,8 @@ def _quantization(facts: QuantizationFacts | None) -> Lines:
         yield "quantization", "none"
         return
     if facts.method != MLX:
-        yield "quantization", f"{facts.method} (no method that is supported)"
+        known = facts.method in ("gptq", "awq")
+        yield "quantization", f"{facts.method} ({'imported' if known else 'no method that is supported'})"
         return
     recipes = {_settings(kind) for kind in facts.matrices if kind.bits is not None}
     if len(recipes) == 1:

@@ -19,7 +19,9 @@ from core.loading.prepared import Prepared, prepare
 from core.loading.report import LoadReport
 from core.registry import claims, status
 from core.weights import Plan
+from core.weights.fit import Treatment
 from core.weights.load import Progress, execute
+from core.weights.recipes import Quantize, recipe
 
 if TYPE_CHECKING:
     from core.language_model import LanguageModel
@@ -59,13 +61,25 @@ def plan(
     plugin: Any = None,
     strict: bool = False,
     dtype: mx.Dtype | None = None,
+    quantize: Quantize | None = None,
+    quantize_embeddings: bool = True,
+    quantize_head: bool = True,
+    dequantize: bool = False,
+    approximate: bool = False,
     revision: str | None = None,
 ) -> Plan:
     """Says what ``core.load`` would do, without reading a weight byte; of a hub repository, only headers are fetched.
 
     Arguments and errors are those of ``core.load``, but tensors that do not fit are reported in the plan, not raised.
     """
-    return prepare(source, plugin=plugin, strict=strict, dtype=dtype, revision=revision).plan
+    return prepare(
+        source,
+        plugin=plugin,
+        strict=strict,
+        dtype=dtype,
+        revision=revision,
+        treatment=_treatment(quantize, quantize_embeddings, quantize_head, dequantize, approximate),
+    ).plan
 
 
 def load(
@@ -74,6 +88,11 @@ def load(
     plugin: Any = None,
     tokenizer: bool = True,
     dtype: mx.Dtype | None = None,
+    quantize: Quantize | None = None,
+    quantize_embeddings: bool = True,
+    quantize_head: bool = True,
+    dequantize: bool = False,
+    approximate: bool = False,
     lazy: bool = False,
     strict: bool = False,
     check_finite: bool = True,
@@ -89,6 +108,15 @@ def load(
             the name of an installed distribution, or a module's dotted path.
         tokenizer: load the tokenizer too; without one, ``generate`` takes and gives ids.
         dtype: compute dtype; None takes the checkpoint's, or float32 for quantized weights and experts on a CPU.
+        quantize: quantize the weights as they are read, block by block, from the dtype that the file has them in: bits
+            (``4``), a mode of MLX with its defaults (``"mxfp4"``), a ``core.weights.Quantization``, a mixed recipe of
+            mlx-lm's by name (``"mixed_4_6"``), or patterns of the checkpoint's names to any of these or False
+            (``{"*.v_proj": 6, "lm_head": False, "*": 4}``), of which the first that matches decides. The plugin keeps
+            what must not be rounded, such as routers; what no group divides stays in full precision, and is noted.
+        quantize_embeddings, quantize_head: let them be quantized; where they share a matrix, both must say so.
+        dequantize: make floats of quantized weights, in the dtype of their scales; with ``quantize``, before that.
+        approximate: keep the scales and biases of GPTQ and AWQ weights in float16 even where that rounds, instead of
+            float32; ``report.weight_error`` says by how much at most.
         lazy: read weights when they are first used, which must then be in the thread that loads.
         strict: refuse config keys that nobody reads.
         check_finite: refuse NaN and infinity in the weights, which costs about 0.2 s for a gigabyte of floats on a CPU.
@@ -103,11 +131,21 @@ def load(
         WeightsError: tensors and config do not fit, or are not finite.
         TokenizerError: there is no tokenizer; said before any weight is read.
         InsufficientMemoryError: the model is larger than the memory.
+        QuantizationError: the weights are quantized already, or in a way that is not supported.
+        UsageError: ``quantize`` asks for what the installed MLX does not have.
     """
     from core.language_model import LanguageModel
 
     shown = progress is not None
-    prepared = prepare(source, plugin=plugin, strict=strict, dtype=dtype, revision=revision, progress=shown)
+    prepared = prepare(
+        source,
+        plugin=plugin,
+        strict=strict,
+        dtype=dtype,
+        revision=revision,
+        progress=shown,
+        treatment=_treatment(quantize, quantize_embeddings, quantize_head, dequantize, approximate),
+    )
     prepared.plan.check()
     if tokenizer and not prepared.checkpoint.has("tokenizer.json"):
         _no_tokenizer(prepared.checkpoint)
@@ -116,7 +154,7 @@ def load(
     checkpoint = prepared.checkpoint.fetch_weights()
     text = _tokenizer(checkpoint) if tokenizer else None
     started = time.perf_counter()
-    execute(prepared.plan, prepared.model, checkpoint, lazy=lazy, check_finite=check_finite, progress=progress)
+    loss = execute(prepared.plan, prepared.model, checkpoint, lazy=lazy, check_finite=check_finite, progress=progress)
     report = LoadReport(
         plan=prepared.plan,
         claim=prepared.bound.claim,
@@ -124,6 +162,7 @@ def load(
         stray_files=checkpoint.stray,
         shadowed=_shadowed(prepared),
         seconds=0.0 if lazy else time.perf_counter() - started,
+        weight_error=loss,
     )
     prepared.bound.model_loaded(prepared.model, report)
     if not lazy:
@@ -133,6 +172,13 @@ def load(
     generation = checkpoint.read_json("generation_config.json") if checkpoint.has("generation_config.json") else {}
     origin = Origin(checkpoint, prepared.raw_config, prepared.bound)
     return LanguageModel(prepared.model, prepared.config, text, report, generation, origin)
+
+
+def _treatment(
+    quantize: Quantize | None, embeddings: bool, head: bool, dequantize: bool, approximate: bool
+) -> Treatment:
+    asked = None if quantize is None else recipe(quantize, quantize_embeddings=embeddings, quantize_head=head)
+    return Treatment(asked, dequantize, approximate)
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
@@ -12,10 +12,11 @@ from core.checkpoint import Checkpoint, open_checkpoint
 from core.config import ModelConfig
 from core.errors import WeightsError
 from core.loading.configure import configure, located
-from core.loading.skeleton import skeleton
+from core.loading.skeleton import random_state_kept, skeleton
 from core.nn import Decoder
 from core.registry import BoundPlugin
 from core.weights import Plan, QuantizationConfig, WeightMap
+from core.weights.fit import Treatment
 from core.weights.plan import coverage, make_plan
 
 LAYOUTS = ("hf", "mlx")
@@ -42,35 +43,45 @@ def prepare(
     dtype: mx.Dtype | None = None,
     revision: str | None = None,
     progress: bool = False,
+    treatment: Treatment | None = None,
 ) -> Prepared:
     """Everything up to the first weight byte."""
     checkpoint = open_checkpoint(source, revision=revision, download=False, progress=progress)
-    return prepare_opened(checkpoint, plugin=plugin, strict=strict, dtype=dtype)
+    return prepare_opened(checkpoint, plugin=plugin, strict=strict, dtype=dtype, treatment=treatment)
 
 
 def prepare_opened(
-    checkpoint: Checkpoint, *, plugin: Any = None, strict: bool = False, dtype: mx.Dtype | None = None
+    checkpoint: Checkpoint,
+    *,
+    plugin: Any = None,
+    strict: bool = False,
+    dtype: mx.Dtype | None = None,
+    treatment: Treatment | None = None,
 ) -> Prepared:
     """``prepare``, of a checkpoint that is open already."""
     raw, bound, config = configure(checkpoint, plugin, strict)
     quantization = located(lambda: QuantizationConfig.from_config(raw), checkpoint.where("config.json"))
     model, specs = skeleton(bound, config)
     layout, weight_map, notes = _recognise(bound, config, checkpoint)
-    made = make_plan(
-        model,
-        weight_map,
-        checkpoint.tensors,
-        source=checkpoint.source,
-        model_type=config.model_type,
-        plugin=bound.name,
-        layout=layout,
-        cache_specs=specs,
-        quantization=quantization,
-        dtype=dtype,
-        where=checkpoint.where,
-        unread_keys=tuple(config.unread_keys(raw)),
-        notes=notes,
-    )
+    with random_state_kept():  # quantized and split modules are made anew
+        made = make_plan(
+            model,
+            weight_map,
+            checkpoint.tensors,
+            source=checkpoint.source,
+            model_type=config.model_type,
+            plugin=bound.name,
+            layout=layout,
+            cache_specs=specs,
+            quantization=quantization,
+            dtype=dtype,
+            where=checkpoint.where,
+            unread_keys=tuple(config.unread_keys(raw)),
+            notes=notes,
+            treatment=replace(
+                treatment or Treatment(), allowed=lambda path, module: bound.quantize_module(config, path, module)
+            ),
+        )
     return Prepared(checkpoint, raw, bound, config, model, made)
 
 

@@ -19,6 +19,7 @@ class LoadReport:
         device: what the model was loaded onto.
         stray_files: weight files of the checkpoint that are no part of the model.
         seconds: how long reading the weights took; 0 for a lazy load.
+        weight_error: the largest error of a weight that ``approximate`` has made; None without it.
     """
 
     plan: Plan
@@ -27,6 +28,7 @@ class LoadReport:
     stray_files: tuple[str, ...] = ()
     shadowed: tuple[str, ...] = ()
     seconds: float = 0.0
+    weight_error: float | None = None
 
     def __str__(self) -> str:
         plan = self.plan
@@ -43,4 +45,6 @@ class LoadReport:
             lines.append(f"  files that are no part of the model: {', '.join(self.stray_files)}")
         if self.shadowed:
             lines.append(f"  other claims of {plan.model_type}: {'; '.join(self.shadowed)}")
+        if self.weight_error is not None:
+            lines.append(f"  largest error of a weight by approximate=True: {self.weight_error:.3g}")
         return "\n".join(lines + [f"  {note}" for note in plan.notes])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,11 +49,18 @@ def build(config: Mapping[str, Any], *, plugin: Any = None) -> BuiltModel:
 
 def skeleton(bound: BoundPlugin, config: ModelConfig) -> tuple[Decoder, tuple[CacheSpec, ...]]:
     """The model with parameters that will be replaced. MLX's global random state is left alone."""
+    with random_state_kept():
+        return _build(bound, config)
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Modules that are made within draw parameters that nobody reads; the user's random numbers do not depend on it."""
     with _building:
         state: Any = mx.random.state
         high, low = state[0].tolist()
         try:
-            return _build(bound, config)
+            yield
         finally:
             mx.random.seed((high << 32) | low)  # a seed's two halves are the key
 

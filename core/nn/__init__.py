@@ -6,7 +6,7 @@ Knows arrays; knows no files, no tokens' meaning and no architecture.
 from core.nn.attention import Attention
 from core.nn.cache import Cache, State
 from core.nn.decoder import Decoder
-from core.nn.linear import ExpertLinear, FusedLinear, QuantizedExpertLinear
+from core.nn.linear import ExpertLinear, FusedLinear, QuantizedExpertLinear, WideQuantizedLinear
 from core.nn.mlp import MLP, Experts
 from core.nn.rope import RoPE
 from core.nn.spec import CacheSpec
@@ -25,4 +25,5 @@ __all__ = [
     "RoPE",
     "State",
     "Step",
+    "WideQuantizedLinear",
 ]

@@ -87,6 +87,25 @@ def _split(x: mx.array, sizes: list[int]) -> list[mx.array]:
     return list(mx.split(x, bounds, axis=-1))
 
 
+class WideQuantizedLinear(nn.QuantizedLinear):
+    """A quantized layer whose scales have another float type than the activations, which keep theirs."""
+
+    @classmethod
+    def of(cls, layer: nn.QuantizedLinear) -> WideQuantizedLinear:
+        """The same layer, with the same parameters."""
+        wide = cls.__new__(cls)
+        nn.Module.__init__(wide)
+        wide.group_size, wide.bits, wide.mode = layer.group_size, layer.bits, layer.mode
+        for name, value in layer.items():
+            wide[name] = value
+        wide.freeze()
+        return wide
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """``x``: ``[..., input_dims]``; the product is computed in the wider type, and returned in that of ``x``."""
+        return super().__call__(x).astype(x.dtype)
+
+
 class ExpertLinear(nn.Module):
     """One matrix for each expert, of which each row of the input uses one.
 
@@ -165,7 +184,7 @@ class QuantizedExpertLinear(nn.Module):
         self.freeze()
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
-        """As ``ExpertLinear``."""
+        """As ``ExpertLinear``; scales of a wider float type than ``x`` compute in theirs, and return that of ``x``."""
         y = mx.gather_qmm(
             x,
             self.weight,
@@ -177,5 +196,5 @@ class QuantizedExpertLinear(nn.Module):
             bits=self.bits,
             mode=self.mode,
             sorted_indices=sorted_indices,
-        )
+        ).astype(x.dtype)
         return y + self.bias[indices][..., None, :] if "bias" in self else y

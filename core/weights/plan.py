@@ -18,9 +18,9 @@ from core.errors import QuantizationError, WeightsError
 from core.nn import CacheSpec, ExpertLinear
 from core.weights.axes import rows_axis
 from core.weights.dtypes import BYTES, FLOATS, PACKED
-from core.weights.fit import Fitter, Parameter, check_rows_cover
+from core.weights.fit import Fitter, Parameter, Treatment, check_rows_cover
 from core.weights.quantization import Quantization, QuantizationConfig
-from core.weights.rules import Joined, Leaf, Node, Stacked, WeightMap, leaves, refuse_repeats
+from core.weights.rules import Joined, Leaf, Node, Operation, Stacked, WeightMap, leaves, refuse_repeats
 from core.weights.summary import summarise
 from core.weights.tree import all_arrays
 
@@ -33,7 +33,7 @@ class Entry:
         parameter: path in the model.
         source: an operation on tensor names.
         shape: of the parameter.
-        storage: dtype in the file, as safetensors spells it.
+        storage: dtype in the file, as safetensors spells it; of what the load computes, that in a file of MLX's format.
         dtype: dtype in memory.
         quantization: settings, for the tensors of a quantized matrix.
     """
@@ -164,6 +164,7 @@ def make_plan(
     where: Callable[[str], str] = str,
     unread_keys: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
+    treatment: Treatment | None = None,
 ) -> Plan:
     """Fits a skeleton to a checkpoint and plans its load.
 
@@ -171,14 +172,17 @@ def make_plan(
         model: the skeleton; modules are quantized and fused projections split where the headers ask for it.
         dtype: compute dtype; None takes the checkpoint's, or float32 for quantized weights and experts on a CPU.
         where: how an error names a file of the checkpoint.
+        treatment: what the load quantizes or dequantizes.
 
     Raises:
         QuantizationError: config and tensors disagree on quantization.
         PluginError: the plugin's map does not fit its own model.
     """
     rows = weight_map.expand()
+    treatment = treatment or Treatment()
     _check_quantized(tensors, quantization, where("config.json"))
-    fitter = Fitter(model, tensors, quantization, where)
+    _check_treatment(treatment, quantization, where("config.json"))
+    fitter = Fitter(model, tensors, quantization, where, treatment)
     parameters = [parameter for row in rows for parameter in fitter.fit(row)]
     arrays = all_arrays(model)
     check_rows_cover(list(arrays), {parameter.path for parameter in parameters}, plugin)
@@ -195,7 +199,9 @@ def make_plan(
         mismatched += problems
         if not problems and not absent:
             entries.append(_entry(parameter, tensors, compute))
-    sources = [name for parameter in parameters for name in leaves(parameter.source)]
+    # The tensors of one computation are read once, and name each of its results.
+    read = {_computation(parameter): parameter.source for parameter in parameters}
+    sources = [name for source in read.values() for name in leaves(source)]
     # A module and its own weight may both be named in a map, and only here is that seen.
     refuse_repeats("parameter", [parameter.path for parameter in parameters])
     refuse_repeats("tensor", sources)
@@ -216,7 +222,7 @@ def make_plan(
         cache_specs=cache_specs,
         compute_dtype=compute,
         unread_keys=unread_keys,
-        notes=notes + _unused_overrides(quantization, used),
+        notes=notes + _unused_overrides(quantization, used) + fitter.notes() + _imported(entries, quantization),
     )
 
 
@@ -248,12 +254,68 @@ def _grouped(mismatched: tuple[Mismatch, ...], limit: int = 3) -> str:
 
 
 def _check_quantized(tensors: Mapping[str, TensorInfo], quantization: QuantizationConfig | None, where: str) -> None:
+    packing = None if quantization is None else quantization.packing
+    if packing is not None and not any(name.endswith(".qweight") for name in tensors):
+        raise QuantizationError(
+            f"the config says that the weights are quantized with {packing.method!r}, but no tensor is a qweight",
+            where=where,
+            hint="Take quantization_config out of the file if the weights are in full precision.",
+        )
     if quantization is not None and not any(name.endswith(".scales") for name in tensors):
         raise QuantizationError(
             f"the config says that the weights are quantized ({quantization.default}), but no tensor has scales",
             where=where,
             hint="Take the quantization block out of the file if the weights are in full precision.",
         )
+
+
+def _check_treatment(treatment: Treatment, quantization: QuantizationConfig | None, where: str) -> None:
+    if treatment.recipe is not None and quantization is not None and not treatment.dequantize:
+        raise QuantizationError(
+            f"the weights are quantized already ({quantization.default}), and quantize= would do it again",
+            where=where,
+            hint="dequantize=True besides (--dequantize) makes floats of them first; the first rounding remains.",
+        )
+
+
+def _imported(entries: list[Entry], quantization: QuantizationConfig | None) -> tuple[str, ...]:
+    """What another tool's packing has become."""
+    kept = [
+        entry
+        for entry in entries
+        if (made := outer_operation(entry.source)) is not None and made.kept is not None and entry.storage in FLOATS
+    ]
+    if not kept or quantization is None or quantization.packing is None:
+        return ()
+    what = f"{quantization.packing.method} weights: the integers are kept"
+    if kept[0].dtype == mx.float16:
+        return (f"{what}; scales and biases are in float16, which rounds about half of the biases",)
+    extra = sum(entry.nbytes for entry in kept) // 2
+    return (f"{what}; scales and biases are in float32, which is exact and takes {extra:,} bytes more than float16",)
+
+
+def _computation(parameter: Parameter) -> object:
+    """Equal for the tensors of a module that one computation makes."""
+    if outer_operation(parameter.source) is None:
+        return parameter.path
+    return parameter.path.rpartition(".")[0]
+
+
+def outer_operation(node: Node) -> Operation | None:
+    """The operation on the first of a node's parts, if there is one; all parts have the same."""
+    while not isinstance(node, Operation):
+        if isinstance(node, Leaf):
+            return None
+        node = node.parts[0]
+    return node
+
+
+def stored_dtype(node: Node, tensors: Mapping[str, TensorInfo]) -> str:
+    """What a tensor is in a file of MLX's format: what it is in this one, but for what is computed."""
+    if isinstance(node, Leaf):
+        return tensors[node.name].dtype
+    found = stored_dtype(node.parts[0], tensors)
+    return node.storage(found) if isinstance(node, Operation) else found
 
 
 def _compute_dtype(model: nn.Module, parameters: list[Parameter], tensors: Mapping[str, TensorInfo]) -> mx.Dtype:
@@ -276,16 +338,19 @@ def _compute_dtype(model: nn.Module, parameters: list[Parameter], tensors: Mappi
 
 
 def _entry(parameter: Parameter, tensors: Mapping[str, TensorInfo], compute: mx.Dtype) -> Entry:
-    storage = tensors[leaves(parameter.source)[0]].dtype
+    storage = stored_dtype(parameter.source, tensors)
     dtype = compute if storage in FLOATS else (mx.uint32 if storage == PACKED else mx.uint8)
+    operation = outer_operation(parameter.source)
+    if operation is not None and operation.kept is not None and storage in FLOATS:
+        dtype = operation.kept
     return Entry(parameter.path, parameter.source, tuple(parameter.array.shape), storage, dtype, parameter.settings)
 
 
 def _problems(parameter: Parameter, tensors: Mapping[str, TensorInfo]) -> list[Mismatch]:
-    expected = _leaf_shapes(parameter.source, tuple(parameter.array.shape), parameter, tensors)
-    accepted = _accepted_dtypes(parameter)
+    whole = tuple(parameter.array.shape)
+    expected = _expected(parameter.source, whole, _accepted_dtypes(parameter), parameter, tensors)
     found = []
-    for name, shape in expected.items():
+    for name, (shape, accepted) in expected.items():
         info = tensors.get(name)
         if info is None:
             continue
@@ -304,26 +369,37 @@ def _accepted_dtypes(parameter: Parameter) -> tuple[str, ...]:
     return (BYTES,) if parameter.array.dtype == mx.uint8 else tuple(FLOATS)
 
 
-def _leaf_shapes(
-    node: Node, shape: tuple[int, ...], parameter: Parameter, tensors: Mapping[str, TensorInfo]
-) -> dict[str, tuple[int, ...] | None]:
-    """The shape that each tensor below ``node`` must have for the whole to be ``shape``; None where it is open."""
+_Expected = dict[str, tuple[tuple[int, ...] | None, tuple[str, ...]]]
+
+
+def _expected(
+    node: Node,
+    shape: tuple[int, ...] | None,
+    accepted: tuple[str, ...],
+    parameter: Parameter,
+    tensors: Mapping[str, TensorInfo],
+) -> _Expected:
+    """Shape (None: open) and dtypes that each tensor below ``node`` must have for the whole to be ``shape``."""
     if isinstance(node, Leaf):
-        return {node.name: shape}
-    if isinstance(node, Stacked):
-        if shape[0] != len(node.parts):
-            return dict.fromkeys(leaves(node))
-        return {k: v for part in node.parts for k, v in _leaf_shapes(part, shape[1:], parameter, tensors).items()}
-    axis = rows_axis(parameter.role, len(shape))
-    rows = parameter.rows or _rows_in_file(node, axis, shape[axis], tensors)
-    if rows is None:
-        return dict.fromkeys(leaves(node))
-    shapes: dict[str, tuple[int, ...] | None] = {}
-    for part, count in zip(node.parts, rows, strict=True):
-        sized = list(shape)
-        sized[axis] = count
-        shapes |= _leaf_shapes(part, tuple(sized), parameter, tensors)
-    return shapes
+        return {node.name: (shape, accepted)}
+    if isinstance(node, Operation):
+        needs = node.inputs(shape) if shape is not None else [(None, dtypes) for _, dtypes in node.inputs((1, 1))]
+        parts = zip(node.parts, needs, strict=True)
+        return {k: v for part, need in parts for k, v in _expected(part, *need, parameter, tensors).items()}
+    shapes: list[tuple[int, ...] | None] = [None] * len(node.parts)
+    if shape is not None and isinstance(node, Stacked) and shape[0] == len(node.parts):
+        shapes = [shape[1:]] * len(node.parts)
+    elif shape is not None and isinstance(node, Joined):
+        axis = rows_axis(parameter.role, len(shape))
+        for i, count in enumerate(parameter.rows or _rows_in_file(node, axis, shape[axis], tensors) or ()):
+            sized = list(shape)
+            sized[axis] = count
+            shapes[i] = tuple(sized)
+    return {
+        name: found
+        for part, one in zip(node.parts, shapes, strict=True)
+        for name, found in _expected(part, one, accepted, parameter, tensors).items()
+    }
 
 
 def _rows_in_file(node: Joined, axis: int, total: int, tensors: Mapping[str, TensorInfo]) -> tuple[int, ...] | None:

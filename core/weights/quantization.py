@@ -1,4 +1,4 @@
-"""What a config says about quantization: MLX's own block, with overrides for single layers.
+"""What a config says about quantization: MLX's own block, with overrides for single layers, or another tool's.
 
 Knows the spellings of ``config.json``; which tensors really are quantized is read off the headers by the plan.
 """
@@ -14,9 +14,10 @@ from typing import Any
 import mlx.core as mx
 
 from core.errors import QuantizationError
+from core.weights.packing import Packing, packing_of
 
 _AS_PUBLISHED = "Copy the block from the config this checkpoint was published with."
-_SETTINGS = frozenset({"bits", "group_size", "mode"})
+_SETTINGS = frozenset({"bits", "group_size", "mode", "global_scale"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +39,12 @@ class QuantizationConfig:
     Attributes:
         default: for every quantized layer without an override.
         overrides: path in the checkpoint → its own settings, or None where the block says ``false``.
+        packing: how another tool has packed the integers; None where MLX has.
     """
 
     default: Quantization
     overrides: Mapping[str, Quantization | None] = field(default_factory=dict)
+    packing: Packing | None = None
 
     def of(self, path: str) -> Quantization | None:
         """The settings of one layer; None where an override turns quantization off."""
@@ -65,14 +68,10 @@ class QuantizationConfig:
                 found=type(block).__name__,
                 hint=_AS_PUBLISHED,
             )
-        method = block.get("quant_method")
-        # Its bits and group_size may look like MLX's own, but they describe another packing.
-        if method is not None:
-            raise QuantizationError(
-                f"the weights are quantized with {method!r}, which is not supported",
-                expected="unquantized weights, or MLX's own quantization",
-                hint="Load the unquantized model this one was made from, or an MLX conversion of it.",
-            )
+        # Another tool's bits and group_size look like MLX's own, but they describe another packing.
+        if block.get("quant_method") is not None:
+            packing = packing_of(block, key)
+            return cls(_read(block, key, None), packing=packing)
         default = _read(block, key, None)
         overrides: dict[str, Quantization | None] = {}
         for path, value in block.items():
@@ -87,6 +86,11 @@ class QuantizationConfig:
 
 def _read(block: Mapping[str, Any], key: str, default: Quantization | None) -> Quantization:
     mode = block.get("mode", default.mode if default else "affine")
+    if block.get("global_scale"):
+        raise QuantizationError(
+            f"key '{key}.global_scale' asks for a scale of whole matrices, which is not supported",
+            hint="MLX's product with quantized weights takes none; convert the model without it.",
+        )
     values: dict[str, int] = {}
     for name in ("bits", "group_size"):
         value = block.get(name, getattr(default, name, None))
@@ -101,7 +105,7 @@ def _read(block: Mapping[str, Any], key: str, default: Quantization | None) -> Q
     if not isinstance(mode, str):
         raise QuantizationError(f"key '{key}.mode' is not a string", found=repr(mode), hint=_AS_PUBLISHED)
     settings = Quantization(values["bits"], values["group_size"], mode)
-    problem = _refusal(settings)
+    problem = refusal(settings)
     if problem is not None:
         raise QuantizationError(
             f"key {key!r} asks for {settings}, which the installed MLX {version('mlx')} does not have",
@@ -112,10 +116,17 @@ def _read(block: Mapping[str, Any], key: str, default: Quantization | None) -> Q
 
 
 @lru_cache
-def _refusal(settings: Quantization) -> str | None:
+def refusal(settings: Quantization) -> str | None:
     """MLX's own word on the settings, asked with a tiny matrix; None when it accepts them."""
     try:
         mx.quantize(mx.zeros((1, settings.group_size * 32)), settings.group_size, settings.bits, mode=settings.mode)
     except ValueError as error:
         return str(error).split("\n")[0]
     return None
+
+
+@lru_cache
+def roles(settings: Quantization) -> tuple[str, ...]:
+    """The tensors of a quantized matrix: not every mode has biases."""
+    made = mx.quantize(mx.zeros((1, settings.group_size * 32)), settings.group_size, settings.bits, mode=settings.mode)
+    return ("weight", "scales", "biases")[: len(made)]

@@ -10,8 +10,11 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import mlx.core as mx
 
 from core.errors import PluginError, WeightsError
 
@@ -158,7 +161,57 @@ class Stacked:
     parts: tuple[Node, ...]
 
 
-Node = Leaf | Joined | Stacked
+class Operation(ABC):
+    """One tensor of a module, computed from others: a node that a plan puts where a map has a leaf.
+
+    Maps have none; ``core/weights/operations.py`` and ``core/weights/imported.py`` have those that there are.
+
+    Attributes:
+        label: one word for it.
+        role: which of the module's tensors this is (``weight``, ``scales``, ``biases``).
+        finite: the sources themselves must be finite, because the results would hide it if they were not.
+    """
+
+    role: str
+    finite: bool = False
+
+    @property
+    @abstractmethod
+    def label(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[Node, ...]:
+        """What it reads."""
+
+    @property
+    @abstractmethod
+    def key(self) -> Hashable:
+        """Equal for the roles of one computation, so that it is done once."""
+
+    @property
+    def kept(self) -> mx.Dtype | None:
+        """The dtype in which floats stay whatever the compute dtype, because that one would round them."""
+        return None
+
+    @abstractmethod
+    def inputs(self, shape: tuple[int, ...]) -> list[tuple[tuple[int, ...] | None, tuple[str, ...]]]:
+        """What each part must be for the result to have ``shape``: its shape (None: open), the dtypes it may have."""
+
+    @abstractmethod
+    def storage(self, found: str) -> str:
+        """The result's dtype in a file of MLX's own format, where the first part has ``found``."""
+
+    @abstractmethod
+    def compute(self, *arrays: mx.array) -> dict[str, mx.array]:
+        """Every role's tensor, from the parts."""
+
+    def loss(self, *arrays: mx.array) -> mx.array | None:
+        """The largest error of a weight that the caller has accepted and wants to know; None without one."""
+        return None
+
+
+Node = Leaf | Joined | Stacked | Operation
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,14 +226,25 @@ def leaves(node: Node) -> list[str]:
     """Names of the checkpoint paths below a node, in order."""
     if isinstance(node, Leaf):
         return [node.name]
-    return [name for part in node.parts for name in leaves(part)]
+    names = [name for part in node.parts for name in leaves(part)]
+    # What an operation reads of one computation's several results, that computation reads once.
+    return list(dict.fromkeys(names)) if isinstance(node, Operation) else names
 
 
 def with_suffix(node: Node, suffix: str) -> Node:
     """The same operation on the tensor ``suffix`` of each path."""
     if isinstance(node, Leaf):
         return Leaf(f"{node.name}.{suffix}")
+    assert not isinstance(node, Operation)  # a plan's, made of what this returns
     return type(node)(tuple(with_suffix(part, suffix) for part in node.parts))
+
+
+def each_leaf(node: Node, make: Callable[[Leaf], Node]) -> Node:
+    """The same arrangement of what ``make`` says of each path."""
+    if isinstance(node, Leaf):
+        return make(node)
+    assert not isinstance(node, Operation)  # those stand where maps have their leaves
+    return replace(node, parts=tuple(each_leaf(part, make) for part in node.parts))
 
 
 def joined_parts(node: Node) -> int | None:

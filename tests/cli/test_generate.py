@@ -118,13 +118,15 @@ def test_options_reach_the_load(corelm: Run, monkeypatch: pytest.MonkeyPatch) ->
         raise core.errors.CheckpointError("enough")
 
     monkeypatch.setattr(core, "load", load)
-    command = "generate x -m org/name --plugin P --revision R --dtype float16 --strict --no-memory-check"
+    command = "generate x -m org/name --plugin P --revision R --dtype float16 --strict --no-memory-check --quantize 4"
     assert corelm(*command.split(), "--no-finite-check").err == "error: enough\n"
     assert asked == {
         "source": "org/name",
         "plugin": "P",
         "revision": "R",
         "dtype": mx.float16,
+        "quantize": 4,
+        "dequantize": False,
         "strict": True,
         "check_memory": False,
         "check_finite": False,
@@ -136,6 +138,8 @@ def test_options_reach_the_load(corelm: Run, monkeypatch: pytest.MonkeyPatch) ->
         "plugin": None,
         "revision": None,
         "dtype": None,
+        "quantize": None,
+        "dequantize": False,
         "strict": False,
         "check_memory": True,
         "check_finite": True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.checkpoint.sparse import MIXTRAL_8X7B, write_mixtral_8x7b
 from tests.cli.checkpoints import quantized, with_chat_template, with_header
 from tests.cli.conftest import ROOT, Outcome, Run
 from tests.fixtures import STORIES, STORIES_SHARDED, oracle
+from tests.fixtures.foreign import gptq, write_foreign
 from tests.fixtures.variants import REMOVED, Tensors, variant
 from tests.loading.damage import DAMAGES
 
@@ -351,3 +353,38 @@ def test_no_name_reaches_the_terminal_as_it_is(
     for text in (outcome.out, outcome.err):
         assert all(character.isprintable() or character == "\n" for character in text)
     assert r"\u202e" in outcome.out
+
+
+def test_what_quantizing_would_take(corelm: Run) -> None:
+    """The plan of a quantized load: its bytes, and which tensors are quantized on their way."""
+    _, whole = inspect_json(corelm, MIXTRAL)
+    _, found = inspect_json(corelm, MIXTRAL, "--quantize", "4", "--keys")
+    assert found["ok"]
+    assert found["plan"]["bytes"] < whole["plan"]["bytes"] / 4
+    assert found["plan"]["parameters"] == whole["plan"]["parameters"]
+    assert found["plan"]["fused"] == whole["plan"]["fused"]
+    operations = {key["tensor"]: key["operation"] for key in found["keys"]}
+    assert operations["model.layers.0.self_attn.q_proj.weight"] == "concat[1/3].quantize"
+    assert operations["model.layers.0.block_sparse_moe.gate.weight"] == "copy"
+    assert corelm("inspect", MIXTRAL, "--quantize", "7").code == 2
+
+
+def test_quantizing_twice(corelm: Run, tmp_path: Path) -> None:
+    copy = quantized(MISTRAL, tmp_path / "q4", lambda name: 4)
+    outcome = corelm("inspect", copy, "--quantize", "8")
+    assert outcome.code == 1
+    assert "quantized already" in outcome.err
+    assert corelm("inspect", copy, "--quantize", "8", "--dequantize").code == 0
+
+
+def test_gptq(corelm: Run, tmp_path: Path) -> None:
+    block: dict[str, object] = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    made = write_foreign(MISTRAL, tmp_path, partial(gptq, bits=4), block)
+    _, found = inspect_json(corelm, made.path, "--keys")
+    assert found["ok"]
+    assert found["checkpoint"]["quantization"]["method"] == "gptq"
+    operations = {key["tensor"]: key["operation"] for key in found["keys"]}
+    assert operations["model.layers.0.mlp.down_proj.qweight"] == "gptq"
+    text = corelm("inspect", made.path).out
+    assert "gptq (imported)" in text
+    assert "bytes more than float16" in " ".join(text.split())

@@ -365,8 +365,14 @@ DAMAGES = {
     ),
     "fp8": method("fp8", activation_scheme="dynamic", weight_block_size=[128, 128]),
     "bitsandbytes": method("bitsandbytes", load_in_4bit=True, bnb_4bit_quant_type="nf4"),
-    "awq": method("awq", bits=4, group_size=128, zero_point=True, version="gemm"),
-    "gptq": method("gptq", bits=4, group_size=128, desc_act=False),
+    "awq": method("awq", bits=4, group_size=128, zero_point=True, version="gemv"),
+    "gptq": method("gptq", bits=4, group_size=128, desc_act=True),
+    "gptq without its tensors": Damage(
+        config(quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}),
+        QuantizationError,
+        ("config.json", "'gptq'", "no tensor is a qweight"),
+        "Take quantization_config out",
+    ),
     "compressed-tensors": method("compressed-tensors", format="pack-quantized", config_groups={}),
     "no tokenizer": Damage(no_tokenizer, TokenizerError, ("no tokenizer.json",), "tokenizer=False", tokenizer=True),
     "no such path": Damage(

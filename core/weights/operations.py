@@ -1,0 +1,114 @@
+"""Quantizing and dequantizing, as operations of a plan: what they read, what shape it has, what comes of it.
+
+Knows MLX's own formats, and no files; the packing of other tools is in ``imported``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+
+from core.weights.dtypes import BYTES, FLOATS, PACKED
+from core.weights.quantization import Quantization
+from core.weights.rules import Joined, Node, Operation, Stacked
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized(Operation):
+    """One tensor of a float matrix's quantized form.
+
+    The matrix is quantized in the dtype that the file has it in: of bfloat16 weights MLX's own converter writes
+    bfloat16 scales, and these are the same to the bit.
+    """
+
+    source: Node
+    settings: Quantization
+    role: str
+    finite: bool = True  # NaN in a group disappears in its scale
+
+    @property
+    def label(self) -> str:
+        return "quantize"
+
+    @property
+    def parts(self) -> tuple[Node, ...]:
+        return (self.source,)
+
+    @property
+    def key(self) -> Hashable:
+        return Quantized, self.source, self.settings
+
+    def inputs(self, shape: tuple[int, ...]) -> list[tuple[tuple[int, ...] | None, tuple[str, ...]]]:
+        return [((*shape[:-1], unpacked(shape[-1], self.settings, self.role)), tuple(FLOATS))]
+
+    def storage(self, found: str) -> str:
+        if self.role == "weight":
+            return PACKED
+        return found if self.settings.mode == "affine" else BYTES
+
+    def compute(self, *arrays: mx.array) -> dict[str, mx.array]:
+        settings = self.settings
+        made = mx.quantize(arrays[0], settings.group_size, settings.bits, mode=settings.mode)
+        return dict(zip(("weight", "scales", "biases"), made, strict=False))
+
+
+def quantized(source: Node, settings: Quantization, role: str) -> Node:
+    """A tensor of the quantized form of ``source``, part by part.
+
+    Rows commute with quantization along the input axis, so parts that are joined or stacked are quantized before they
+    are: never more than one of them is there in full precision twice. Any other operation comes first.
+    """
+    if isinstance(source, Joined | Stacked):
+        return replace(source, parts=tuple(quantized(part, settings, role) for part in source.parts))
+    return Quantized(source, settings, role)
+
+
+@dataclass(frozen=True, slots=True)
+class Dequantized(Operation):
+    """The float matrix that a quantized one stands for.
+
+    Attributes:
+        parts: its weight, scales and, where the mode has them, biases.
+        dtype: of the floats, as safetensors spells it: that of the scales in the file.
+    """
+
+    sources: tuple[Node, ...]
+    settings: Quantization
+    dtype: str
+    role: str = "weight"
+
+    @property
+    def label(self) -> str:
+        return "dequantize"
+
+    @property
+    def parts(self) -> tuple[Node, ...]:
+        return self.sources
+
+    @property
+    def key(self) -> Hashable:
+        return self
+
+    def inputs(self, shape: tuple[int, ...]) -> list[tuple[tuple[int, ...] | None, tuple[str, ...]]]:
+        rows, columns = shape[:-1], shape[-1]
+        floats = tuple(FLOATS) if self.settings.mode == "affine" else (BYTES,)
+        groups = (*rows, columns // self.settings.group_size)
+        words = (*rows, columns * self.settings.bits // 32)
+        return [(words, (PACKED,)), *[(groups, floats)] * (len(self.sources) - 1)]
+
+    def storage(self, found: str) -> str:
+        return self.dtype
+
+    def compute(self, *arrays: mx.array) -> dict[str, mx.array]:
+        settings = self.settings
+        weight, scales, *biases = arrays
+        biased = biases[0] if biases else None
+        made = mx.dequantize(weight, scales, biased, settings.group_size, settings.bits, mode=settings.mode)
+        return {"weight": made.astype(FLOATS[self.dtype])}
+
+
+def unpacked(columns: int, settings: Quantization, role: str) -> int:
+    """Input features of a matrix, of which one tensor of the quantized form has so many columns."""
+    return columns * 32 // settings.bits if role == "weight" else columns * settings.group_size
