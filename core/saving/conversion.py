@@ -5,10 +5,7 @@ Memory: the largest block as it is read, the same block as it is written, and on
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,6 @@ from typing import Any
 import mlx.core as mx
 
 from core.checkpoint import Checkpoint
-from core.errors import UsageError
 from core.loading import Prepared, prepare
 from core.saving.checkpoint import files_of, write_checkpoint
 from core.saving.destination import check_destination, check_space
@@ -25,7 +21,9 @@ from core.saving.target import Target, make_target
 from core.saving.writer import ShardWriter
 from core.weights import Entry, Plan
 from core.weights.dtypes import FLOATS
+from core.weights.fit import Treatment
 from core.weights.load import Progress, execute_blocks
+from core.weights.recipes import recipe
 from core.weights.tree import find
 from core.weights.tree import replace as put
 
@@ -64,7 +62,7 @@ def plan_conversion(
 ) -> Conversion:
     """Says what ``convert`` would do: reads headers, writes nothing. Arguments and errors are those of ``convert``."""
     options = {"plugin": plugin, "strict": strict, "revision": revision, "progress": progress}
-    prepared = prepare(source, **options, **_quantization(quantize, dequantize))
+    prepared = prepare(source, **options, treatment=_treatment(quantize, dequantize))
     prepared.plan.check()
     place = check_destination(Path(destination), force=force, source=prepared.checkpoint.path)
     plan = replace(prepared.plan, entries=tuple(_as_stored(entry, dtype) for entry in prepared.plan.entries))
@@ -169,15 +167,6 @@ def _as_stored(entry: Entry, dtype: mx.Dtype | None) -> Entry:
     return replace(entry, dtype=dtype or FLOATS.get(entry.storage, entry.dtype))
 
 
-def _quantization(quantize: Any, dequantize: bool) -> Mapping[str, Any]:
-    """The options that ``prepare`` is given for quantization; none where nothing is asked for."""
-    known = inspect.signature(prepare).parameters
-    options: dict[str, Any] = {"quantize": quantize} if quantize is not None else {}
-    if options and "recipe" in known:
-        options = {"recipe": importlib.import_module("core.weights.recipes").recipe(quantize)}
-    if dequantize:
-        options["dequantize"] = True
-    for name in options:
-        if name not in known:
-            raise UsageError(f"{name}= is not available in this version", hint="Convert without it.")
-    return options
+def _treatment(quantize: Any, dequantize: bool) -> Treatment:
+    """What the conversion does to the quantization of its source."""
+    return Treatment(None if quantize is None else recipe(quantize), dequantize)
