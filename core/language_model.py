@@ -6,6 +6,7 @@ The seam between ids and text: the loop in ``core.generation`` knows only ids, `
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -105,8 +106,12 @@ class LanguageModel:
         """The ids of a prompt, as ``stream`` would process them.
 
         Args:
-            begins: the prompt starts a sequence, so that BOS belongs before a raw text.
+            begins: the prompt starts a sequence, so that BOS belongs before it.
         """
+        if isinstance(prompt, bytes | bytearray):
+            raise UsageError("a prompt is text, not bytes", hint='Decode it: data.decode("utf-8").')
+        if hasattr(prompt, "tolist"):  # an array of ids
+            prompt = prompt.tolist()
         if not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt):
             return [item for item in prompt if isinstance(item, int)]
         if self.tokenizer is None:
@@ -118,7 +123,8 @@ class LanguageModel:
             raise UsageError(
                 "a prompt is a string, a list of ids or a list of messages", found="a list of other things"
             )
-        return self.tokenizer.encode_chat(messages, tools=tools)
+        ids = self.tokenizer.encode_chat(messages, tools=tools)
+        return ids[1:] if not begins and ids[:1] == [self.tokenizer.bos_id] else ids
 
     def sampling(
         self,
@@ -142,15 +148,24 @@ class LanguageModel:
         value = self.generation_config.get(key)
         if value is None:
             return otherwise
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             raise UsageError(f"generation_config.json: key {key!r} is not a number", found=repr(value))
         return kind(value)
+
+    def _eos_ids(self) -> frozenset[int]:
+        """The tokenizer's, or without one those that the checkpoint's configs name."""
+        if self.tokenizer is not None:
+            return self.tokenizer.eos_ids
+        configs = [self.generation_config] + ([self.origin.raw_config] if self.origin is not None else [])
+        named = [config.get("eos_token_id") for config in configs]
+        ids = [item for value in named for item in (value if isinstance(value, list) else [value])]
+        return frozenset(item for item in ids if isinstance(item, int))
 
     def _stream(
         self, ids: list[int], max_tokens: int, sampling: Sampling, cache: Cache | None
     ) -> Iterator[GenerationChunk]:
         stats = GenerationStats()
-        eos = self.tokenizer.eos_ids if self.tokenizer is not None else frozenset[int]()
+        eos = self._eos_ids()
         tokens = generate_tokens(
             self.model,
             ids,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol
@@ -12,7 +13,7 @@ from core.device import wired_memory
 from core.errors import UsageError
 from core.generation.result import GenerationStats
 from core.generation.sampling import Sampling
-from core.nn import Cache
+from core.nn import Cache, depends_on_length
 
 PREFILL_CHUNK = 2048
 """Prompt tokens processed at once: enough to fill a device, and a bound on the memory of activations."""
@@ -45,6 +46,7 @@ def generate_tokens(
     """Generates token ids.
 
     At most ``max_tokens`` are yielded, the last one in ``eos`` if one came up; without ``eos`` nothing stops earlier.
+    With 0, nothing is processed either.
     However the iterator ends, exhausted, closed or by an error while it waits, the cache then holds what it held
     before, the prompt, and the ids yielded but the last, whose key and value were not computed or were taken back.
 
@@ -57,21 +59,21 @@ def generate_tokens(
         stats: filled in as the generation goes.
 
     Raises:
-        UsageError: an empty prompt, or a setting out of range.
+        UsageError: an empty prompt, an id that the vocabulary has not, or a setting out of range.
     """
-    if len(prompt_ids) == 0:
-        raise UsageError("the prompt has no tokens", hint="Give at least one, for instance the tokenizer's BOS.")
+    prompt = _checked_ids(prompt_ids, getattr(model, "vocab_size", None))
     if max_tokens < 0 or prefill_chunk < 1:
         raise UsageError("max_tokens must not be negative, and prefill_chunk positive")
     sampling = Sampling(temperature, top_p, top_k, seed).checked()
     return _generate(
         model,
-        list(prompt_ids),
+        prompt,
         max_tokens,
         sampling,
         frozenset(eos),
         model.make_cache() if cache is None else cache,
-        prefill_chunk,
+        # Where rotary frequencies depend on the length, keys of an early chunk would be rotated for a shorter prompt.
+        len(prompt) if depends_on_length(model) else prefill_chunk,
         GenerationStats() if stats is None else stats,
     )
 
@@ -95,14 +97,16 @@ def _generate(
     position = cache.length + len(prompt)  # of the next token to choose
     with wired_memory():
         token = sample(_prefill(model, prompt, cache, chunk), position)
-        mx.async_eval(token)
+        # The caches too: what a window has dropped of a long prompt would stay until the next step.
+        mx.async_eval(token, cache.arrays())
+        processed, yielded = cache.length, 0
         while True:
-            ahead = stats.generated_tokens + 1 < max_tokens
-            if ahead:
-                position += 1
-                following = sample(model.head(model.hidden_states(token[:, None], cache))[:, -1], position)
-                mx.async_eval(following)
             try:
+                ahead = stats.generated_tokens + 1 < max_tokens
+                if ahead:
+                    position += 1
+                    following = sample(model.head(model.hidden_states(token[:, None], cache))[:, -1], position)
+                    mx.async_eval(following)
                 token_id = int(token.item())  # type: ignore[arg-type]
                 now = time.perf_counter()
                 stats.generated_tokens += 1
@@ -112,12 +116,13 @@ def _generate(
                 else:
                     stats.decode_seconds = now - started
                 stats.peak_memory = mx.get_peak_memory()
+                yielded += 1
                 yield token_id
             except BaseException:
-                _take_back(cache, ahead)
+                _take_back(cache, processed + max(0, yielded - 1))
                 raise
             if not ahead or token_id in eos:
-                _take_back(cache, ahead)
+                _take_back(cache, processed + max(0, yielded - 1))
                 return
             token = following
 
@@ -132,7 +137,24 @@ def _prefill(model: CausalLM, prompt: list[int], cache: Cache, chunk: int) -> mx
     return model.head(hidden[:, -1:])[:, -1]
 
 
-def _take_back(cache: Cache, ahead: bool) -> None:
-    """Forgets the step that ran ahead."""
-    if ahead:
-        cache.rewind(1)
+def _take_back(cache: Cache, length: int) -> None:
+    """Forgets what ran ahead, so that the cache holds ``length`` tokens."""
+    if cache.length > length:
+        cache.rewind(cache.length - length)
+
+
+def _checked_ids(ids: Sequence[int], vocab_size: int | None) -> list[int]:
+    """The ids as integers: MLX reads whatever lies behind an index that is out of range."""
+    if len(ids) == 0:
+        raise UsageError("the prompt has no tokens", hint="Give at least one, for instance the tokenizer's BOS.")
+    try:
+        prompt = [operator.index(token_id) for token_id in ids]
+    except TypeError:
+        raise UsageError("the prompt holds something else than token ids", expected="integers") from None
+    for place, token_id in enumerate(prompt):
+        if token_id < 0 or (vocab_size is not None and token_id >= vocab_size):
+            raise UsageError(
+                f"id {token_id} at position {place} of the prompt is not in the vocabulary",
+                expected="0 or more" if vocab_size is None else f"0 to {vocab_size - 1}",
+            )
+    return prompt

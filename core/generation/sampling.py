@@ -6,6 +6,7 @@ seed and on the token's position, and MLX's global random state is left alone.
 
 from __future__ import annotations
 
+import operator
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -44,6 +45,12 @@ class Sampling:
         Raises:
             UsageError: a value is out of range.
         """
+        try:
+            whole = replace(
+                self, top_k=operator.index(self.top_k), seed=None if self.seed is None else operator.index(self.seed)
+            )
+        except TypeError:
+            raise UsageError("top_k and seed must be integers", found=f"{self.top_k!r}, {self.seed!r}") from None
         if not 0 <= self.temperature < float("inf"):
             raise UsageError("temperature is out of range", expected="0 or more", found=self.temperature)
         if not 0 < self.top_p <= 1:
@@ -51,15 +58,17 @@ class Sampling:
         if self.top_k < 0:
             raise UsageError("top_k is out of range", expected="0 (all) or more", found=self.top_k)
         if self.temperature > 0 and self.seed is None:
-            return replace(self, seed=secrets.randbits(32))
-        return self
+            return replace(whole, seed=secrets.randbits(32))
+        return whole
 
     def sampler(self) -> Sampler:
         """The function that chooses, for settings that are ``checked``."""
         return _greedy if self.temperature == 0 else self._sample
 
     def _sample(self, logits: mx.array, position: int) -> mx.array:
-        logits = logits.astype(mx.float32) / self.temperature
+        logits = logits.astype(mx.float32)
+        # The largest becomes 0 first, so that a tiny temperature overflows to minus infinity and not to infinity.
+        logits = (logits - logits.max(axis=-1, keepdims=True)) / self.temperature
         ids = None
         if 0 < self.top_k < logits.shape[-1]:
             ids = mx.argpartition(-logits, kth=self.top_k - 1, axis=-1)[..., : self.top_k]

@@ -8,7 +8,7 @@ from core.nn.cache import Cache, State
 from core.nn.decoder import Decoder
 from core.nn.linear import ExpertLinear, FusedLinear, QuantizedExpertLinear, WideQuantizedLinear
 from core.nn.mlp import MLP, Experts
-from core.nn.rope import RoPE
+from core.nn.rope import RoPE, depends_on_length
 from core.nn.spec import CacheSpec
 from core.nn.step import Step
 
@@ -26,4 +26,5 @@ __all__ = [
     "State",
     "Step",
     "WideQuantizedLinear",
+    "depends_on_length",
 ]

@@ -36,6 +36,7 @@ class Decoder(nn.Module):
         tie_word_embeddings: bool = False,
     ) -> None:
         super().__init__()
+        self.vocab_size = vocab_size
         self.embed_tokens = nn.Embedding(vocab_size, hidden_size)
         self.layers = list(blocks)
         self.norm = norm
@@ -70,6 +71,8 @@ class Decoder(nn.Module):
         """The blocks' output before the final norm, ``[batch, seq, hidden_size]``; arguments as for a call."""
         if tokens.ndim != 2 or tokens.shape[1] == 0:
             raise UsageError("tokens must be a non-empty array [batch, seq]", found=f"shape {tuple(tokens.shape)}")
+        if not mx.issubdtype(tokens.dtype, mx.integer):
+            raise UsageError("tokens must be integers", found=str(tokens.dtype))
         batch, seq = tokens.shape
         plan = StepPlan(batch, seq, len(self.layers), cache, lengths)
         x = self.embed_tokens(tokens)

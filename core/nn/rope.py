@@ -10,6 +10,7 @@ import math
 from typing import TypeVar
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from core.config.rope import RopeParameters
 
@@ -95,6 +96,14 @@ class RoPE:
         if self._long_wavelengths is None:
             return self._wavelengths
         return mx.where(mx.max(positions) + seq > self._length, self._long_wavelengths, self._wavelengths)
+
+
+def depends_on_length(model: object) -> bool:
+    """Whether any rotary embedding of a model changes its frequencies with the sequence's length."""
+    if not isinstance(model, nn.Module):
+        return False
+    held = (value for module in model.modules() for value in vars(module).values())
+    return any(isinstance(value, RoPE) and value.parameters.rope_type in ("dynamic", "longrope") for value in held)
 
 
 def _plain(theta: float, dims: int) -> list[float]:

@@ -12,6 +12,7 @@ import pytest
 import core
 from core.errors import UsageError
 from core.generation import GenerationStats
+from tests.generation.conftest import CONFIG
 
 PROMPT = [1, 7, 3, 9, 20, 44, 2, 2, 17, 5, 30, 11]
 
@@ -164,3 +165,49 @@ def test_statistics_count_what_happened(model: core.nn.Decoder) -> None:
 def test_bad_settings_are_refused_before_anything_runs(model: core.nn.Decoder, options: dict) -> None:
     with pytest.raises(UsageError):
         core.generate_tokens(model, **({"prompt_ids": PROMPT} | options))
+
+
+@pytest.mark.parametrize("ids", [[61, 3], [-1], [2**40], [1.5], ["a"]])
+def test_ids_that_the_vocabulary_has_not_are_refused(model: core.nn.Decoder, ids: list) -> None:
+    with pytest.raises(UsageError):
+        core.generate_tokens(model, ids)
+
+
+def test_ids_may_come_in_an_array(model: core.nn.Decoder) -> None:
+    assert list(core.generate_tokens(model, np.array(PROMPT), max_tokens=3)) == naive(model, PROMPT, 3)
+
+
+def test_an_error_in_the_step_ahead_leaves_what_was_yielded(model: core.nn.Decoder) -> None:
+    class Failing(Counting):
+        def head(self, x: mx.array) -> mx.array:
+            if len(self.head_rows) == 3:
+                raise ZeroDivisionError
+            return super().head(x)
+
+    cache, ids = model.make_cache(), []
+    with pytest.raises(ZeroDivisionError):
+        ids.extend(core.generate_tokens(Failing(model), PROMPT, max_tokens=9, cache=cache))
+    assert cache.length == len(PROMPT) + 1, "two ids were yielded, and the last one's key is not in the cache"
+
+
+@pytest.mark.parametrize("scaling", [{"rope_type": "dynamic", "factor": 4.0}])
+def test_length_dependent_rotations_see_the_whole_prompt(scaling: dict) -> None:
+    config = CONFIG | {"max_position_embeddings": 8, "sliding_window": None, "rope_scaling": scaling}
+    mx.random.seed(9)
+    scaled = core.build(config).model
+    whole = list(core.generate_tokens(scaled, PROMPT * 3, max_tokens=6))
+    assert list(core.generate_tokens(scaled, PROMPT * 3, max_tokens=6, prefill_chunk=5)) == whole
+
+
+def test_a_long_prompt_leaves_no_more_than_the_window_behind(model: core.nn.Decoder) -> None:
+    cache = model.make_cache()
+    before = mx.get_active_memory()
+    list(core.generate_tokens(model, [3] * 4000, max_tokens=1, cache=cache))
+    assert mx.get_active_memory() - before <= cache.nbytes + 100_000
+
+
+def test_float_tokens_are_refused_and_spoil_no_cache(model: core.nn.Decoder) -> None:
+    cache = model.make_cache()
+    with pytest.raises(UsageError, match="must be integers"):
+        model(mx.zeros((1, 3)), cache)
+    model(mx.array([PROMPT]), cache)

@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from core.errors import UsageError
 from core.generation import Sampling
 
 LOGITS = np.array([2.0, 1.5, 1.4, 0.3, 0.2, -0.5, -1.0, -3.0])
@@ -73,3 +74,15 @@ def test_positions_and_seeds_give_unrelated_numbers() -> None:
 def test_a_seed_is_drawn_and_told() -> None:
     assert Sampling(0.7).checked().seed is not None
     assert Sampling(0.0).checked().seed is None
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-40, 1e-37, 1e-3])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    sampler = Sampling(temperature, seed=3).checked().sampler()
+    assert sampler(mx.array([[0.0, 3.0, 2.0]]), 0).tolist() == [1]
+
+
+@pytest.mark.parametrize("options", [{"seed": 1.5}, {"top_k": 2.0}, {"seed": "1"}])
+def test_seeds_and_counts_are_integers(options: dict) -> None:
+    with pytest.raises(UsageError, match="must be integers"):
+        Sampling(0.5, **options).checked()
