@@ -215,8 +215,8 @@ class Key:
 
     Attributes:
         tensor, stored, shape: as in the file; null dtype and shape for one that is missing.
-        operation: ``copy``, ``concat[i/n]``, ``stack[i/n]``, a chain of these (the outermost first), or why it is not
-            loaded: ``missing``, ``unexpected``, ``mismatched``, ``ignored``, ``incomplete`` (its parameter lacks other
+        operation: ``copy``, ``concat[i/n]``, ``stack[i/n]``, ``permute``, a chain of these (the outermost first), or why
+            it is not loaded: ``missing``, ``unexpected``, ``mismatched``, ``ignored``, ``incomplete`` (its parameter lacks other
             tensors), ``unplanned`` (no plugin says).
         parameter, dtype, parameter_shape: what it becomes, or becomes a part of.
     """

@@ -12,7 +12,7 @@ from core.checkpoint import TensorInfo
 from core.cli.inspection import FusedGroup, Key
 from core.weights import Plan
 from core.weights.dtypes import spelling
-from core.weights.rules import Joined, Leaf, Node, Stacked, leaves
+from core.weights.rules import Joined, Leaf, Node, Permuted, Stacked, leaves
 
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
@@ -34,7 +34,7 @@ def fused_groups(plan: Plan) -> tuple[FusedGroup, ...]:
     """The kinds of matrices that are made of several tensors; biases and scales go as their matrices go."""
     counts: dict[tuple[str, tuple[str, ...], int | None], int] = {}
     for entry in plan.entries:
-        if isinstance(entry.source, Leaf) or entry.parameter.rpartition(".")[2] != "weight":
+        if isinstance(entry.source, Leaf | Permuted) or entry.parameter.rpartition(".")[2] != "weight":
             continue
         stacked = len(entry.source.parts) if isinstance(entry.source, Stacked) else None
         first = entry.source.parts[0] if isinstance(entry.source, Stacked) else entry.source
@@ -56,6 +56,9 @@ def _operations(node: Node) -> Iterator[tuple[str, str]]:
     """Every tensor below a node, with the operations that it goes through, the outermost first."""
     if isinstance(node, Leaf):
         yield node.name, ""
+        return
+    if isinstance(node, Permuted):
+        yield from ((name, "permute" + (f".{inner}" if inner else "")) for name, inner in _operations(node.part))
         return
     kind = "concat" if isinstance(node, Joined) else "stack"
     for number, part in enumerate(node.parts, 1):

@@ -18,7 +18,7 @@ from core.registry import BoundPlugin
 from core.weights import Plan, QuantizationConfig, WeightMap
 from core.weights.plan import coverage, make_plan
 
-LAYOUTS = ("hf", "mlx")
+LAYOUTS = ("hf", "hf-fused", "mlx", "mistral")
 """Arrangements of tensors that a plugin may have a weight map for, in the order in which ties are broken."""
 
 

@@ -16,7 +16,18 @@ from core.checkpoint import TensorInfo
 from core.errors import PluginError, QuantizationError, WeightsError
 from core.nn import FusedLinear
 from core.weights.quantization import Quantization, QuantizationConfig
-from core.weights.rules import Node, Row, joined_parts, leaves, select, with_suffix
+from core.weights.rules import (
+    Leaf,
+    Node,
+    Row,
+    is_fused,
+    iter_leaves,
+    joined_parts,
+    leaves,
+    select,
+    tensor_name,
+    with_suffix,
+)
 from core.weights.tree import find, own_arrays, replace
 
 
@@ -92,6 +103,8 @@ class Fitter:
 
     def _fit_fused(self, row: Row, target: FusedLinear) -> list[Parameter]:
         names = list(target.parts)
+        if is_fused(row.source):  # the plan checks its rows
+            return self._fit_module(f"{row.target}.linears.0", row.source, None)
         if joined_parts(row.source) != len(names):
             raise PluginError(
                 f"the weight map fills {row.target!r}, a fused projection, with another number of parts",
@@ -124,21 +137,24 @@ class Fitter:
     def _kind(self, path: str, source: Node) -> _Kind:
         """The kind that all leaves of ``source`` share; the plan reports those whose tensors are absent."""
         kinds: dict[_Kind, str] = {}
-        for name in leaves(source):
-            if f"{name}.weight" in self._tensors:
-                kinds.setdefault(self._leaf_kind(name), name)
+        for leaf in iter_leaves(source):
+            if tensor_name(leaf, "weight") in self._tensors:
+                kinds.setdefault(self._leaf_kind(leaf), tensor_name(leaf, "weight"))
         if len(kinds) > 1:
             (one, first), (other, second) = list(kinds.items())[:2]
             raise QuantizationError(
                 f"tensors that share the matrix {path!r} differ in quantization or dtype",
-                where=self._where(self._tensors[f"{second}.weight"].shard),
-                expected=f"{first}: {_describe(one)}",
-                found=f"{second}: {_describe(other)}",
+                where=self._where(self._tensors[second].shard),
+                expected=f"{first.removesuffix('.weight')}: {_describe(one)}",
+                found=f"{second.removesuffix('.weight')}: {_describe(other)}",
                 hint="Experts of one layer must be stored alike.",
             )
         return next(iter(kinds), _Kind(None, ()))
 
-    def _leaf_kind(self, name: str) -> _Kind:
+    def _leaf_kind(self, leaf: Leaf) -> _Kind:
+        name = leaf.name
+        if leaf.whole:  # without suffixes there is no place for scales
+            return _Kind(None, (self._tensors[name].dtype, None, None))
         dtypes = tuple(
             info.dtype if (info := self._tensors.get(f"{name}.{role}")) else None
             for role in ("weight", "scales", "biases")

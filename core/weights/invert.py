@@ -10,7 +10,8 @@ import mlx.nn as nn
 from core.errors import PluginError
 from core.nn import FusedLinear
 from core.weights.axes import rows_axis
-from core.weights.rules import Joined, Leaf, Node, Stacked, WeightMap, select
+from core.weights.permute import to_pairs
+from core.weights.rules import Joined, Leaf, Node, Permuted, Stacked, WeightMap, is_fused, select, tensor_name
 from core.weights.tree import find, own_arrays
 
 
@@ -34,6 +35,15 @@ def _pieces(model: nn.Module, target: str, source: Node) -> Iterator[tuple[str, 
     if not isinstance(module, FusedLinear):
         yield target, source, None
         return
+    if is_fused(source):
+        if len(module.groups) > 1:
+            raise PluginError(
+                f"the layout stores the parts of {target!r} as one matrix, but they are quantized differently",
+                found="; ".join(" + ".join(group) for group in module.groups),
+                hint="Save in a layout that stores them apart.",
+            )
+        yield f"{target}.linears.0", source, None
+        return
     names = list(module.parts)
     for number, group in enumerate(module.groups):
         indices = tuple(names.index(name) for name in group)
@@ -54,7 +64,9 @@ def _tensors(
 
 def _split(node: Node, array: mx.array, role: str, path: str, rows: list[int] | None) -> Iterator[tuple[str, mx.array]]:
     if isinstance(node, Leaf):
-        yield (f"{node.name}.{role}" if role else node.name), array
+        yield (tensor_name(node, role) if role else node.name), array
+    elif isinstance(node, Permuted):
+        yield from _split(node.part, to_pairs(array, node.heads, rows_axis(role, array.ndim)), role, path, rows)
     elif isinstance(node, Stacked):
         for index, part in enumerate(node.parts):
             yield from _split(part, array[index], role, path, rows)

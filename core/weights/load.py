@@ -17,8 +17,9 @@ from core.errors import CheckpointError, WeightsError
 from core.weights.axes import rows_axis
 from core.weights.dtypes import spelling
 from core.weights.finite import has_non_finite, is_float
+from core.weights.permute import to_halves
 from core.weights.plan import Entry, Plan
-from core.weights.rules import Joined, Leaf, Node, Stacked, leaves
+from core.weights.rules import Joined, Leaf, Node, Permuted, Stacked, leaves
 from core.weights.summary import summarise
 from core.weights.tree import replace
 
@@ -124,6 +125,8 @@ class _Reader:
     def build(self, node: Node, axis: int) -> mx.array:
         if isinstance(node, Leaf):
             return self._take(node.name)
+        if isinstance(node, Permuted):
+            return to_halves(self.build(node.part, axis), node.heads, axis)
         if isinstance(node, Stacked) and all(map(_is_flat, node.parts)):
             # All rows of all experts at once, cut afterwards: one copy instead of two.
             rows = mx.concatenate([self._take(name) for name in leaves(node)], axis=0)

@@ -14,13 +14,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from core.checkpoint import TensorInfo
-from core.errors import QuantizationError, WeightsError
+from core.errors import PluginError, QuantizationError, WeightsError
 from core.nn import CacheSpec, ExpertLinear
 from core.weights.axes import rows_axis
 from core.weights.dtypes import BYTES, FLOATS, PACKED
 from core.weights.fit import Fitter, Parameter, check_rows_cover
 from core.weights.quantization import Quantization, QuantizationConfig
-from core.weights.rules import Joined, Leaf, Node, Stacked, WeightMap, leaves, refuse_repeats
+from core.weights.rules import Joined, Leaf, Node, Permuted, Stacked, WeightMap, leaves, reason_for, refuse_repeats
 from core.weights.summary import summarise
 from core.weights.tree import all_arrays
 
@@ -201,7 +201,8 @@ def make_plan(
     refuse_repeats("tensor", sources)
     claimed = set(sources)
     left_over = [name for name in tensors if name not in claimed]
-    reasons = weight_map.expand_ignored()
+    ignored = weight_map.expand_ignored()
+    reasons = {name: why for name in left_over if (why := reason_for(name, ignored)) is not None}
     used = {leaf for row in rows for leaf in leaves(row.source)}
     return Plan(
         source=source,
@@ -212,7 +213,7 @@ def make_plan(
         missing=missing,
         unexpected=tuple(name for name in left_over if name not in reasons),
         mismatched=tuple(mismatched),
-        ignored={name: reasons[name] for name in left_over if name in reasons},
+        ignored=reasons,
         cache_specs=cache_specs,
         compute_dtype=compute,
         unread_keys=unread_keys,
@@ -315,6 +316,13 @@ def _leaf_shapes(
             return dict.fromkeys(leaves(node))
         return {k: v for part in node.parts for k, v in _leaf_shapes(part, shape[1:], parameter, tensors).items()}
     axis = rows_axis(parameter.role, len(shape))
+    if isinstance(node, Permuted):
+        if shape[axis] % (2 * node.heads):
+            raise PluginError(
+                f"the weight map permutes {shape[axis]} rows of {parameter.path!r} as {node.heads} heads",
+                expected="rows that make an even number for each head",
+            )
+        return _leaf_shapes(node.part, shape, parameter, tensors)
     rows = parameter.rows or _rows_in_file(node, axis, shape[axis], tensors)
     if rows is None:
         return dict.fromkeys(leaves(node))

@@ -11,13 +11,14 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from core.errors import PluginError, WeightsError
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _MAX_LEAVES = 2_000_000  # the largest public checkpoints have about 200,000 tensors
 _SEGMENT = re.compile(r"[A-Za-z0-9_\-]+")
+_BELOW = ".**"
 
 
 class Concat:
@@ -39,7 +40,41 @@ class Stack:
         self.over = over
 
 
-Source = str | Concat | Stack
+class Whole:
+    """One tensor by its whole name, where a checkpoint stores a module's weight without the suffix ``.weight``.
+
+    Such a tensor has no place for ``scales`` or ``bias``, so its module must have neither.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class Permute:
+    """A projection of queries or keys whose rotary pairs lie side by side, which become the two halves of each head.
+
+    Mistral's own files, like Meta's, rotate the features (0, 1), (2, 3), … of a head; this framework, like
+    transformers, rotates (0, d/2), (1, d/2 + 1), …. Only whole output rows move, so the rule is exact, covers
+    ``weight``, ``scales``, ``biases`` and ``bias``, and never touches an axis that quantization packs.
+
+    Args:
+        path: in the checkpoint.
+        heads: of this projection; a key projection has fewer than the query's.
+    """
+
+    def __init__(self, path: str, heads: int) -> None:
+        self.path = path
+        self.heads = heads
+
+
+class Fused:
+    """One matrix of the checkpoint that holds all parts of a ``core.nn.FusedLinear``, in the same order."""
+
+    def __init__(self, part: str | Whole) -> None:
+        self.part = part
+
+
+Source = str | Concat | Stack | Whole | Permute | Fused
 
 
 @dataclass(frozen=True)
@@ -49,9 +84,11 @@ class WeightMap:
     Attributes:
         rules: target → source. A target is the path of a module or of a parameter in the model; a source is a path in
             the checkpoint or an operation on sources. Where the target is a module, one rule covers all its tensors
-            (``weight``, ``bias``, ``scales``, ``biases``).
+            (``weight``, ``bias``, ``scales``, ``biases``). A ``FusedLinear`` takes a ``Concat`` of its parts, or
+            ``Fused`` where the checkpoint stores them as one matrix already.
         ranges: placeholder → the values it takes.
-        ignored: tensor name pattern → why such a tensor is deliberately left unread. ``{placeholders}`` are allowed.
+        ignored: tensor name pattern → why such a tensor is deliberately left unread. ``{placeholders}`` are allowed,
+            and a last segment ``**`` stands for any further ones: ``vision_tower.**``.
     """
 
     rules: Mapping[str, Source]
@@ -83,11 +120,12 @@ class WeightMap:
         return rows
 
     def expand_ignored(self) -> dict[str, str]:
-        """Concrete name of every tensor that may be left unread → why."""
+        """Concrete name of every tensor that may be left unread → why; for ``reason_for``."""
         expanded = {}
         for pattern, reason in self.ignored.items():
+            below = _BELOW if pattern.endswith(_BELOW) else ""
             for binding in self._bindings(list(dict.fromkeys(_PLACEHOLDER.findall(pattern)))):
-                expanded[self._fill(pattern, binding)] = reason
+                expanded[self._fill(pattern.removesuffix(_BELOW), binding) + below] = reason
         return expanded
 
     def _size(self, source: Source) -> int:
@@ -129,19 +167,49 @@ class WeightMap:
             if not values:
                 raise PluginError(f"the weight map stacks over {{{source.over}}}, whose range is empty")
             return Stacked(tuple(self._resolve(source.part, {**binding, source.over: value}) for value in values))
-        unbound = [name for name in _PLACEHOLDER.findall(source) if name not in binding]
+        if isinstance(source, Whole):
+            return Leaf(self._path(source.name, binding), whole=True)
+        if isinstance(source, Fused):
+            leaf = self._resolve(source.part, binding)
+            assert isinstance(leaf, Leaf)
+            return replace(leaf, fused=True)
+        if isinstance(source, Permute):
+            if source.heads < 1:
+                problem = f"the weight map permutes {source.path!r}"
+                raise PluginError(problem, expected="1 head or more", found=source.heads)
+            return Permuted(Leaf(self._path(source.path, binding)), source.heads)
+        return Leaf(self._path(source, binding))
+
+    def _path(self, pattern: str, binding: Mapping[str, int]) -> str:
+        unbound = [name for name in _PLACEHOLDER.findall(pattern) if name not in binding]
         if unbound:
             raise PluginError(
-                f"the weight map's source {source!r} uses {{{unbound[0]}}}, which neither its target nor a Stack binds"
+                f"the weight map's source {pattern!r} uses {{{unbound[0]}}}, which neither its target nor a Stack binds"
             )
-        return Leaf(self._fill(source, binding))
+        return self._fill(pattern, binding)
+
+
+def reason_for(tensor: str, ignored: Mapping[str, str]) -> str | None:
+    """Why ``tensor`` is left unread, by its name or by what it lies below; None where nobody gives a reason."""
+    reason, above = ignored.get(tensor), tensor
+    while reason is None and "." in above:
+        above = above.rpartition(".")[0]
+        reason = ignored.get(above + _BELOW)
+    return reason
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One path in the checkpoint."""
+    """One path in the checkpoint.
+
+    Attributes:
+        whole: it is a tensor's whole name, with no suffix to come.
+        fused: it holds all parts of a fused projection.
+    """
 
     name: str
+    whole: bool = False
+    fused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +226,15 @@ class Stacked:
     parts: tuple[Node, ...]
 
 
-Node = Leaf | Joined | Stacked
+@dataclass(frozen=True, slots=True)
+class Permuted:
+    """Output rows of each head in the order of its halves; in the checkpoint they are in the order of its pairs."""
+
+    part: Node
+    heads: int
+
+
+Node = Leaf | Joined | Stacked | Permuted
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,15 +247,42 @@ class Row:
 
 def leaves(node: Node) -> list[str]:
     """Names of the checkpoint paths below a node, in order."""
+    return [leaf.name for leaf in iter_leaves(node)]
+
+
+def iter_leaves(node: Node) -> Iterator[Leaf]:
+    """The checkpoint paths below a node, in order."""
     if isinstance(node, Leaf):
-        return [node.name]
-    return [name for part in node.parts for name in leaves(part)]
+        yield node
+    elif isinstance(node, Permuted):
+        yield from iter_leaves(node.part)
+    else:
+        for part in node.parts:
+            yield from iter_leaves(part)
+
+
+def tensor_name(leaf: Leaf, role: str) -> str:
+    """The tensor that is a module's ``role``.
+
+    Raises:
+        PluginError: a tensor without suffix can only be the weight.
+    """
+    if not leaf.whole:
+        return f"{leaf.name}.{role}"
+    if role != "weight":
+        raise PluginError(
+            f"the weight map names the whole tensor {leaf.name!r} for a module that also has {role!r}",
+            hint="This layout has no place for it: quantized matrices and biases need names with suffixes.",
+        )
+    return leaf.name
 
 
 def with_suffix(node: Node, suffix: str) -> Node:
     """The same operation on the tensor ``suffix`` of each path."""
     if isinstance(node, Leaf):
-        return Leaf(f"{node.name}.{suffix}")
+        return replace(node, name=tensor_name(node, suffix))
+    if isinstance(node, Permuted):
+        return Permuted(with_suffix(node.part, suffix), node.heads)
     return type(node)(tuple(with_suffix(part, suffix) for part in node.parts))
 
 
@@ -188,6 +291,11 @@ def joined_parts(node: Node) -> int | None:
     if isinstance(node, Joined):
         return len(node.parts)
     return joined_parts(node.parts[0]) if isinstance(node, Stacked) else None
+
+
+def is_fused(node: Node) -> bool:
+    """Whether every path below a node holds all parts of a fused projection."""
+    return all(leaf.fused for leaf in iter_leaves(node))
 
 
 def select(node: Node, indices: tuple[int, ...]) -> Node:
