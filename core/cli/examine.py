@@ -29,6 +29,7 @@ from core.cli.recipe import MLX, count_parameters, recipe_of
 from core.device import describe
 from core.errors import CoreError, UsageError
 from core.loading import Prepared, memory_fit, prepare_opened
+from core.loading.configure import read_config
 from core.registry import Claim, choose, claims, status
 from core.weights import Plan
 from core.weights.dtypes import spelling
@@ -42,6 +43,7 @@ def examine(
     *,
     plugin: str | None = None,
     revision: str | None = None,
+    format: str | None = None,
     dtype: mx.Dtype | None = None,
     strict: bool = False,
     keys: bool = False,
@@ -52,7 +54,7 @@ def examine(
         UsageError: the arguments contradict each other. Every other error is in the inspection.
     """
     attempt = _Attempts()
-    checkpoint = attempt(lambda: open_checkpoint(source, revision=revision, download=False))
+    checkpoint = attempt(lambda: open_checkpoint(source, revision=revision, download=False, format=format))
     if checkpoint is None:
         return Inspection(SCHEMA, source, False, tuple(attempt.problems))
     facts = _checkpoint_facts(checkpoint, attempt)
@@ -95,7 +97,7 @@ class _Attempts:
 
 
 def _checkpoint_facts(checkpoint: Checkpoint, attempt: _Attempts) -> CheckpointFacts:
-    raw: dict[str, Any] = attempt(lambda: checkpoint.read_json("config.json")) or {}
+    raw: dict[str, Any] = attempt(lambda: read_config(checkpoint)) or {}
     shards = attempt(lambda: checkpoint.shards)
     tensors = None if shards is None else attempt(lambda: checkpoint.tensors)
     model_type, architectures = raw.get("model_type"), raw.get("architectures")

@@ -108,6 +108,7 @@ def _load(args: argparse.Namespace) -> LanguageModel:
             args.model,
             plugin=args.plugin,
             revision=args.revision,
+            format=args.format,
             dtype=dtype_of(args),
             strict=args.strict,
             check_memory=not args.no_memory_check,

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 
 def load_config(
-    source: str | os.PathLike[str], *, plugin: Any = None, strict: bool = False, revision: str | None = None
+    source: str | os.PathLike[str],
+    *,
+    plugin: Any = None,
+    strict: bool = False,
+    revision: str | None = None,
+    format: str | None = None,
 ) -> ModelConfig:
     """Reads and validates a checkpoint's config with the plugin that claims its ``model_type``.
 
@@ -35,11 +40,12 @@ def load_config(
         plugin: overrides the choice of plugin (see ``core.load``).
         strict: refuse keys that nobody reads.
         revision: branch, tag or commit of a hub repository.
+        format: ``"hf"`` or ``"mistral"``, as for ``core.load``.
 
     Raises:
         CheckpointError, ConfigError, PluginError: see ``core.load``.
     """
-    checkpoint = open_checkpoint(source, revision=revision, download=False)
+    checkpoint = open_checkpoint(source, revision=revision, download=False, format=format)
     return configure(checkpoint, plugin, strict)[2]
 
 
@@ -59,12 +65,13 @@ def plan(
     strict: bool = False,
     dtype: mx.Dtype | None = None,
     revision: str | None = None,
+    format: str | None = None,
 ) -> Plan:
     """Says what ``core.load`` would do, without reading a weight byte; of a hub repository, only headers are fetched.
 
     Arguments and errors are those of ``core.load``, but tensors that do not fit are reported in the plan, not raised.
     """
-    return prepare(source, plugin=plugin, strict=strict, dtype=dtype, revision=revision).plan
+    return prepare(source, plugin=plugin, strict=strict, dtype=dtype, revision=revision, format=format).plan
 
 
 def load(
@@ -79,6 +86,7 @@ def load(
     check_memory: bool = True,
     progress: Progress | None = None,
     revision: str | None = None,
+    format: str | None = None,
 ) -> LanguageModel:
     """Loads a model.
 
@@ -94,6 +102,8 @@ def load(
         check_memory: refuse a model that is larger than the device's memory, and warn of a tight fit.
         progress: called with the bytes loaded so far and in all; a download from the hub then shows the client's bars.
         revision: branch, tag or commit of a hub repository.
+        format: ``"hf"`` or ``"mistral"`` (``params.json`` and ``consolidated*.safetensors``), for checkpoints that hold
+            both; None takes the first of these that is there, and the report says so.
 
     Raises:
         CheckpointError: files are absent or damaged.
@@ -106,7 +116,9 @@ def load(
     from core.language_model import LanguageModel
 
     shown = progress is not None
-    prepared = prepare(source, plugin=plugin, strict=strict, dtype=dtype, revision=revision, progress=shown)
+    prepared = prepare(
+        source, plugin=plugin, strict=strict, dtype=dtype, revision=revision, format=format, progress=shown
+    )
     prepared.plan.check()
     if tokenizer and not prepared.checkpoint.has("tokenizer.json"):
         _no_tokenizer(prepared.checkpoint)

@@ -162,6 +162,7 @@ def make_plan(
     quantization: QuantizationConfig | None = None,
     dtype: mx.Dtype | None = None,
     where: Callable[[str], str] = str,
+    config_name: str = "config.json",
     unread_keys: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> Plan:
@@ -170,14 +171,14 @@ def make_plan(
     Args:
         model: the skeleton; modules are quantized and fused projections split where the headers ask for it.
         dtype: compute dtype; None takes the checkpoint's, or float32 for quantized weights and experts on a CPU.
-        where: how an error names a file of the checkpoint.
+        where: how an error names a file of the checkpoint; config_name: the one that the config came from.
 
     Raises:
         QuantizationError: config and tensors disagree on quantization.
         PluginError: the plugin's map does not fit its own model.
     """
     rows = weight_map.expand()
-    _check_quantized(tensors, quantization, where("config.json"))
+    _check_quantized(tensors, quantization, where(config_name))
     fitter = Fitter(model, tensors, quantization, where)
     parameters = [parameter for row in rows for parameter in fitter.fit(row)]
     arrays = all_arrays(model)
