@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from core.language_model import LanguageModel
     from core.loading import build, load, load_config, load_tokenizer, plan
     from core.nn import Cache, CacheSpec
-    from core.registry import register, unregister
+    from core.registry import delegate, register, unregister
     from core.weights import Plan
 
 _HOMES = {
@@ -28,6 +28,7 @@ _HOMES = {
     "LanguageModel": "core.language_model",
     "Plan": "core.weights",
     "build": "core.loading",
+    "delegate": "core.registry",
     "generate_tokens": "core.generation",
     "hookimpl": "core.hookspecs",
     "load": "core.loading",
@@ -47,6 +48,7 @@ __all__ = [
     "Plan",
     "__version__",
     "build",
+    "delegate",
     "generate_tokens",
     "hookimpl",
     "load",

@@ -146,6 +146,8 @@ class Plan:
         )
         if set(self.missing.values()) == {"lm_head.weight"} and len(problems) == 1:
             hint = 'If the head shares the embedding\'s matrix, config.json must say "tie_word_embeddings": true.'
+        if len(problems) == 1 and self.unexpected and all("lm_head" in name.split(".") for name in self.unexpected):
+            hint = 'If the head has a matrix of its own, config.json must say "tie_word_embeddings": false.'
         raise WeightsError("the tensors do not fit the config: " + "\n  ".join(problems), where=self.source, hint=hint)
 
 

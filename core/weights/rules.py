@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from core.errors import PluginError, WeightsError
@@ -128,6 +128,11 @@ class WeightMap:
                 expanded[self._fill(pattern.removesuffix(_BELOW), binding) + below] = reason
         return expanded
 
+    def renamed(self, rename: Callable[[str], str]) -> WeightMap:
+        """The same map for a checkpoint with other names: ``rename`` is applied to every source path."""
+        rules = {target: _renamed(source, rename) for target, source in self.rules.items()}
+        return WeightMap(rules, self.ranges, {rename(pattern): why for pattern, why in self.ignored.items()})
+
     def _size(self, source: Source) -> int:
         """How many paths a source has for each binding of its target's placeholders."""
         if isinstance(source, Concat):
@@ -187,6 +192,22 @@ class WeightMap:
                 f"the weight map's source {pattern!r} uses {{{unbound[0]}}}, which neither its target nor a Stack binds"
             )
         return self._fill(pattern, binding)
+
+
+def _renamed(source: Source, rename: Callable[[str], str]) -> Source:
+    if isinstance(source, str):
+        return rename(source)
+    if isinstance(source, Concat):
+        return Concat(*(_renamed(part, rename) for part in source.parts))
+    if isinstance(source, Stack):
+        return Stack(_renamed(source.part, rename), source.over)
+    if isinstance(source, Permute):
+        return Permute(rename(source.path), source.heads)
+    if isinstance(source, Whole):
+        return Whole(rename(source.name))
+    part = _renamed(source.part, rename)
+    assert isinstance(part, str | Whole)
+    return Fused(part)
 
 
 def reason_for(tensor: str, ignored: Mapping[str, str]) -> str | None:
