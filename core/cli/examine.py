@@ -35,6 +35,7 @@ from core.weights import Plan
 from core.weights.dtypes import spelling
 
 _CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+_TOKENIZERS = ("tokenizer.json", "tekken.json")
 _T = TypeVar("_T")
 
 
@@ -107,6 +108,7 @@ def _checkpoint_facts(checkpoint: Checkpoint, attempt: _Attempts) -> CheckpointF
     for info in (tensors or {}).values():
         so_far = dtypes.get(info.dtype, DtypeFacts(0, 0))
         dtypes[info.dtype] = DtypeFacts(so_far.tensors + 1, so_far.bytes + info.nbytes)
+    tokenizer = next((name for name in _TOKENIZERS if checkpoint.has(name)), None)
     return CheckpointFacts(
         path=None if checkpoint.path is None else str(checkpoint.path),
         revision=checkpoint.revision,
@@ -121,7 +123,8 @@ def _checkpoint_facts(checkpoint: Checkpoint, attempt: _Attempts) -> CheckpointF
         bytes=None if tensors is None else sum(info.nbytes for info in tensors.values()),
         dtypes=dict(sorted(dtypes.items())),
         quantization=quantization,
-        tokenizer=checkpoint.has("tokenizer.json"),
+        tokenizer=tokenizer is not None,
+        tokenizer_file=tokenizer,
         chat_template=_chat_template(checkpoint, attempt),
     )
 

@@ -62,7 +62,7 @@ class CheckpointFacts:
             null where another tool has packed them), and bytes of data.
         dtypes: storage dtype → tensors and bytes.
         quantization: null where no matrix is quantized.
-        tokenizer: there is a ``tokenizer.json``.
+        tokenizer: there is one that can be read; tokenizer_file: ``tokenizer.json`` or ``tekken.json``.
         chat_template: the file it is in; null without one.
     """
 
@@ -80,6 +80,7 @@ class CheckpointFacts:
     dtypes: Mapping[str, DtypeFacts]
     quantization: QuantizationFacts | None
     tokenizer: bool
+    tokenizer_file: str | None
     chat_template: str | None
 
 

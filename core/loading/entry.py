@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
@@ -22,7 +22,7 @@ from core.weights.load import Progress, execute
 
 if TYPE_CHECKING:
     from core.language_model import LanguageModel
-    from core.text import Tokenizer
+    from core.text import NativeTokenizer, Tokenizer
 
 
 def load_config(
@@ -49,7 +49,7 @@ def load_config(
     return configure(checkpoint, plugin, strict)[2]
 
 
-def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = None) -> Tokenizer:
+def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = None) -> Tokenizer | NativeTokenizer:
     """Loads a checkpoint's tokenizer alone.
 
     Raises:
@@ -121,7 +121,7 @@ def load(
     )
     prepared.plan.check()
     if tokenizer and not prepared.checkpoint.has("tokenizer.json"):
-        _no_tokenizer(prepared.checkpoint)
+        _try_tokenizer(prepared.checkpoint)
     if check_memory:
         memory.check_memory(prepared.plan)
     checkpoint = prepared.checkpoint.fetch_weights()
@@ -145,7 +145,7 @@ def load(
     return LanguageModel(prepared.model, prepared.config, text, report, generation)
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer | NativeTokenizer:
     from core.text import load_tokenizer as load_text
 
     local = checkpoint.fetch_text().path
@@ -153,11 +153,13 @@ def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     return load_text(local)
 
 
-def _no_tokenizer(checkpoint: Checkpoint) -> NoReturn:
-    """The text package says which other file is there and what to do; here, that a model can do without.
+def _try_tokenizer(checkpoint: Checkpoint) -> None:
+    """Before any weight is read: whether there is another tokenizer than ``tokenizer.json``.
+
+    The text package says which file is there and what to do; here, that a model can do without.
 
     Raises:
-        TokenizerError: always.
+        TokenizerError: there is none that can be used.
     """
     try:
         _tokenizer(checkpoint)
@@ -165,7 +167,6 @@ def _no_tokenizer(checkpoint: Checkpoint) -> NoReturn:
         error.hint = " ".join(filter(None, (error.hint, "core.load(…, tokenizer=False) loads without one.")))
         error.args = (error._render(),)
         raise
-    raise AssertionError("a tokenizer was read without its file")
 
 
 def _shadowed(prepared: Prepared) -> tuple[str, ...]:

@@ -133,9 +133,7 @@ def test_an_untied_text_model(outer: Any, inner: Any, tmp_path: Path) -> None:
 
 def test_a_head_that_contradicts_the_config_is_refused(tmp_path: Path) -> None:
     """transformers takes the head and warns; to leave it unread would compute something else without a word."""
-    with pytest.raises(
-        WeightsError, match=r'unexpected language_model\.lm_head\.weight\n.*"tie_word_embeddings": false'
-    ):
+    with pytest.raises(WeightsError, match=r'unexpected language_model\.lm_head\.weight\n.*embeddings": false'):
         core.load(write(tmp_path / "x", arrays_of(WRAPPED), tied(True, False)), tokenizer=False)
 
 
@@ -207,6 +205,6 @@ def test_the_delegate_is_chosen_as_for_its_own_load_and_each_load_has_one() -> N
         assert lm.report.plan.plugin.endswith("with Recorder")
         before = len(recorder.asked)
         first.build_block(core.load_config(WRAPPED), 0)  # a delegate that was bound earlier stays
-        assert recorder.asked[before:] == ["parse_config"]
+        assert "build_block" not in recorder.asked[before:]
     finally:
         core.unregister("mistral")
