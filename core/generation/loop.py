@@ -73,7 +73,7 @@ def generate_tokens(
         frozenset(eos),
         model.make_cache() if cache is None else cache,
         # Where rotary frequencies depend on the length, keys of an early chunk would be rotated for a shorter prompt.
-        len(prompt) if depends_on_length(model) else prefill_chunk,
+        len(prompt) if len(prompt) > prefill_chunk and depends_on_length(model) else prefill_chunk,
         GenerationStats() if stats is None else stats,
     )
 
