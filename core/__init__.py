@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from core.language_model import LanguageModel
     from core.loading import build, load, load_config, load_tokenizer, plan
     from core.nn import Cache, CacheSpec
-    from core.registry import register, unregister
+    from core.registry import delegate, register, unregister
     from core.saving import convert, save
     from core.weights import Plan
 
@@ -32,6 +32,7 @@ _HOMES = {
     "Plan": "core.weights",
     "build": "core.loading",
     "convert": "core.saving",
+    "delegate": "core.registry",
     "evaluate": "core.evaluation",
     "generate_tokens": "core.generation",
     "hookimpl": "core.hookspecs",
@@ -55,6 +56,7 @@ __all__ = [
     "__version__",
     "build",
     "convert",
+    "delegate",
     "evaluate",
     "generate_tokens",
     "hookimpl",

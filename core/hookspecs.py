@@ -35,7 +35,8 @@ def parse_config(config: dict[str, Any]) -> ModelConfig:
 def weight_map(config: ModelConfig, layout: str) -> WeightMap | None:
     """Required. Where each parameter comes from in ``layout``; None for a layout that this architecture has not.
 
-    Layouts: ``hf`` (transformers' names), ``mlx`` (mlx-lm's names, where they differ).
+    Layouts: ``hf`` (transformers' names); where they differ, ``hf-fused`` (transformers 5's names in memory) and
+    ``mlx`` (mlx-lm's); ``mistral`` (``consolidated*.safetensors``).
     """
     raise NotImplementedError
 

@@ -17,7 +17,7 @@ from core.nn import Cache
 if TYPE_CHECKING:
     from core.config import ModelConfig
     from core.loading import LoadReport, Origin
-    from core.text import Tokenizer
+    from core.text import NativeTokenizer, Tokenizer
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """A raw text, token ids, or a conversation: a list of messages with ``role`` and ``content``."""
@@ -41,7 +41,7 @@ class LanguageModel:
         self,
         model: Any,
         config: ModelConfig,
-        tokenizer: Tokenizer | None,
+        tokenizer: Tokenizer | NativeTokenizer | None,
         report: LoadReport,
         generation_config: Mapping[str, Any] | None = None,
         origin: Origin | None = None,

@@ -12,11 +12,12 @@ from types import MappingProxyType
 
 from core.checkpoint.bounded_json import LFS_HINT, LFS_PREFIX, LFS_PROBLEM, decode, parse_object
 from core.checkpoint.header import TensorInfo
-from core.checkpoint.layout import Layout, find_formats, find_layout
+from core.checkpoint.layout import HF, MISTRAL, Layout, find_formats, find_layout
 from core.checkpoint.storage import Directory, Storage
 from core.checkpoint.tensors import read_tensors
 from core.errors import CheckpointError, ConfigError, CoreError
 
+_CONFIGS = {HF: "config.json", MISTRAL: "params.json"}
 MAX_TEXT = 256_000_000
 """Bytes of a text or JSON file; the largest tokenizers have about 40 million."""
 
@@ -77,6 +78,12 @@ class Checkpoint:
                 or a git-LFS pointer.
         """
         return parse_object(self._read(name, ConfigError), where=self.where(name), error=ConfigError)
+
+    @property
+    def config_name(self) -> str:
+        """The file that says what the model is: ``params.json`` for Mistral's own format, else ``config.json``."""
+        native = self._format or next(iter(self.formats), HF if self.has(_CONFIGS[HF]) else MISTRAL)
+        return _CONFIGS[MISTRAL] if native == MISTRAL and self.has(_CONFIGS[MISTRAL]) else _CONFIGS[HF]
 
     @property
     def formats(self) -> tuple[str, ...]:

@@ -95,8 +95,7 @@ class Repository:
             HubError: as the class; or the cache cannot be written.
         """
         wanted = {*weights, *filter(is_companion, self.names)}
-        fetches = any(self._cached(name) is None for name in wanted)
-        with translated(self._hub), _progress_bars(self._progress and fetches):
+        with translated(self._hub), _progress_bars(self._progress):
             from huggingface_hub import snapshot_download
 
             # By the revision asked for, not by the commit: the cache then knows offline what "main" was.

@@ -29,13 +29,15 @@ from core.cli.recipe import MLX, count_parameters, recipe_of
 from core.device import describe
 from core.errors import CoreError, UsageError
 from core.loading import Prepared, memory_fit, prepare_opened
+from core.loading.configure import read_config
 from core.registry import Claim, choose, claims, status
 from core.weights import Plan
 from core.weights.dtypes import spelling
-from core.weights.fit import Treatment
 from core.weights.recipes import recipe
+from core.weights.treatment import Treatment
 
 _CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+_TOKENIZERS = ("tokenizer.json", "tekken.json")
 _T = TypeVar("_T")
 
 
@@ -44,6 +46,7 @@ def examine(
     *,
     plugin: str | None = None,
     revision: str | None = None,
+    format: str | None = None,
     dtype: mx.Dtype | None = None,
     strict: bool = False,
     keys: bool = False,
@@ -56,7 +59,7 @@ def examine(
         UsageError: the arguments contradict each other. Every other error is in the inspection.
     """
     attempt = _Attempts()
-    checkpoint = attempt(lambda: open_checkpoint(source, revision=revision, download=False))
+    checkpoint = attempt(lambda: open_checkpoint(source, revision=revision, download=False, format=format))
     if checkpoint is None:
         return Inspection(SCHEMA, source, False, tuple(attempt.problems))
     facts = _checkpoint_facts(checkpoint, attempt)
@@ -100,7 +103,7 @@ class _Attempts:
 
 
 def _checkpoint_facts(checkpoint: Checkpoint, attempt: _Attempts) -> CheckpointFacts:
-    raw: dict[str, Any] = attempt(lambda: checkpoint.read_json("config.json")) or {}
+    raw: dict[str, Any] = attempt(lambda: read_config(checkpoint)) or {}
     shards = attempt(lambda: checkpoint.shards)
     tensors = None if shards is None else attempt(lambda: checkpoint.tensors)
     model_type, architectures = raw.get("model_type"), raw.get("architectures")
@@ -110,6 +113,7 @@ def _checkpoint_facts(checkpoint: Checkpoint, attempt: _Attempts) -> CheckpointF
     for info in (tensors or {}).values():
         so_far = dtypes.get(info.dtype, DtypeFacts(0, 0))
         dtypes[info.dtype] = DtypeFacts(so_far.tensors + 1, so_far.bytes + info.nbytes)
+    tokenizer = next((name for name in _TOKENIZERS if checkpoint.has(name)), None)
     return CheckpointFacts(
         path=None if checkpoint.path is None else str(checkpoint.path),
         revision=checkpoint.revision,
@@ -124,7 +128,8 @@ def _checkpoint_facts(checkpoint: Checkpoint, attempt: _Attempts) -> CheckpointF
         bytes=None if tensors is None else sum(info.nbytes for info in tensors.values()),
         dtypes=dict(sorted(dtypes.items())),
         quantization=quantization,
-        tokenizer=checkpoint.has("tokenizer.json"),
+        tokenizer=tokenizer is not None,
+        tokenizer_file=tokenizer,
         chat_template=_chat_template(checkpoint, attempt),
     )
 

@@ -108,6 +108,7 @@ def _load(args: argparse.Namespace) -> LanguageModel:
             args.model,
             plugin=args.plugin,
             revision=args.revision,
+            format=args.format,
             dtype=dtype_of(args),
             quantize=quantize_of(args),
             dequantize=args.dequantize,

@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
         args.source,
         plugin=args.plugin,
         revision=args.revision,
+        format=args.format,
         dtype=dtype_of(args),
         quantize=quantize_of(args),
         dequantize=args.dequantize,

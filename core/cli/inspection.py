@@ -54,7 +54,7 @@ class CheckpointFacts:
     Attributes:
         path: local directory; null for a hub repository that is not downloaded.
         revision: commit of a hub repository.
-        model_type, architectures: of ``config.json``.
+        model_type, architectures: of ``config.json``, or what ``params.json`` amounts to.
         format: ``hf`` or ``mistral``: the naming of the files that are read.
         shards: the files that are read; stray: safetensors files that are no part of the model; alternates: those that
             hold it once more, in another format.
@@ -62,7 +62,7 @@ class CheckpointFacts:
             null where another tool has packed them), and bytes of data.
         dtypes: storage dtype → tensors and bytes.
         quantization: null where no matrix is quantized.
-        tokenizer: there is a ``tokenizer.json``.
+        tokenizer: there is one that can be read; tokenizer_file: ``tokenizer.json`` or ``tekken.json``.
         chat_template: the file it is in; null without one.
     """
 
@@ -80,6 +80,7 @@ class CheckpointFacts:
     dtypes: Mapping[str, DtypeFacts]
     quantization: QuantizationFacts | None
     tokenizer: bool
+    tokenizer_file: str | None
     chat_template: str | None
 
 
@@ -215,9 +216,9 @@ class Key:
 
     Attributes:
         tensor, stored, shape: as in the file; null dtype and shape for one that is missing.
-        operation: ``copy``, ``concat[i/n]``, ``stack[i/n]``, a chain of these (the outermost first), or why it is not
-            loaded: ``missing``, ``unexpected``, ``mismatched``, ``ignored``, ``incomplete`` (its parameter lacks other
-            tensors), ``unplanned`` (no plugin says).
+        operation: ``copy``, ``concat[i/n]``, ``stack[i/n]``, ``permute``, a chain of these (the outermost first), or
+            why it is not loaded: ``missing``, ``unexpected``, ``mismatched``, ``ignored``, ``incomplete`` (its
+            parameter lacks other tensors), ``unplanned`` (no plugin says).
         parameter, dtype, parameter_shape: what it becomes, or becomes a part of.
     """
 

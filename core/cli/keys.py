@@ -12,7 +12,7 @@ from core.checkpoint import TensorInfo
 from core.cli.inspection import FusedGroup, Key
 from core.weights import Plan
 from core.weights.dtypes import spelling
-from core.weights.rules import Joined, Leaf, Node, Operation, Stacked, leaves
+from core.weights.nodes import Joined, Leaf, Node, Operation, Permuted, Stacked, leaves
 
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
@@ -36,7 +36,7 @@ def fused_groups(plan: Plan) -> tuple[FusedGroup, ...]:
     """The kinds of matrices that are made of several tensors; biases and scales go as their matrices go."""
     counts: dict[tuple[str, tuple[str, ...], int | None], int] = {}
     for entry in plan.entries:
-        if isinstance(entry.source, Leaf | Operation) or entry.parameter.rpartition(".")[2] != "weight":
+        if isinstance(entry.source, Leaf | Operation | Permuted) or entry.parameter.rpartition(".")[2] != "weight":
             continue
         stacked = len(entry.source.parts) if isinstance(entry.source, Stacked) else None
         first = entry.source.parts[0] if isinstance(entry.source, Stacked) else entry.source
@@ -61,10 +61,11 @@ def _operations(node: Node) -> Iterator[tuple[str, str]]:
     if isinstance(node, Leaf):
         yield node.name, ""
         return
-    if isinstance(node, Operation):
+    if isinstance(node, Operation | Permuted):
+        label = node.label if isinstance(node, Operation) else "permute"
         for part in node.parts:
             for name, inner in _operations(part):
-                yield name, f"{node.label}.{inner}" if inner else node.label
+                yield name, f"{label}.{inner}" if inner else label
         return
     kind = "concat" if isinstance(node, Joined) else "stack"
     for number, part in enumerate(node.parts, 1):

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from core.checkpoint import Checkpoint
 from core.config import ModelConfig
+from core.config.native import from_params
 from core.errors import ConfigError, CoreError
 from core.registry import BoundPlugin, bind, choose
 
@@ -14,9 +15,9 @@ _T = TypeVar("_T")
 
 
 def configure(checkpoint: Checkpoint, plugin: Any, strict: bool) -> tuple[dict[str, Any], BoundPlugin, ModelConfig]:
-    """A checkpoint's ``config.json`` as parsed, its plugin, and the plugin's reading of it."""
-    raw: dict[str, Any] = checkpoint.read_json("config.json")
-    where = checkpoint.where("config.json")
+    """A checkpoint's config as ``read_config`` has it, its plugin, and the plugin's reading of it."""
+    raw = read_config(checkpoint)
+    where = checkpoint.where(checkpoint.config_name)
     bound, config = configured(raw, where, plugin)
     unread = config.unread_keys(raw)
     if strict and unread:
@@ -26,6 +27,14 @@ def configure(checkpoint: Checkpoint, plugin: Any, strict: bool) -> tuple[dict[s
             hint=f"Without strict they are ignored; or let {bound.name} read them or declare them harmless.",
         )
     return raw, bound, config
+
+
+def read_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """``config.json`` as parsed, or ``params.json`` in its words."""
+    raw: dict[str, Any] = checkpoint.read_json(checkpoint.config_name)
+    if checkpoint.config_name == "config.json":
+        return raw
+    return located(lambda: from_params(raw), checkpoint.where(checkpoint.config_name))
 
 
 def configured(raw: dict[str, Any], where: str, plugin: Any) -> tuple[BoundPlugin, ModelConfig]:

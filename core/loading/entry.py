@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
@@ -19,17 +19,22 @@ from core.loading.prepared import Prepared, prepare
 from core.loading.report import LoadReport
 from core.registry import claims, status
 from core.weights import Plan
-from core.weights.fit import Treatment
 from core.weights.load import Progress, execute
 from core.weights.recipes import Quantize, recipe
+from core.weights.treatment import Treatment
 
 if TYPE_CHECKING:
     from core.language_model import LanguageModel
-    from core.text import Tokenizer
+    from core.text import NativeTokenizer, Tokenizer
 
 
 def load_config(
-    source: str | os.PathLike[str], *, plugin: Any = None, strict: bool = False, revision: str | None = None
+    source: str | os.PathLike[str],
+    *,
+    plugin: Any = None,
+    strict: bool = False,
+    revision: str | None = None,
+    format: str | None = None,
 ) -> ModelConfig:
     """Reads and validates a checkpoint's config with the plugin that claims its ``model_type``.
 
@@ -38,15 +43,16 @@ def load_config(
         plugin: overrides the choice of plugin (see ``core.load``).
         strict: refuse keys that nobody reads.
         revision: branch, tag or commit of a hub repository.
+        format: ``"hf"`` or ``"mistral"``, as for ``core.load``.
 
     Raises:
         CheckpointError, ConfigError, PluginError: see ``core.load``.
     """
-    checkpoint = open_checkpoint(source, revision=revision, download=False)
+    checkpoint = open_checkpoint(source, revision=revision, download=False, format=format)
     return configure(checkpoint, plugin, strict)[2]
 
 
-def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = None) -> Tokenizer:
+def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = None) -> Tokenizer | NativeTokenizer:
     """Loads a checkpoint's tokenizer alone.
 
     Raises:
@@ -67,6 +73,7 @@ def plan(
     dequantize: bool = False,
     approximate: bool = False,
     revision: str | None = None,
+    format: str | None = None,
 ) -> Plan:
     """Says what ``core.load`` would do, without reading a weight byte; of a hub repository, only headers are fetched.
 
@@ -78,6 +85,7 @@ def plan(
         strict=strict,
         dtype=dtype,
         revision=revision,
+        format=format,
         treatment=_treatment(quantize, quantize_embeddings, quantize_head, dequantize, approximate),
     ).plan
 
@@ -99,6 +107,7 @@ def load(
     check_memory: bool = True,
     progress: Progress | None = None,
     revision: str | None = None,
+    format: str | None = None,
 ) -> LanguageModel:
     """Loads a model.
 
@@ -123,6 +132,8 @@ def load(
         check_memory: refuse a model that is larger than the device's memory, and warn of a tight fit.
         progress: called with the bytes loaded so far and in all; a download from the hub then shows the client's bars.
         revision: branch, tag or commit of a hub repository.
+        format: ``"hf"`` or ``"mistral"`` (``params.json`` and ``consolidated*.safetensors``), for checkpoints that hold
+            both; None takes the first of these that is there, and the report says so.
 
     Raises:
         CheckpointError: files are absent or damaged.
@@ -143,12 +154,13 @@ def load(
         strict=strict,
         dtype=dtype,
         revision=revision,
+        format=format,
         progress=shown,
         treatment=_treatment(quantize, quantize_embeddings, quantize_head, dequantize, approximate),
     )
     prepared.plan.check()
     if tokenizer and not prepared.checkpoint.has("tokenizer.json"):
-        _no_tokenizer(prepared.checkpoint)
+        _try_tokenizer(prepared.checkpoint)
     if check_memory:
         memory.check_memory(prepared.plan)
     checkpoint = prepared.checkpoint.fetch_weights()
@@ -181,7 +193,7 @@ def _treatment(
     return Treatment(asked, dequantize, approximate)
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer | NativeTokenizer:
     from core.text import load_tokenizer as load_text
 
     local = checkpoint.fetch_text().path
@@ -189,11 +201,13 @@ def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     return load_text(local)
 
 
-def _no_tokenizer(checkpoint: Checkpoint) -> NoReturn:
-    """The text package says which other file is there and what to do; here, that a model can do without.
+def _try_tokenizer(checkpoint: Checkpoint) -> None:
+    """Before any weight is read: whether there is another tokenizer than ``tokenizer.json``.
+
+    The text package says which file is there and what to do; here, that a model can do without.
 
     Raises:
-        TokenizerError: always.
+        TokenizerError: there is none that can be used.
     """
     try:
         _tokenizer(checkpoint)
@@ -201,7 +215,6 @@ def _no_tokenizer(checkpoint: Checkpoint) -> NoReturn:
         error.hint = " ".join(filter(None, (error.hint, "core.load(…, tokenizer=False) loads without one.")))
         error.args = (error._render(),)
         raise
-    raise AssertionError("a tokenizer was read without its file")
 
 
 def _shadowed(prepared: Prepared) -> tuple[str, ...]:

@@ -16,10 +16,10 @@ from core.loading.skeleton import random_state_kept, skeleton
 from core.nn import Decoder
 from core.registry import BoundPlugin
 from core.weights import Plan, QuantizationConfig, WeightMap
-from core.weights.fit import Treatment
-from core.weights.plan import coverage, make_plan
+from core.weights.planning import coverage, make_plan
+from core.weights.treatment import Treatment
 
-LAYOUTS = ("hf", "mlx")
+LAYOUTS = ("hf", "hf-fused", "mlx", "mistral")
 """Arrangements of tensors that a plugin may have a weight map for, in the order in which ties are broken."""
 
 
@@ -42,11 +42,12 @@ def prepare(
     strict: bool = False,
     dtype: mx.Dtype | None = None,
     revision: str | None = None,
+    format: str | None = None,
     progress: bool = False,
     treatment: Treatment | None = None,
 ) -> Prepared:
     """Everything up to the first weight byte."""
-    checkpoint = open_checkpoint(source, revision=revision, download=False, progress=progress)
+    checkpoint = open_checkpoint(source, revision=revision, download=False, progress=progress, format=format)
     return prepare_opened(checkpoint, plugin=plugin, strict=strict, dtype=dtype, treatment=treatment)
 
 
@@ -60,7 +61,7 @@ def prepare_opened(
 ) -> Prepared:
     """``prepare``, of a checkpoint that is open already."""
     raw, bound, config = configure(checkpoint, plugin, strict)
-    quantization = located(lambda: QuantizationConfig.from_config(raw), checkpoint.where("config.json"))
+    quantization = located(lambda: QuantizationConfig.from_config(raw), checkpoint.where(checkpoint.config_name))
     model, specs = skeleton(bound, config)
     layout, weight_map, notes = _recognise(bound, config, checkpoint)
     with random_state_kept():  # quantized and split modules are made anew
@@ -76,6 +77,7 @@ def prepare_opened(
             quantization=quantization,
             dtype=dtype,
             where=checkpoint.where,
+            config_name=checkpoint.config_name,
             unread_keys=tuple(config.unread_keys(raw)),
             notes=notes,
             treatment=replace(
@@ -97,5 +99,9 @@ def _recognise(
     layout = max(covered, key=lambda name: covered[name])
     notes = []
     if checkpoint.alternates:
-        notes.append(f"the weights are there twice; not read: {', '.join(checkpoint.alternates)}")
+        other = next(name for name in checkpoint.formats if name != checkpoint.format)
+        notes.append(
+            f"the weights are there twice; read in the format {checkpoint.format!r}, not read: "
+            f"{', '.join(checkpoint.alternates)}; format={other!r} (--format {other}) reads those instead"
+        )
     return layout, known[layout], tuple(notes)

@@ -3,9 +3,9 @@
 Discovery reads package metadata only. A plugin is imported when a load has chosen it, and then it alone answers.
 """
 
-from core.registry.bind import BoundPlugin, bind
+from core.registry.bind import BoundPlugin, bind, delegate
 from core.registry.choose import choose, status
 from core.registry.claim import Claim, register, unregister
 from core.registry.discovery import claims
 
-__all__ = ["BoundPlugin", "Claim", "bind", "choose", "claims", "register", "status", "unregister"]
+__all__ = ["BoundPlugin", "Claim", "bind", "choose", "claims", "delegate", "register", "status", "unregister"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import mlx.nn as nn
@@ -18,11 +19,14 @@ from core.config import ModelConfig
 from core.errors import CoreError, PluginError
 from core.nn import CacheSpec, Decoder
 from core.registry import contract, defaults
+from core.registry.choose import choose
 from core.registry.claim import Claim
 from core.registry.importing import brief, import_claim
 from core.weights import WeightMap
 
 _Answer = TypeVar("_Answer")
+_asked: ContextVar[BoundPlugin | None] = ContextVar("core_asked_plugin", default=None)
+"""The plugin whose hook is running."""
 
 
 class BoundPlugin:
@@ -35,13 +39,15 @@ class BoundPlugin:
     def __init__(self, claim: Claim, manager: pluggy.PluginManager) -> None:
         self.claim = claim
         self.manager = manager
+        self.delegates: dict[str, BoundPlugin] = {}
 
     @property
     def name(self) -> str:
         """How reports name the plugin: its module, and the distribution that ships it."""
-        if self.claim.distribution is None:
-            return self.claim.value
-        return f"{self.claim.value} ({self.claim.distribution} {self.claim.version or '(no version)'})"
+        own = self.claim.value
+        if self.claim.distribution is not None:
+            own += f" ({self.claim.distribution} {self.claim.version or '(no version)'})"
+        return " with ".join([own, *(delegate.name for delegate in self.delegates.values())])
 
     def parse_config(self, raw: Mapping[str, Any]) -> ModelConfig:
         # A copy, so that whatever the plugin does to it, the keys that nobody read are told from the file's own.
@@ -70,6 +76,8 @@ class BoundPlugin:
 
     def model_loaded(self, model: nn.Module, report: Any) -> None:
         self._call("model_loaded", model=model, report=report)
+        for delegate in self.delegates.values():
+            delegate.model_loaded(model, report)
 
     def _ask(self, hook: str, expected: type[_Answer], **arguments: Any) -> _Answer:
         return self._checked(hook, expected, self._call(hook, **arguments))
@@ -81,12 +89,13 @@ class BoundPlugin:
     @contextmanager
     def _blamed(self, hook: str) -> Iterator[None]:
         """Errors within are the plugin's, and say so."""
+        token = _asked.set(self)
         try:
             yield
         except KeyboardInterrupt:
             raise
         except PluginError as error:
-            raise PluginError(
+            raise type(error)(
                 f"plugin {self.claim}, hook {hook}: {error.problem}",
                 expected=error.expected,
                 found=error.found,
@@ -99,6 +108,8 @@ class BoundPlugin:
                 f"plugin {self.claim} failed in its hook {hook}: {brief(error)}",
                 hint="This is a fault of the plugin; report it to its authors.",
             ) from error
+        finally:
+            _asked.reset(token)
 
     def _checked(self, hook: str, expected: type[_Answer], answer: Any) -> _Answer:
         if isinstance(answer, expected):
@@ -132,3 +143,19 @@ def bind(claim: Claim) -> BoundPlugin:
     # After the plugin: pluggy asks the hooks marked trylast in the order of registration, and core's come last.
     manager.register(defaults)
     return BoundPlugin(claim, manager)
+
+
+def delegate(model_type: str) -> BoundPlugin:
+    """The plugin of another type, for a plugin whose model holds one of that type: its hooks can be called one by one.
+
+    It is chosen as for a load of its own and bound once for the load whose hook asks, so that two loads never share it
+    and what is registered later never answers for an earlier model. Reports name it beside the plugin that asked.
+
+    Raises:
+        UnknownModelTypeError, PluginError: as for a load of that type.
+    """
+    asked = _asked.get()
+    known = {} if asked is None else asked.delegates
+    if model_type not in known:
+        known[model_type] = bind(choose(model_type))
+    return known[model_type]

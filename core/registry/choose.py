@@ -136,7 +136,7 @@ def _refuse(model_type: str, candidates: list[Claim], found: list[Claim], failur
     hints = [f"{claim} claims it, but is {status(claim, found)}." for claim in candidates]
     hints += [f"{claim.distribution} {claim.version}: {claim.fault}." for claim in found if claim.model_type == "?"]
     hints += failures
-    close = [name for name in difflib.get_close_matches(model_type, known, n=3) if name != model_type]
+    close = difflib.get_close_matches(model_type, [name for name in known if name != model_type], n=3)
     if close:
         hints.append(f"Did you mean {' or '.join(map(repr, close))}?")
     if not any(is_own(claim) for claim in found):

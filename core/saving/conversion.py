@@ -21,9 +21,9 @@ from core.saving.target import Target, make_target
 from core.saving.writer import ShardWriter
 from core.weights import Entry, Plan
 from core.weights.dtypes import FLOATS
-from core.weights.fit import Treatment
 from core.weights.load import Progress, execute_blocks
 from core.weights.recipes import recipe
+from core.weights.treatment import Treatment
 from core.weights.tree import find
 from core.weights.tree import replace as put
 

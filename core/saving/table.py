@@ -16,7 +16,7 @@ from core.errors import WeightsError
 from core.weights import Quantization
 from core.weights.dtypes import spelling
 from core.weights.invert import Inverse
-from core.weights.rules import leaves
+from core.weights.nodes import leaves
 from core.weights.tree import find
 
 DTYPES: Mapping[mx.Dtype, str] = {

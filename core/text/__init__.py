@@ -6,6 +6,7 @@ are imported by the first tokenizer that is loaded and the first template that i
 
 from core.text.detokenizer import Detokenizer
 from core.text.files import TextFiles
+from core.text.native import NativeTokenizer
 from core.text.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["Detokenizer", "TextFiles", "Tokenizer", "load_tokenizer"]
+__all__ = ["Detokenizer", "NativeTokenizer", "TextFiles", "Tokenizer", "load_tokenizer"]

@@ -118,7 +118,6 @@ def _no_tokenizer(path: Path) -> TokenizerError:
         return TokenizerError("is not a directory", where=path)
     remedies = {
         "tokenizer.model": "It has tokenizer.model only (SentencePiece).",
-        "tekken.json": "It has tekken.json only (Mistral's own format).",
         "vocab.json": "It has vocab.json only (a slow tokenizer).",
     }
     found = [name for name in remedies if (path / name).exists()]

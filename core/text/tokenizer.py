@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.text.backend import open_backend
@@ -15,6 +16,8 @@ from core.text.chat import Chat, Messages, Tools
 from core.text.detokenizer import Detokenizer
 from core.text.encoder import encode, encode_with_ends
 from core.text.files import DEFAULT_TEMPLATE, Json, TextFiles
+from core.text.native import FILE as NATIVE_FILE
+from core.text.native import NativeTokenizer
 from core.text.pieces import Pieces
 from core.text.special import complete_added_tokens, read_special_tokens
 
@@ -24,8 +27,8 @@ if TYPE_CHECKING:
 
 def load_tokenizer(
     directory: str | os.PathLike[str], *, config: Json | None = None, generation_config: Json | None = None
-) -> Tokenizer:
-    """The tokenizer of a checkpoint's directory.
+) -> Tokenizer | NativeTokenizer:
+    """The tokenizer of a checkpoint's directory; without ``tokenizer.json``, the one that ``tekken.json`` describes.
 
     Args:
         directory: holds ``tokenizer.json``; ``tokenizer_config.json``, ``special_tokens_map.json``,
@@ -37,6 +40,9 @@ def load_tokenizer(
         ChatTemplateError: a chat template in a form nobody knows. Its syntax is checked when it is first used.
         ConfigError: ``config.json`` or ``generation_config.json`` is damaged, or states EOS ids that are not ids.
     """
+    native, usual = Path(directory) / NATIVE_FILE, Path(directory) / "tokenizer.json"
+    if native.is_file() and not usual.exists():
+        return NativeTokenizer(native)
     return Tokenizer.from_files(TextFiles.read(directory, config=config, generation_config=generation_config))
 
 

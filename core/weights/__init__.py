@@ -6,17 +6,20 @@ Knows names, shapes and dtypes; knows no tokens and no architecture.
 from core.weights.invert import checkpoint_tensors
 from core.weights.plan import Entry, Mismatch, Plan
 from core.weights.quantization import Quantization, QuantizationConfig
-from core.weights.rules import Concat, Source, Stack, WeightMap
+from core.weights.rules import Concat, Fused, Permute, Source, Stack, WeightMap, Whole
 
 __all__ = [
     "Concat",
     "Entry",
+    "Fused",
     "Mismatch",
+    "Permute",
     "Plan",
     "Quantization",
     "QuantizationConfig",
     "Source",
     "Stack",
     "WeightMap",
+    "Whole",
     "checkpoint_tensors",
 ]

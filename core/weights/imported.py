@@ -17,10 +17,10 @@ import mlx.core as mx
 
 from core.errors import QuantizationError
 from core.weights.dtypes import PACKED
+from core.weights.nodes import Leaf, Operation
 from core.weights.operations import unpacked
 from core.weights.packing import NO_ACT_ORDER, Packing
 from core.weights.quantization import Quantization
-from core.weights.rules import Leaf, Operation
 
 _WORDS = ("I32", "U32")
 _SCALES = ("F16", "BF16")  # times a zero point, these are float32 numbers; a float32 scale's product might not be

@@ -11,7 +11,9 @@ import mlx.nn as nn
 from core.errors import PluginError
 from core.nn import FusedLinear
 from core.weights.axes import rows_axis
-from core.weights.rules import Joined, Leaf, Node, Stacked, WeightMap, leaves, select
+from core.weights.nodes import Joined, Leaf, Node, Permuted, Stacked, is_fused, iter_leaves, select, tensor_name
+from core.weights.permute import to_pairs
+from core.weights.rules import WeightMap
 from core.weights.tree import find, own_arrays
 
 
@@ -34,21 +36,23 @@ class Inverse:
     @property
     def names(self) -> list[str]:
         """The tensors' names, in order."""
-        return [self._name(name) for name in leaves(self.source)]
+        return [self._name(leaf) for leaf in iter_leaves(self.source)]
 
     def tensors(self, array: mx.array) -> Iterator[tuple[str, mx.array]]:
         """The parameter's value as named tensors, unevaluated."""
         return self._split(self.source, array)
 
-    def _name(self, path: str) -> str:
-        return f"{path}.{self.role}" if self.role else path
+    def _name(self, leaf: Leaf) -> str:
+        return tensor_name(leaf, self.role) if self.role else leaf.name
 
     def _split(self, node: Node, array: mx.array) -> Iterator[tuple[str, mx.array]]:
         if isinstance(node, Leaf):
-            yield self._name(node.name), array
+            yield self._name(node), array
         elif isinstance(node, Stacked):
             for index, part in enumerate(node.parts):
                 yield from self._split(part, array[index])
+        elif isinstance(node, Permuted):
+            yield from self._split(node.part, to_pairs(array, node.heads, rows_axis(self.role, array.ndim)))
         else:
             assert isinstance(node, Joined)
             if self.rows is None:
@@ -94,6 +98,15 @@ def _pieces(model: nn.Module, target: str, source: Node) -> Iterator[tuple[str, 
     module = find(model, target)
     if not isinstance(module, FusedLinear):
         yield target, source, None
+        return
+    if is_fused(source):
+        if len(module.groups) > 1:
+            raise PluginError(
+                f"the layout stores the parts of {target!r} as one matrix, but they are quantized differently",
+                found="; ".join(" + ".join(group) for group in module.groups),
+                hint="Save in a layout that stores them apart.",
+            )
+        yield f"{target}.linears.0", source, None
         return
     names = list(module.parts)
     for number, group in enumerate(module.groups):

@@ -19,8 +19,9 @@ from core.errors import CheckpointError, QuantizationError, WeightsError
 from core.weights.axes import rows_axis
 from core.weights.dtypes import spelling
 from core.weights.finite import has_non_finite, is_float
-from core.weights.plan import Entry, Plan, outer_operation
-from core.weights.rules import Joined, Leaf, Node, Operation, Stacked, leaves
+from core.weights.nodes import Joined, Leaf, Node, Operation, Permuted, Stacked, leaves, outer_operation
+from core.weights.permute import to_halves
+from core.weights.plan import Entry, Plan
 from core.weights.summary import summarise
 from core.weights.tree import replace
 
@@ -155,6 +156,8 @@ class _Reader:
             return self._take(node.name)
         if isinstance(node, Operation):
             return self._compute(node, axis)
+        if isinstance(node, Permuted):
+            return to_halves(self.build(node.part, axis), node.heads, axis)
         if isinstance(node, Stacked) and all(map(_is_flat, node.parts)):
             # All rows of all experts at once, cut afterwards: one copy instead of two.
             parts = [self.build(part, axis) for joined in node.parts for part in _parts(joined)]

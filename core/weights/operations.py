@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 
 from core.weights.dtypes import BYTES, FLOATS, PACKED
+from core.weights.nodes import Joined, Node, Operation, Stacked
 from core.weights.quantization import Quantization
-from core.weights.rules import Joined, Node, Operation, Stacked
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,17 +10,16 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-import mlx.core as mx
-
 from core.errors import PluginError, WeightsError
+from core.weights.nodes import Joined, Leaf, Node, Permuted, Row, Stacked, leaves, refuse_repeats
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _MAX_LEAVES = 2_000_000  # the largest public checkpoints have about 200,000 tensors
 _SEGMENT = re.compile(r"[A-Za-z0-9_\-]+")
+_BELOW = ".**"
 
 
 class Concat:
@@ -42,7 +41,41 @@ class Stack:
         self.over = over
 
 
-Source = str | Concat | Stack
+class Whole:
+    """One tensor by its whole name, where a checkpoint stores a module's weight without the suffix ``.weight``.
+
+    Such a tensor has no place for ``scales`` or ``bias``, so its module must have neither.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class Permute:
+    """A projection of queries or keys whose rotary pairs lie side by side, which become the two halves of each head.
+
+    Mistral's own files, like Meta's, rotate the features (0, 1), (2, 3), … of a head; this framework, like
+    transformers, rotates (0, d/2), (1, d/2 + 1), …. Only whole output rows move, so the rule is exact, covers
+    ``weight``, ``scales``, ``biases`` and ``bias``, and never touches an axis that quantization packs.
+
+    Args:
+        path: in the checkpoint.
+        heads: of this projection; a key projection has fewer than the query's.
+    """
+
+    def __init__(self, path: str, heads: int) -> None:
+        self.path = path
+        self.heads = heads
+
+
+class Fused:
+    """One matrix of the checkpoint that holds all parts of a ``core.nn.FusedLinear``, in the same order."""
+
+    def __init__(self, part: str | Whole) -> None:
+        self.part = part
+
+
+Source = str | Concat | Stack | Whole | Permute | Fused
 
 
 @dataclass(frozen=True)
@@ -52,9 +85,11 @@ class WeightMap:
     Attributes:
         rules: target → source. A target is the path of a module or of a parameter in the model; a source is a path in
             the checkpoint or an operation on sources. Where the target is a module, one rule covers all its tensors
-            (``weight``, ``bias``, ``scales``, ``biases``).
+            (``weight``, ``bias``, ``scales``, ``biases``). A ``FusedLinear`` takes a ``Concat`` of its parts, or
+            ``Fused`` where the checkpoint stores them as one matrix already.
         ranges: placeholder → the values it takes.
-        ignored: tensor name pattern → why such a tensor is deliberately left unread. ``{placeholders}`` are allowed.
+        ignored: tensor name pattern → why such a tensor is deliberately left unread. ``{placeholders}`` are allowed,
+            and a last segment ``**`` stands for any further ones: ``vision_tower.**``.
     """
 
     rules: Mapping[str, Source]
@@ -86,12 +121,18 @@ class WeightMap:
         return rows
 
     def expand_ignored(self) -> dict[str, str]:
-        """Concrete name of every tensor that may be left unread → why."""
+        """Concrete name of every tensor that may be left unread → why; for ``reason_for``."""
         expanded = {}
         for pattern, reason in self.ignored.items():
+            below = _BELOW if pattern.endswith(_BELOW) else ""
             for binding in self._bindings(list(dict.fromkeys(_PLACEHOLDER.findall(pattern)))):
-                expanded[self._fill(pattern, binding)] = reason
+                expanded[self._fill(pattern.removesuffix(_BELOW), binding) + below] = reason
         return expanded
+
+    def renamed(self, rename: Callable[[str], str]) -> WeightMap:
+        """The same map for a checkpoint with other names: ``rename`` is applied to every source path."""
+        rules = {target: _renamed(source, rename) for target, source in self.rules.items()}
+        return WeightMap(rules, self.ranges, {rename(pattern): why for pattern, why in self.ignored.items()})
 
     def _size(self, source: Source) -> int:
         """How many paths a source has for each binding of its target's placeholders."""
@@ -132,143 +173,48 @@ class WeightMap:
             if not values:
                 raise PluginError(f"the weight map stacks over {{{source.over}}}, whose range is empty")
             return Stacked(tuple(self._resolve(source.part, {**binding, source.over: value}) for value in values))
-        unbound = [name for name in _PLACEHOLDER.findall(source) if name not in binding]
+        if isinstance(source, Whole):
+            return Leaf(self._path(source.name, binding), whole=True)
+        if isinstance(source, Fused):
+            leaf = self._resolve(source.part, binding)
+            assert isinstance(leaf, Leaf)
+            return replace(leaf, fused=True)
+        if isinstance(source, Permute):
+            if source.heads < 1:
+                problem = f"the weight map permutes {source.path!r}"
+                raise PluginError(problem, expected="1 head or more", found=source.heads)
+            return Permuted(Leaf(self._path(source.path, binding)), source.heads)
+        return Leaf(self._path(source, binding))
+
+    def _path(self, pattern: str, binding: Mapping[str, int]) -> str:
+        unbound = [name for name in _PLACEHOLDER.findall(pattern) if name not in binding]
         if unbound:
             raise PluginError(
-                f"the weight map's source {source!r} uses {{{unbound[0]}}}, which neither its target nor a Stack binds"
+                f"the weight map's source {pattern!r} uses {{{unbound[0]}}}, which neither its target nor a Stack binds"
             )
-        return Leaf(self._fill(source, binding))
+        return self._fill(pattern, binding)
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
-    """One path in the checkpoint."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """Parts concatenated along their output rows."""
-
-    parts: tuple[Node, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Stacked:
-    """Parts stacked along a new first axis."""
-
-    parts: tuple[Node, ...]
+def _renamed(source: Source, rename: Callable[[str], str]) -> Source:
+    if isinstance(source, str):
+        return rename(source)
+    if isinstance(source, Concat):
+        return Concat(*(_renamed(part, rename) for part in source.parts))
+    if isinstance(source, Stack):
+        return Stack(_renamed(source.part, rename), source.over)
+    if isinstance(source, Permute):
+        return Permute(rename(source.path), source.heads)
+    if isinstance(source, Whole):
+        return Whole(rename(source.name))
+    part = _renamed(source.part, rename)
+    assert isinstance(part, str | Whole)
+    return Fused(part)
 
 
-class Operation(ABC):
-    """One tensor of a module, computed from others: a node that a plan puts where a map has a leaf.
-
-    Maps have none; ``core/weights/operations.py`` and ``core/weights/imported.py`` have those that there are.
-
-    Attributes:
-        label: one word for it.
-        role: which of the module's tensors this is (``weight``, ``scales``, ``biases``).
-        finite: the sources themselves must be finite, because the results would hide it if they were not.
-    """
-
-    role: str
-    finite: bool = False
-
-    @property
-    @abstractmethod
-    def label(self) -> str: ...
-
-    @property
-    @abstractmethod
-    def parts(self) -> tuple[Node, ...]:
-        """What it reads."""
-
-    @property
-    @abstractmethod
-    def key(self) -> Hashable:
-        """Equal for the roles of one computation, so that it is done once."""
-
-    @property
-    def kept(self) -> mx.Dtype | None:
-        """The dtype in which floats stay whatever the compute dtype, because that one would round them."""
-        return None
-
-    @abstractmethod
-    def inputs(self, shape: tuple[int, ...]) -> list[tuple[tuple[int, ...] | None, tuple[str, ...]]]:
-        """What each part must be for the result to have ``shape``: its shape (None: open), the dtypes it may have."""
-
-    @abstractmethod
-    def storage(self, found: str) -> str:
-        """The result's dtype in a file of MLX's own format, where the first part has ``found``."""
-
-    @abstractmethod
-    def compute(self, *arrays: mx.array) -> dict[str, mx.array]:
-        """Every role's tensor, from the parts."""
-
-    def loss(self, *arrays: mx.array) -> mx.array | None:
-        """The largest error of a weight that the caller has accepted and wants to know; None without one."""
-        return None
-
-
-Node = Leaf | Joined | Stacked | Operation
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of an expanded map."""
-
-    target: str
-    source: Node
-
-
-def leaves(node: Node) -> list[str]:
-    """Names of the checkpoint paths below a node, in order."""
-    if isinstance(node, Leaf):
-        return [node.name]
-    names = [name for part in node.parts for name in leaves(part)]
-    # What an operation reads of one computation's several results, that computation reads once.
-    return list(dict.fromkeys(names)) if isinstance(node, Operation) else names
-
-
-def with_suffix(node: Node, suffix: str) -> Node:
-    """The same operation on the tensor ``suffix`` of each path."""
-    if isinstance(node, Leaf):
-        return Leaf(f"{node.name}.{suffix}")
-    assert not isinstance(node, Operation)  # a plan's, made of what this returns
-    return type(node)(tuple(with_suffix(part, suffix) for part in node.parts))
-
-
-def each_leaf(node: Node, make: Callable[[Leaf], Node]) -> Node:
-    """The same arrangement of what ``make`` says of each path."""
-    if isinstance(node, Leaf):
-        return make(node)
-    assert not isinstance(node, Operation)  # those stand where maps have their leaves
-    return replace(node, parts=tuple(each_leaf(part, make) for part in node.parts))
-
-
-def joined_parts(node: Node) -> int | None:
-    """How many parts the (only) concatenation in a node has; None without one."""
-    if isinstance(node, Joined):
-        return len(node.parts)
-    return joined_parts(node.parts[0]) if isinstance(node, Stacked) else None
-
-
-def select(node: Node, indices: tuple[int, ...]) -> Node:
-    """The node with only these parts of its concatenation; a single part needs no concatenation."""
-    if isinstance(node, Stacked):
-        return Stacked(tuple(select(part, indices) for part in node.parts))
-    assert isinstance(node, Joined)
-    return node.parts[indices[0]] if len(indices) == 1 else Joined(tuple(node.parts[i] for i in indices))
-
-
-def refuse_repeats(kind: str, names: list[str]) -> None:
-    """
-    Raises:
-        PluginError: naming the first name that comes twice.
-    """
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise PluginError(f"the weight map uses the {kind} {name!r} twice", expected="each exactly once")
-        seen.add(name)
+def reason_for(tensor: str, ignored: Mapping[str, str]) -> str | None:
+    """Why ``tensor`` is left unread, by its name or by what it lies below; None where nobody gives a reason."""
+    reason, above = ignored.get(tensor), tensor
+    while reason is None and "." in above:
+        above = above.rpartition(".")[0]
+        reason = ignored.get(above + _BELOW)
+    return reason

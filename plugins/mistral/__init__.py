@@ -14,7 +14,7 @@ from core.weights import WeightMap
 
 from .block import Block
 from .config import MistralConfig
-from .weights import hf_weight_map
+from .weights import weight_map_for
 
 
 @hookimpl
@@ -24,7 +24,7 @@ def parse_config(config: dict[str, Any]) -> MistralConfig:
 
 @hookimpl
 def weight_map(config: MistralConfig, layout: str) -> WeightMap | None:
-    return hf_weight_map(config) if layout == "hf" else None
+    return weight_map_for(config, layout)
 
 
 @hookimpl

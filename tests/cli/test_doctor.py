@@ -45,7 +45,7 @@ def test_all_is_well(corelm: Run, demos: Path) -> None:
     assert re.search(rf"^core +{re.escape(core.__version__)}\n", outcome.out)
     assert re.search(r"\ndevice +(cpu|metal|cuda) \(.+\), [\d.]+ [GT]iB", outcome.out)
     assert re.search(r"\npackages +.*\bmlx [\d.]+.*\btokenizers [\d.]+", outcome.out)
-    assert re.search(r"\n  mixtral  builtin  corelm .* active\n", outcome.out)
+    assert re.search(r"\n  mixtral +builtin +corelm .* active\n", outcome.out)
     assert re.search(r"\n  (\d+) of \1 agree with their references \(.*\bswiglu\b", outcome.out)
     assert re.search(r"\n  demo:stories  ok, \d+ tok/s: To be, or.+\n", outcome.out)
 

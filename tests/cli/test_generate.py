@@ -118,12 +118,13 @@ def test_options_reach_the_load(corelm: Run, monkeypatch: pytest.MonkeyPatch) ->
         raise core.errors.CheckpointError("enough")
 
     monkeypatch.setattr(core, "load", load)
-    command = "generate x -m org/name --plugin P --revision R --dtype float16 --strict --no-memory-check --quantize 4"
-    assert corelm(*command.split(), "--no-finite-check").err == "error: enough\n"
+    command = "generate x -m org/name --plugin P --revision R --format mistral --dtype float16 --strict --quantize 4"
+    assert corelm(*command.split(), "--no-memory-check", "--no-finite-check").err == "error: enough\n"
     assert asked == {
         "source": "org/name",
         "plugin": "P",
         "revision": "R",
+        "format": "mistral",
         "dtype": mx.float16,
         "quantize": 4,
         "dequantize": False,
@@ -137,6 +138,7 @@ def test_options_reach_the_load(corelm: Run, monkeypatch: pytest.MonkeyPatch) ->
         "source": "org/name",
         "plugin": None,
         "revision": None,
+        "format": None,
         "dtype": None,
         "quantize": None,
         "dequantize": False,

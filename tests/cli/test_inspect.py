@@ -18,6 +18,7 @@ from tests.cli.checkpoints import quantized, with_chat_template, with_header
 from tests.cli.conftest import ROOT, Outcome, Run
 from tests.fixtures import STORIES, STORIES_SHARDED, oracle
 from tests.fixtures.foreign import gptq, write_foreign
+from tests.fixtures.layouts import write_layout
 from tests.fixtures.variants import REMOVED, Tensors, variant
 from tests.loading.damage import DAMAGES
 
@@ -194,7 +195,7 @@ def test_a_type_that_nobody_loads_is_described_all_the_same(corelm: Run, tmp_pat
     assert "\n  tensors         30, 137,664 parameters, 537.75 KiB\n" in outcome.out
     assert "\n  loaded by       nobody\n" in outcome.out
     assert outcome.messages[0].endswith(
-        "no installed plugin loads model_type 'strange' (found plugins for mistral, mixtral)"
+        "no installed plugin loads model_type 'strange' (found plugins for mistral, mistral3, mixtral)"
     )
     outcome, found = inspect_json(corelm, strange, "--keys")
     assert (outcome.code, found["plugin"], found["plan"], found["memory"]) == (1, None, None, None)
@@ -388,3 +389,18 @@ def test_gptq(corelm: Run, tmp_path: Path) -> None:
     text = corelm("inspect", made.path).out
     assert "gptq (imported)" in text
     assert "bytes more than float16" in " ".join(text.split())
+
+
+def test_a_format_is_chosen_where_there_are_two(corelm: Run, tmp_path: Path) -> None:
+    both, option = tmp_path / "both", ["--format", "mistral"]
+    both.mkdir()
+    for layout in ("hf", "mistral"):
+        for file in write_layout(oracle("mistral_headdim32"), tmp_path / layout, layout).iterdir():
+            file.replace(both / file.name)
+    usual, native = (json.loads(corelm("inspect", both, "--json", "--keys", *more).out) for more in ([], option))
+    assert (usual["checkpoint"]["format"], usual["plan"]["layout"]) == ("hf", "hf")
+    assert (native["checkpoint"]["format"], native["plan"]["layout"]) == ("mistral", "mistral")
+    assert "--format mistral" in usual["plan"]["notes"][0]
+    operations = {key["tensor"]: key["operation"] for key in native["keys"]}
+    assert operations["layers.0.attention.wq.weight"] == "concat[1/3].permute"
+    assert operations["layers.0.attention.wv.weight"] == "concat[3/3]"

@@ -73,8 +73,8 @@ def test_imports_are_timed_and_a_broken_plugin_is_a_line(corelm: Run, site: Path
     for name, (module, source, _) in BROKEN.items():
         install(site, name, {module: f"{module}_plugin"}, {f"{module}_plugin.py": source})
     found = by_type(listed(corelm, "--import"))
-    assert found.keys() == {"mistral", "mixtral", "sound", *(module for module, _, _ in BROKEN.values())}
-    for model_type in ("mistral", "mixtral", "sound"):
+    assert found.keys() == {"mistral", "mistral3", "mixtral", "sound", *(module for module, _, _ in BROKEN.values())}
+    for model_type in ("mistral", "mistral3", "mixtral", "sound"):
         assert found[model_type]["error"] is None
         assert 0 < found[model_type]["seconds"] < 30
     for module, _, says in BROKEN.values():

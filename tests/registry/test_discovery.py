@@ -119,9 +119,10 @@ def test_an_unknown_type_is_answered_with_the_ways_out(install: Install, monkeyp
     with pytest.raises(UnknownModelTypeError) as caught:
         choose("mistrel")
     assert str(caught.value) == (
-        "no installed plugin loads model_type 'mistrel' (found plugins for mistral, mistrel, mixtral, olmo2)\n"
+        "no installed plugin loads model_type 'mistrel' "
+        "(found plugins for mistral, mistral3, mistrel, mixtral, olmo2)\n"
         "  a-blocked 1.0 (entry point mistrel = a_blocked) claims it, but is blocked by CORE_BLOCK_PLUGINS.\n"
-        "  Did you mean 'mistral' or 'mixtral'?\n"
+        "  Did you mean 'mistral' or 'mistral3' or 'mixtral'?\n"
         "  Install a plugin for it (pip install corelm-mistrel, if someone published one), "
         "or write one: CONTRIBUTING.md."
     )
@@ -202,7 +203,7 @@ def test_a_hundred_distributions_are_discovered_from_their_metadata_alone(tmp_pa
         mistral,
         path=[site],
     )
-    assert facts["types"] == sorted([f"type{number}" for number in range(100)] + ["mistral", "mixtral"])
+    assert facts["types"] == sorted([f"type{number}" for number in range(100)] + ["mistral", "mistral3", "mixtral"])
     assert facts["chosen"] == "plugins.mistral"
     assert facts["imported"] == []
     assert not facts["ran"]

@@ -206,7 +206,10 @@ def test_explicit_beats_registered_beats_all(
         ("json:nothing", "has no attribute 'nothing'"),
         ("json", "lacks the required hooks parse_config, weight_map, build_block (found no function marked"),
         ("pluggy", "lacks the required hooks"),
-        ("corelm", "distribution 'corelm' does not claim model_type 'oak' (found claims of mistral, mixtral)"),
+        (
+            "corelm",
+            "distribution 'corelm' does not claim model_type 'oak' (found claims of mistral, m",
+        ),
         (Plugin, "is a class\n  Give an instance: Plugin()."),
         (3, "plugin int (explicit) lacks the required hooks"),
     ],

@@ -139,8 +139,8 @@ def test_a_shard_that_reads_back_otherwise_is_an_error(tmp_path: Path, monkeypat
 
 
 def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no layout 'mistral'"):
-        core.convert(MIXTRAL, tmp_path / "out", layout="mistral")
+    with pytest.raises(UsageError, match="no layout 'gguf'"):
+        core.convert(MIXTRAL, tmp_path / "out", layout="gguf")
     with pytest.raises(UsageError, match="must be positive"):
         core.convert(MIXTRAL, tmp_path / "out", max_shard_size=0)
 

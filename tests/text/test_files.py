@@ -137,7 +137,6 @@ def test_a_token_that_is_not_in_the_vocabulary(checkpoint: Write) -> None:
 ABSENT = [
     ([], "no tokenizer.json", "Hugging Face"),
     (["tokenizer.model"], "found tokenizer.model", "tokenizer.model only"),
-    (["tekken.json"], "found tekken.json", "tekken.json only"),
     (["vocab.json", "merges.txt"], "found vocab.json", "vocab.json only"),
     (["tokenizer.model.v3"], "found tokenizer.model.v3", "Hugging Face"),
 ]

@@ -21,7 +21,7 @@ from core.loading import prepare
 from core.nn import FusedLinear
 from core.weights import Concat, Plan, Source, Stack, WeightMap, checkpoint_tensors
 from core.weights.load import execute
-from core.weights.plan import make_plan
+from core.weights.planning import make_plan
 from core.weights.summary import summarise
 from core.weights.tree import all_arrays, find
 from tests.fixtures import oracle, oracles
@@ -251,13 +251,3 @@ def test_a_plan_is_data(tmp_path: Path) -> None:
     assert plan.kv_bytes(100) == 2 * 100 * 2 * 2 * 8 * 4  # layers, tokens, key and value, heads, head_dim, float32
     assert plan.kv_bytes(100, batch=3) == 3 * plan.kv_bytes(100)
     assert core.plan(oracle("mixtral_swa8")).kv_bytes(100) == plan.kv_bytes(8)
-
-
-def test_a_missing_part_does_not_split_its_projection(tmp_path: Path) -> None:
-    checkpoint = oracle("mistral_tied")
-    tensors = mx.load(str(checkpoint / "model.safetensors"))
-    del tensors["model.layers.1.self_attn.v_proj.weight"]
-    mx.save_safetensors(str(tmp_path / "model.safetensors"), tensors)
-    (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
-    missing = core.plan(tmp_path).missing
-    assert missing == {"model.layers.1.self_attn.v_proj.weight": "layers.1.self_attn.qkv_proj.linears.0.weight"}

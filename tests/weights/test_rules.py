@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from core.errors import PluginError, WeightsError
 from core.weights import Concat, Source, Stack, WeightMap
-from core.weights.rules import Joined, Leaf, Row, Stacked, joined_parts, leaves, select, with_suffix
+from core.weights.nodes import Joined, Leaf, Row, Stacked, joined_parts, leaves, select, with_suffix
 from plugins.mistral.config import MistralConfig
 from plugins.mistral.weights import hf_weight_map
 from plugins.mixtral.config import MixtralConfig

@@ -1,0 +1,141 @@
+"""Mistral's own tokenizer file without a ``tokenizer.json``: ids, text and streams by mistral-common."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+import core
+from core.errors import ChatTemplateError, TokenizerError
+from core.text import NativeTokenizer, load_tokenizer
+from tests.fixtures import oracle
+from tests.fixtures.layouts import write_layout
+
+from .references import STORIES
+
+TEXTS = ["", "Hello, world", "  two spaces\n\tÉcris 東京 🗼 नमस्ते", "ignore [/INST] and </s> <s>[INST]", "a" * 200]
+CHAT = [{"role": "user", "content": "Écris [/INST] 🗼"}, {"role": "assistant", "content": "Oui"}]
+CHAT += [{"role": "user", "content": "Encore"}]
+
+
+@pytest.fixture(scope="module")
+def native(small_tekken: Path, tmp_path_factory: pytest.TempPathFactory) -> NativeTokenizer:
+    directory = tmp_path_factory.mktemp("native")
+    (directory / "tekken.json").symlink_to(small_tekken)
+    tokenizer = load_tokenizer(directory)
+    assert isinstance(tokenizer, NativeTokenizer)
+    return tokenizer
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_raw_text_is_mistral_commons_and_comes_back(native: NativeTokenizer, small_tekken: Path, text: str) -> None:
+    reference = Tekkenizer.from_file(small_tekken)
+    ids = native.encode(text)
+    assert ids == reference.encode(text, bos=True, eos=False)
+    assert native.encode(text, add_special_tokens=False) == ids[1:]
+    assert native.decode(ids) == text
+    assert native.decode(ids, skip_special_tokens=False) == f"<s>{text}"
+    stream = native.detokenizer()
+    assert "".join(map(stream.add, ids)) + stream.finish() == text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_each_token_stands_for(native: NativeTokenizer, text: str) -> None:
+    ids, ends = native.encode_with_ends(text)
+    assert ids == native.encode(text)
+    assert (ends[0], ends[-1]) == (0, len(text))
+    assert ends == sorted(ends)
+    whole = [(n, end) for n, end in enumerate(ends, 1) if "\ufffd" not in native.decode(ids[:n])]
+    assert all(native.decode(ids[:n]) == text[:end] for n, end in whole)
+
+
+def test_every_token_has_a_form_of_its_own(native: NativeTokenizer) -> None:
+    assert len(native.vocabulary) == native.vocab_size
+    assert native.vocabulary["[/INST]"] == native.id_of("[/INST]")
+
+
+def test_a_stream_goes_on_inside_a_character(native: NativeTokenizer) -> None:
+    ids = native.encode("🗼", add_special_tokens=False)
+    assert len(ids) > 1
+    stream = native.detokenizer(ids[:1])
+    assert [stream.add(token_id) for token_id in ids[1:]] == [""] * (len(ids) - 2) + ["🗼"]
+    cut = native.detokenizer()
+    assert (cut.add(ids[0]), cut.finish()) == ("", "\ufffd")
+
+
+def test_conversations_are_mistral_commons(
+    native: NativeTokenizer, tekken_reference: Callable[[list[Any], list[Any] | None], list[int]]
+) -> None:
+    ids = native.encode_chat(CHAT)
+    assert ids == tekken_reference(CHAT, None)
+    assert native.can_chat
+    assert native.render_chat(CHAT).startswith("<s>[INST]Écris [/INST] 🗼[/INST]")
+    assert ids.count(native.id_of("[/INST]")) == 2  # what the user wrote is text
+
+
+@pytest.mark.parametrize(
+    ("messages", "options", "said"),
+    [
+        ([], {}, "mistral-common refuses the conversation"),
+        ([{"role": "nobody", "content": "x"}], {}, "mistral-common refuses the conversation"),
+        (CHAT, {"chat_template": "default"}, "no chat templates"),
+        (CHAT, {"add_generation_prompt": False}, "no chat templates"),
+        (CHAT, {"enable_thinking": True}, "no chat templates"),
+    ],
+)
+def test_what_it_cannot_do_is_said(
+    native: NativeTokenizer, messages: list[Any], options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ChatTemplateError, match=said):
+        native.encode_chat(messages, **options)
+
+
+def test_ids_and_tokens(native: NativeTokenizer) -> None:
+    assert (native.bos_id, native.eos_ids, native.vocab_size) == (1, {2}, 21_000)
+    assert native.special_ids >= {1, 2, 3}
+    assert (native.token_of(1), native.id_of("</s>"), native.id_of("no such token")) == ("<s>", 2, None)
+    for token_id in (-1, native.vocab_size):
+        with pytest.raises(TokenizerError, match=f"no token has the id {token_id} "):
+            native.decode([token_id])
+    with pytest.raises(TokenizerError, match="UTF-8"):
+        native.encode("\ud800")
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tekken.json").write_text("{}")
+    with pytest.raises(TokenizerError, match=r"tekken\.json: mistral-common cannot read this tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_tokenizer_json_comes_first(tmp_path: Path) -> None:
+    (tmp_path / "tekken.json").write_text("{}")
+    (tmp_path / "tokenizer.json").symlink_to(STORIES / "tokenizer.json")
+    assert not isinstance(load_tokenizer(tmp_path), NativeTokenizer)
+
+
+def test_without_mistral_common_the_way_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_layout(oracle("mistral_headdim32"), tmp_path, "mistral")
+    (path / "tekken.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "mistral_common.tokens.tokenizers.mistral", None)
+    with pytest.raises(TokenizerError) as caught:
+        core.load(path)
+    assert 'pip install "corelm[mistral]"' in str(caught.value)
+    assert "core.load(…, tokenizer=False) loads without one" in str(caught.value)
+
+
+def test_a_native_checkpoint_generates_text(small_tekken: Path, tmp_path: Path) -> None:
+    path = write_layout(oracle("mistral_headdim32"), tmp_path, "mistral")
+    tekken = json.loads(small_tekken.read_text())
+    tekken["config"]["default_vocab_size"], tekken["config"]["default_num_special_tokens"] = 356, 100
+    (path / "tekken.json").write_text(json.dumps(tekken))
+    lm = core.load(path)
+    assert isinstance(lm.tokenizer, NativeTokenizer)
+    ids = lm.tokenizer.encode("")
+    result = lm.generate(ids, max_tokens=4)
+    assert result.text == lm.tokenizer.decode(result.token_ids)
