@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from core.cli.options import DTYPES, SOURCE_HELP, dtype_of, natural
 from core.cli.terminal import clean, put, size
 from core.errors import UsageError
+from core.layouts import FORMATS, LAYOUTS
 
 if TYPE_CHECKING:
     from core.saving import Conversion
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help=SOURCE_HELP)
     parser.add_argument("destination", metavar="DST", help="the directory to write")
     target = parser.add_argument_group("target")
-    target.add_argument("--layout", choices=("hf", "mlx"), help="names and stacking of tensors; default: the source's")
+    target.add_argument("--layout", choices=LAYOUTS, help="names and stacking of tensors; default: the source's")
     target.add_argument("--dtype", choices=DTYPES, help="dtype of all floats; default: each tensor's own")
     target.add_argument("--max-shard-size", type=shard_size, metavar="SIZE", help="for instance 5GB, the default")
     quantization = parser.add_argument_group("quantization", "default: as the source")
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     loading = parser.add_argument_group("loading")
     loading.add_argument("--plugin", metavar="P", help="distribution or module that reads it")
     loading.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
+    loading.add_argument("--format", choices=FORMATS, help="which weights to read, where a checkpoint holds them twice")
     loading.add_argument("--strict", action="store_true", help="refuse config keys that nobody reads")
     loading.add_argument("--no-finite-check", action="store_true", help="convert even weights with NaN or infinity")
     parser.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
@@ -74,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         "plugin": args.plugin,
         "strict": args.strict,
         "revision": args.revision,
+        "format": args.format,
     }
     if args.dry_run:
         put(_report(plan_conversion(args.source, args.destination, **options), "would be written"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from core.layouts import FORMATS
+
 if TYPE_CHECKING:
     import mlx.core as mx
 
@@ -19,9 +21,7 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
         "--plugin", metavar="P", help="distribution or module that loads it, instead of the usual choice"
     )
     group.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
-    group.add_argument(
-        "--format", choices=("hf", "mistral"), help="which weights to read, where a checkpoint holds them twice"
-    )
+    group.add_argument("--format", choices=FORMATS, help="which weights to read, where a checkpoint holds them twice")
     group.add_argument("--dtype", choices=DTYPES, help="compute in this dtype, instead of the checkpoint's")
     group.add_argument("--quantize", metavar="BITS", help="quantize as it is read: bits, or a recipe such as mixed_4_6")
     group.add_argument("--dequantize", action="store_true", help="make floats of quantized weights as they are read")

@@ -1,4 +1,4 @@
-"""Mistral's own ``params.json``, in the words of ``config.json``, so that one config class reads both.
+"""Mistral's own ``params.json`` in the words of ``config.json``, so that one config class reads both; and backwards.
 
 Knows the spellings of mistral-inference (``src/mistral_inference/args.py``) and of what Mistral publishes; knows no
 files. A key that has no counterpart keeps its own name, so that it is reported as unread like any other.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from core.config.base import ModelConfig
 from core.errors import ConfigError
 
 _INTEGER: tuple[type, ...] = (int,)
@@ -69,6 +70,34 @@ def from_params(params: Mapping[str, Any]) -> dict[str, Any]:
     if left.get("quantization"):
         config["quantization_config"] = _quantization(left.pop("quantization"))
     return {**left, **config}
+
+
+def to_params(config: ModelConfig) -> dict[str, Any]:
+    """The ``params.json`` that says what a config says, as far as it can: what it leaves out is the caller's to notice,
+    by reading it back.
+
+    Rotation and context are always stated, because readers differ in what they assume without.
+    """
+    stated = config.model_dump()
+    params = {key: stated[name] for key, (name, _) in _REQUIRED.items() if stated.get(name) is not None}
+    rope = stated.get("rope_parameters") or {}
+    same = {
+        "head_dim": "head_dim",
+        "sliding_window": "sliding_window",
+        "max_position_embeddings": "max_position_embeddings",
+    }
+    params |= {key: stated[name] for key, name in same.items() if stated.get(name) is not None}
+    if rope.get("rope_theta") is not None:
+        params["rope_theta"] = rope["rope_theta"]
+    if config.tie_word_embeddings:
+        params["tied_embeddings"] = True
+    if stated.get("num_local_experts") is not None:
+        params["moe"] = {key: stated[name] for key, name in _EXPERTS.items()}
+    if rope.get("rope_type") == "yarn":
+        params["yarn"] = {key: rope[name] for key, name in _YARN.items() if rope.get(name) is not None}
+        if rope.get("attention_factor") == 1:
+            params["yarn"]["apply_scale"] = False
+    return params
 
 
 def _refuse(left: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ class Origin:
 
     Attributes:
         checkpoint: the local files.
-        raw_config: ``config.json`` as parsed.
+        raw_config: ``config.json`` as parsed, or ``params.json`` in its words.
         plugin: the bound hooks, for their weight maps.
     """
 

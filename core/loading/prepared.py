@@ -11,6 +11,7 @@ import mlx.core as mx
 from core.checkpoint import Checkpoint, open_checkpoint
 from core.config import ModelConfig
 from core.errors import WeightsError
+from core.layouts import LAYOUTS
 from core.loading.configure import configure, located
 from core.loading.skeleton import random_state_kept, skeleton
 from core.nn import Decoder
@@ -18,9 +19,6 @@ from core.registry import BoundPlugin
 from core.weights import Plan, QuantizationConfig, WeightMap
 from core.weights.planning import coverage, make_plan
 from core.weights.treatment import Treatment
-
-LAYOUTS = ("hf", "hf-fused", "mlx", "mistral")
-"""Arrangements of tensors that a plugin may have a weight map for, in the order in which ties are broken."""
 
 
 @dataclass

@@ -10,7 +10,7 @@ from core.checkpoint import Checkpoint
 from core.saving.card import model_card
 from core.saving.companions import companions, copy_companions
 from core.saving.destination import check_space, new_directory
-from core.saving.shards import INDEX, index_of
+from core.saving.shards import index_name, index_of
 from core.saving.target import Target
 from core.saving.writer import ShardWriter, refusals
 
@@ -19,8 +19,8 @@ _CARD = "README.md"
 
 def files_of(target: Target, source: Checkpoint) -> list[str]:
     """Names of all files that ``write_checkpoint`` writes."""
-    index = [INDEX] if len(target.shards) > 1 else []
-    return [*(shard.name for shard in target.shards), *index, "config.json", *companions(source), _CARD]
+    index = [index_name(target.stem)] if len(target.shards) > 1 else []
+    return [*(shard.name for shard in target.shards), *index, target.config_name, *companions(source), _CARD]
 
 
 def write_checkpoint(place: Path, target: Target, source: Checkpoint, fill: Callable[[ShardWriter], None]) -> None:
@@ -38,13 +38,13 @@ def write_checkpoint(place: Path, target: Target, source: Checkpoint, fill: Call
     with new_directory(place) as directory:
         with ShardWriter(directory, target.shards) as writer:
             fill(writer)
-            # Before the end of the weights is checked: an index must agree with their headers.
+            # Before the end of the weights is checked: they are opened as a checkpoint then.
             index = index_of(target.shards, target.parameters)
             if index is not None:
-                _write_json(directory / INDEX, index)
+                _write_json(directory / index_name(target.stem), index)
+            _write_json(directory / target.config_name, target.config)
             writer.finish()
         copy_companions(source, directory)
-        _write_json(directory / "config.json", target.config)
         _write_text(directory / _CARD, model_card(target, source.source, source.revision))
 
 

@@ -1,4 +1,4 @@
-"""The config of a written checkpoint: the source's own, with what has changed.
+"""The config of a written checkpoint: the source's own, with what has changed, or translated for the other format.
 
 Knows the keys ``quantization``, ``quantization_config``, ``torch_dtype`` and ``dtype``; passes every other one through.
 """
@@ -6,13 +6,19 @@ Knows the keys ``quantization``, ``quantization_config``, ``torch_dtype`` and ``
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import mlx.core as mx
 
+from core.checkpoint import Checkpoint
+from core.config import ModelConfig
+from core.config.native import from_params, to_params
+from core.errors import UsageError
+from core.registry import BoundPlugin
+from core.saving.table import Tensor
 from core.weights import Quantization, QuantizationConfig
-from core.weights.dtypes import spelling
+from core.weights.dtypes import FLOATS, spelling
 
 _KEYS = ("quantization", "quantization_config")
 
@@ -40,6 +46,53 @@ def written_config(
         block = _block(raw, quantized, names)
         config |= dict.fromkeys(_KEYS, block)  # mlx-lm reads the first, other tools of the hub the second
     return config
+
+
+def written_params(
+    params: Mapping[str, Any], quantized: Mapping[str, Quantization], names: Collection[str]
+) -> dict[str, Any]:
+    """The ``params.json`` to write; arguments as for ``written_config``."""
+    written = {key: value for key, value in params.items() if key not in _KEYS}
+    return written | ({_KEYS[0]: _block(params, quantized, names)} if quantized else {})
+
+
+def native_config(source: Checkpoint, plugin: BoundPlugin, config: ModelConfig) -> dict[str, Any]:
+    """``params.json`` of the source, or one that says what its ``config.json`` says.
+
+    Raises:
+        UsageError: it cannot say all of it.
+    """
+    if source.config_name == "params.json":
+        return dict(source.read_json("params.json"))
+    params = to_params(config)
+    read = from_params(params)
+    again, stated = (one.model_dump(exclude={"architectures"}) for one in (plugin.parse_config(read), config))
+    lost = [key for key in stated if again.get(key) != stated[key]]
+    if lost or read["model_type"] != config.model_type:
+        raise UsageError(
+            f"a params.json cannot say what the config says of {', '.join(lost or ['model_type'])}",
+            where=source.where(source.config_name),
+            found=", ".join(f"{key}: {stated[key]!r}" for key in lost)[:300] or repr(config.model_type),
+            hint="Choose another layout than mistral.",
+        )
+    return params
+
+
+def config_of(raw: Mapping[str, Any], config: ModelConfig, tensors: Iterable[Tensor]) -> dict[str, Any]:
+    """The ``config.json`` of a model that was read from a ``params.json``, with the keys that other tools look for.
+
+    Args:
+        raw: the source's, in the words of ``config.json``; what nobody reads there is left out.
+        tensors: the target's, for their dtype.
+    """
+    unread = set(config.unread_keys(raw))
+    sizes = Counter[mx.Dtype]()
+    for tensor in tensors:
+        sizes[tensor.dtype] += tensor.nbytes if tensor.dtype in FLOATS.values() else 0
+    named = sorted(config.causal_architectures)
+    written: dict[str, Any] = {"architectures": named} if len(named) == 1 else {}
+    written |= {key: value for key, value in raw.items() if key not in unread}
+    return written | ({"torch_dtype": spelling(sizes.most_common(1)[0][0])} if sizes else {})
 
 
 def _block(raw: Mapping[str, Any], quantized: Mapping[str, Quantization], names: Collection[str]) -> dict[str, Any]:

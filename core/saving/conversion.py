@@ -58,10 +58,11 @@ def plan_conversion(
     plugin: Any = None,
     strict: bool = False,
     revision: str | None = None,
+    format: str | None = None,
     progress: bool = False,
 ) -> Conversion:
     """Says what ``convert`` would do: reads headers, writes nothing. Arguments and errors are those of ``convert``."""
-    options = {"plugin": plugin, "strict": strict, "revision": revision, "progress": progress}
+    options = {"plugin": plugin, "strict": strict, "revision": revision, "format": format, "progress": progress}
     prepared = prepare(source, **options, treatment=_treatment(quantize, dequantize))
     prepared.plan.check()
     place = check_destination(Path(destination), force=force, source=prepared.checkpoint.path)
@@ -72,6 +73,7 @@ def plan_conversion(
         prepared.bound,
         prepared.config,
         prepared.raw_config,
+        prepared.checkpoint,
         plan,
         layout=layout,
         order=tuple(dtypes),
@@ -96,6 +98,7 @@ def convert(
     strict: bool = False,
     check_finite: bool = True,
     revision: str | None = None,
+    format: str | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Writes a checkpoint anew: in another layout, dtype or quantization; all of it, or nothing.
@@ -103,9 +106,9 @@ def convert(
     Args:
         source: directory, hub repository ``org/name`` or ``demo:NAME``.
         destination: a directory that does not exist yet, beside which the work is done.
-        layout: ``"hf"`` or ``"mlx"``; None keeps the source's.
+        layout: ``"hf"``, ``"hf-fused"``, ``"mlx"`` or ``"mistral"``; None keeps the source's.
         dtype: of all floats; None keeps each tensor's own.
-        quantize, dequantize: as for ``core.load``.
+        quantize, dequantize, format: as for ``core.load``.
         max_shard_size: bytes of tensors in one file at most.
         force: replace a checkpoint that is there.
         check_finite: refuse NaN and infinity, also those that ``dtype`` is too small for.
@@ -128,6 +131,7 @@ def convert(
         plugin=plugin,
         strict=strict,
         revision=revision,
+        format=format,
         progress=progress is not None,
     )
     check_space(conversion.place, conversion.target.nbytes)  # before a download

@@ -50,11 +50,11 @@ def check_destination(path: Path, *, force: bool, source: Path | None = None) ->
             raise SaveError(
                 "exists already", where=place, hint="Choose another place, or --force (force=True) replaces it."
             )
-        if not place.is_dir() or not (place / "config.json").is_file():
+        if not any((place / name).is_file() for name in ("config.json", "params.json")):
             raise SaveError(
                 "is no checkpoint, and is not replaced",
                 where=place,
-                expected="a directory with a config.json",
+                expected="a directory with a config.json or a params.json",
                 hint="Remove it yourself if you are sure.",
             )
     return place

@@ -37,7 +37,7 @@ def save(
     bfloat16 is stored in bfloat16 again.
 
     Args:
-        layout: ``"hf"`` or ``"mlx"``; None keeps that of the checkpoint.
+        layout: ``"hf"``, ``"hf-fused"``, ``"mlx"`` or ``"mistral"``; None keeps that of the checkpoint.
         max_shard_size: bytes of tensors in one file at most.
         force: replace a checkpoint that is there.
 
@@ -56,6 +56,7 @@ def save(
         origin.plugin,
         lm.config,
         origin.raw_config,
+        origin.checkpoint,
         plan,
         layout=layout,
         stored=lambda parameter, dtype: _stored(entries, parameter, dtype),

@@ -15,7 +15,6 @@ from functools import cached_property
 from core.saving.table import DTYPES, Tensor
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
-INDEX = "model.safetensors.index.json"
 _ALIGNMENT = 8  # of the data in its file, as safetensors' own writer has it
 
 
@@ -50,8 +49,17 @@ class Shard:
         return len(self.header) + sum(tensor.nbytes for tensor in self.tensors)
 
 
-def plan_shards(tensors: Sequence[Tensor], limit: int, format: str) -> tuple[Shard, ...]:
-    """The files, each with at most ``limit`` bytes of tensors; a larger tensor has one to itself."""
+def index_name(stem: str) -> str:
+    """The file that tells which shard holds which tensor."""
+    return f"{stem}.safetensors.index.json"
+
+
+def plan_shards(tensors: Sequence[Tensor], limit: int, format: str, stem: str = "model") -> tuple[Shard, ...]:
+    """The files, each with at most ``limit`` bytes of tensors; a larger tensor has one to itself.
+
+    Args:
+        stem: how their names begin.
+    """
     groups: list[list[Tensor]] = [[]]
     size = 0
     for tensor in tensors:
@@ -61,9 +69,9 @@ def plan_shards(tensors: Sequence[Tensor], limit: int, format: str) -> tuple[Sha
         groups[-1].append(tensor)
         size += tensor.nbytes
     if len(groups) == 1:
-        return (Shard("model.safetensors", tuple(groups[0]), format),)
+        return (Shard(f"{stem}.safetensors", tuple(groups[0]), format),)
     return tuple(
-        Shard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", tuple(group), format)
+        Shard(f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors", tuple(group), format)
         for number, group in enumerate(groups, 1)
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from core.errors import PluginError
+from core.errors import PluginError, UsageError
 from core.nn import FusedLinear
 from core.weights.axes import rows_axis
 from core.weights.nodes import Joined, Leaf, Node, Permuted, Stacked, is_fused, iter_leaves, select, tensor_name
@@ -101,7 +101,7 @@ def _pieces(model: nn.Module, target: str, source: Node) -> Iterator[tuple[str, 
         return
     if is_fused(source):
         if len(module.groups) > 1:
-            raise PluginError(
+            raise UsageError(
                 f"the layout stores the parts of {target!r} as one matrix, but they are quantized differently",
                 found="; ".join(" + ".join(group) for group in module.groups),
                 hint="Save in a layout that stores them apart.",

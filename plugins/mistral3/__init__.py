@@ -27,6 +27,8 @@ def parse_config(config: dict[str, Any]) -> Mistral3Config:
 
 @hookimpl
 def weight_map(config: Mistral3Config, layout: str) -> WeightMap | None:
+    if layout == "mistral":  # such files wrap nothing: their params.json is the text model's
+        return None
     inner = delegate(config.text_type).weight_map(config.text_config, layout)
     if inner is None and layout == "hf-fused":  # in memory the prefixes differ, whether or not there are experts
         inner = delegate(config.text_type).weight_map(config.text_config, "hf")
