@@ -4,8 +4,8 @@
     python examples/train_demo.py mixtral --out 4bit/mixtral --full full/mixtral
     python benchmarks/quantization.py full [--against-full] [--context 256] [--max-tokens N]
 
-The argument is a directory of full-precision checkpoints, one for each model; each is quantized in memory with
-``mlx.nn.quantize``, module by module as the plugin's hook ``quantize_module`` says. The text is the last 10 % of the
+The argument is a directory of full-precision checkpoints, one for each model; each is quantized as it is read
+(``core.load(…, quantize=…)``), in groups of 64 or as the mode has them. The text is the last 10 % of the
 lines of the corpus, read as ``core.evaluate`` does.
 """
 
@@ -17,12 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
-import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 import core
 from core.evaluation import Evaluation
-from core.loading import prepare
 from core.weights.dtypes import FLOATS, spelling
 
 CORPUS = Path(__file__).parents[1] / "examples" / "corpus" / "tinyshakespeare.txt"
@@ -30,19 +28,16 @@ CORPUS = Path(__file__).parents[1] / "examples" / "corpus" / "tinyshakespeare.tx
 
 @dataclass(frozen=True)
 class Format:
-    """How matrices are stored; without ``bits``, in the checkpoint's own dtype."""
+    """How matrices are stored; without settings, as the checkpoint has them."""
 
     name: str
-    bits: int | None = None
-    group_size: int = 64
-    mode: str = "affine"
+    settings: int | str | None = None
 
 
 FORMATS = [
     Format("full"),
     *(Format(f"{bits} bits", bits) for bits in (8, 6, 5, 4, 3, 2)),
-    Format("mxfp4", 4, 32, "mxfp4"),
-    Format("nvfp4", 4, 16, "nvfp4"),
+    *(Format(mode, mode) for mode in ("mxfp8", "mxfp4", "nvfp4")),
 ]
 
 
@@ -54,27 +49,13 @@ def held_out() -> str:
 
 def stored_dtype(lm: core.LanguageModel) -> mx.Dtype:
     """The dtype that most parameters have in the checkpoint."""
-    count = Counter(entry.storage for entry in lm.report.plan.entries)
+    count = Counter(entry.storage for entry in lm.report.plan.entries if entry.storage in FLOATS)
     return FLOATS[count.most_common(1)[0][0]]
 
 
 def load(path: Path, how: Format, dtype: mx.Dtype | None) -> core.LanguageModel:
-    """A model whose matrices are stored as ``how`` says."""
-    lm = core.load(path, dtype=dtype)
-    if how.bits is not None:
-        plugin = prepare(path).bound
-        # Scales get the dtype that a conversion gives them, also where this machine computes in another.
-        lm.model.set_dtype(stored_dtype(lm))
-        nn.quantize(
-            lm.model,
-            how.group_size,
-            how.bits,
-            mode=how.mode,
-            class_predicate=lambda name, module: plugin.quantize_module(lm.config, name, module),
-        )
-        lm.model.set_dtype(lm.report.plan.compute_dtype)
-        mx.eval(lm.model.parameters())
-    return lm
+    """A model that is quantized as it is read."""
+    return core.load(path, dtype=dtype, quantize=how.settings)
 
 
 def bits_per_weight(lm: core.LanguageModel) -> float:
@@ -87,7 +68,7 @@ def bits_per_weight(lm: core.LanguageModel) -> float:
 
 def label(how: Format, lm: core.LanguageModel) -> str:
     """The name of a row; full precision is named by its dtype."""
-    return spelling(stored_dtype(lm)) if how.bits is None else how.name
+    return spelling(stored_dtype(lm)) if how.settings is None else how.name
 
 
 def row(name: str, bits: float, found: Evaluation) -> str:

@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     quantization.add_argument("--mode", metavar="M", help="affine, or another mode that MLX has")
     quantization.add_argument("--recipe", metavar="R", help="a named mixture of settings, instead of --bits")
     quantization.add_argument("--dequantize", action="store_true", help="back to floats")
+    quantization.add_argument(
+        "--approximate",
+        action="store_true",
+        help="round GPTQ's and AWQ's scales to float16, which is smaller",
+    )
     loading = parser.add_argument_group("loading")
     loading.add_argument("--plugin", metavar="P", help="distribution or module that reads it")
     loading.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
@@ -71,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         "dtype": dtype_of(args),
         "quantize": _quantize(args),
         "dequantize": args.dequantize,
+        "approximate": args.approximate,
         "max_shard_size": args.max_shard_size or DEFAULT_SHARD_SIZE,
         "force": args.force,
         "plugin": args.plugin,
@@ -129,6 +135,8 @@ def _report(conversion: Conversion, verb: str) -> Iterator[str]:
         "weights": f"{size(target.nbytes)} in {len(target.shards)} files: {_shards(conversion)}",
         "other files": ", ".join(name for name in conversion.files if not name.endswith(".safetensors")),
     }
+    if conversion.weight_error is not None:
+        facts["weight error"] = f"{conversion.weight_error:.3g} at most, by --approximate"
     if plan.unread_keys:
         facts["unread keys"] = ", ".join(plan.unread_keys)
     reasons = Counter(target.ignored.values())

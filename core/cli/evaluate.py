@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.cli.options import SOURCE_HELP, add_loading_options, dtype_of, natural
+from core.cli.options import SOURCE_HELP, add_loading_options, dtype_of, loading_options, natural
 from core.cli.terminal import clean, put, put_json
 from core.errors import EvaluationError, UsageError
 
@@ -95,9 +95,9 @@ def _load(source: str, args: argparse.Namespace, *, reference: bool = False) -> 
     import core
     from core.cli.progress import loading_progress
 
-    own: dict[str, Any] = {} if reference else {"plugin": args.plugin, "revision": args.revision}
+    shared = {"dtype": dtype_of(args), "strict": args.strict}
     with loading_progress() as progress:
-        return core.load(source, dtype=dtype_of(args), strict=args.strict, progress=progress, **own)
+        return core.load(source, progress=progress, **(shared if reference else loading_options(args)))
 
 
 def _report(found: Evaluation) -> list[str]:

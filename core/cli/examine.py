@@ -52,6 +52,7 @@ def examine(
     keys: bool = False,
     quantize: int | str | None = None,
     dequantize: bool = False,
+    approximate: bool = False,
 ) -> Inspection:
     """Inspects a checkpoint. Arguments are those of ``core.plan``; ``keys`` asks for the table of tensors.
 
@@ -63,7 +64,7 @@ def examine(
     if checkpoint is None:
         return Inspection(SCHEMA, source, False, tuple(attempt.problems))
     facts = _checkpoint_facts(checkpoint, attempt)
-    treatment = Treatment(None if quantize is None else recipe(quantize), dequantize)
+    treatment = Treatment(None if quantize is None else recipe(quantize), dequantize, approximate)
     prepared = attempt(lambda: prepare_opened(checkpoint, plugin=plugin, dtype=dtype, treatment=treatment))
     plan = None if prepared is None else prepared.plan
     if plan is not None:

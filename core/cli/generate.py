@@ -11,7 +11,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
-from core.cli.options import SOURCE_HELP, add_loading_options, dtype_of, natural, quantize_of
+from core.cli.options import SOURCE_HELP, add_loading_options, loading_options, natural
 from core.cli.terminal import clean_prose, is_terminal, say, size
 from core.errors import UsageError
 
@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     _check_sampling(args)  # before minutes are spent on loading
     prompt = _prompt(args.prompt)
     model = _load(args)
+    if model.report.weight_error is not None:
+        say(f"largest error of a weight by --approximate: {model.report.weight_error:.3g}")
     unread = model.report.plan.unread_keys
     if unread:
         warnings.warn(
@@ -106,16 +108,10 @@ def _load(args: argparse.Namespace) -> LanguageModel:
     with loading_progress() as progress:
         return core.load(
             args.model,
-            plugin=args.plugin,
-            revision=args.revision,
-            format=args.format,
-            dtype=dtype_of(args),
-            quantize=quantize_of(args),
-            dequantize=args.dequantize,
-            strict=args.strict,
             check_memory=not args.no_memory_check,
             check_finite=not args.no_finite_check,
             progress=progress,
+            **loading_options(args),
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from core.cli.options import SOURCE_HELP, add_loading_options, dtype_of, quantize_of
+from core.cli.options import SOURCE_HELP, add_loading_options, loading_options
 from core.cli.terminal import fold, put, put_json, say
 from core.errors import UsageError
 
@@ -37,14 +37,8 @@ def run(args: argparse.Namespace) -> int:
 
     found = examine(
         args.source,
-        plugin=args.plugin,
-        revision=args.revision,
-        format=args.format,
-        dtype=dtype_of(args),
-        quantize=quantize_of(args),
-        dequantize=args.dequantize,
-        strict=args.strict,
         keys=args.keys,
+        **loading_options(args),
     )
     if args.json:
         put_json(dataclasses.asdict(found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core.layouts import FORMATS
 
@@ -25,6 +25,11 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", choices=DTYPES, help="compute in this dtype, instead of the checkpoint's")
     group.add_argument("--quantize", metavar="BITS", help="quantize as it is read: bits, or a recipe such as mixed_4_6")
     group.add_argument("--dequantize", action="store_true", help="make floats of quantized weights as they are read")
+    group.add_argument(
+        "--approximate",
+        action="store_true",
+        help="round GPTQ's and AWQ's scales to float16, which is smaller",
+    )
     group.add_argument("--strict", action="store_true", help="refuse config keys that nobody reads")
 
 
@@ -35,10 +40,19 @@ def dtype_of(args: argparse.Namespace) -> mx.Dtype | None:
     return None if args.dtype is None else getattr(mx, args.dtype)
 
 
-def quantize_of(args: argparse.Namespace) -> int | str | None:
-    """What ``quantize=`` of ``core.load`` is to be."""
+def loading_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the options of ``add_loading_options`` are to ``core.load``."""
     text: str | None = args.quantize
-    return int(text) if text is not None and text.isdecimal() else text
+    return {
+        "plugin": args.plugin,
+        "revision": args.revision,
+        "format": args.format,
+        "dtype": dtype_of(args),
+        "quantize": int(text) if text is not None and text.isdecimal() else text,
+        "dequantize": args.dequantize,
+        "approximate": args.approximate,
+        "strict": args.strict,
+    }
 
 
 def natural(text: str) -> int:

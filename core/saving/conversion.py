@@ -36,6 +36,7 @@ class Conversion:
         plan: of the reading; every parameter becomes what will be written.
         target: what will be written.
         files: names of all files that will be written.
+        weight_error: the largest error of a weight that ``approximate`` has made; None without it, or before it.
     """
 
     prepared: Prepared = field(repr=False)
@@ -43,6 +44,7 @@ class Conversion:
     target: Target
     place: Path
     files: tuple[str, ...]
+    weight_error: float | None = None
 
 
 def plan_conversion(
@@ -53,6 +55,7 @@ def plan_conversion(
     dtype: mx.Dtype | None = None,
     quantize: Any = None,
     dequantize: bool = False,
+    approximate: bool = False,
     max_shard_size: int = DEFAULT_SHARD_SIZE,
     force: bool = False,
     plugin: Any = None,
@@ -63,7 +66,7 @@ def plan_conversion(
 ) -> Conversion:
     """Says what ``convert`` would do: reads headers, writes nothing. Arguments and errors are those of ``convert``."""
     options = {"plugin": plugin, "strict": strict, "revision": revision, "format": format, "progress": progress}
-    prepared = prepare(source, **options, treatment=_treatment(quantize, dequantize))
+    prepared = prepare(source, **options, treatment=_treatment(quantize, dequantize, approximate))
     prepared.plan.check()
     place = check_destination(Path(destination), force=force, source=prepared.checkpoint.path)
     plan = replace(prepared.plan, entries=tuple(_as_stored(entry, dtype) for entry in prepared.plan.entries))
@@ -92,6 +95,7 @@ def convert(
     dtype: mx.Dtype | None = None,
     quantize: Any = None,
     dequantize: bool = False,
+    approximate: bool = False,
     max_shard_size: int = DEFAULT_SHARD_SIZE,
     force: bool = False,
     plugin: Any = None,
@@ -108,7 +112,7 @@ def convert(
         destination: a directory that does not exist yet, beside which the work is done.
         layout: ``"hf"``, ``"hf-fused"``, ``"mlx"`` or ``"mistral"``; None keeps the source's.
         dtype: of all floats; None keeps each tensor's own.
-        quantize, dequantize, format: as for ``core.load``.
+        quantize, dequantize, approximate, format: as for ``core.load``.
         max_shard_size: bytes of tensors in one file at most.
         force: replace a checkpoint that is there.
         check_finite: refuse NaN and infinity, also those that ``dtype`` is too small for.
@@ -126,6 +130,7 @@ def convert(
         dtype=dtype,
         quantize=quantize,
         dequantize=dequantize,
+        approximate=approximate,
         max_shard_size=max_shard_size,
         force=force,
         plugin=plugin,
@@ -137,11 +142,13 @@ def convert(
     check_space(conversion.place, conversion.target.nbytes)  # before a download
     checkpoint = conversion.prepared.checkpoint.fetch_weights()
 
+    losses: list[float] = []
+
     def fill(writer: ShardWriter) -> None:
-        _stream(conversion, checkpoint, writer, check_finite, progress)
+        _stream(conversion, checkpoint, writer, check_finite, progress, losses)
 
     write_checkpoint(conversion.place, conversion.target, checkpoint, fill)
-    return conversion
+    return replace(conversion, weight_error=max(losses, default=None))
 
 
 def _stream(
@@ -150,10 +157,13 @@ def _stream(
     writer: ShardWriter,
     check_finite: bool,
     progress: Progress | None,
+    losses: list[float],
 ) -> None:
     model, inverses = conversion.prepared.model, conversion.target.inverses
     gone = mx.zeros((0,))
-    blocks = execute_blocks(conversion.plan, model, checkpoint, check_finite=check_finite, progress=progress)
+    blocks = execute_blocks(
+        conversion.plan, model, checkpoint, check_finite=check_finite, progress=progress, losses=losses
+    )
     for entries in blocks:
         for entry in entries:
             tensors = inverses[entry.parameter].tensors(find(model, entry.parameter))
@@ -171,6 +181,6 @@ def _as_stored(entry: Entry, dtype: mx.Dtype | None) -> Entry:
     return replace(entry, dtype=dtype or FLOATS.get(entry.storage, entry.dtype))
 
 
-def _treatment(quantize: Any, dequantize: bool) -> Treatment:
+def _treatment(quantize: Any, dequantize: bool, approximate: bool) -> Treatment:
     """What the conversion does to the quantization of its source."""
-    return Treatment(None if quantize is None else recipe(quantize), dequantize)
+    return Treatment(None if quantize is None else recipe(quantize), dequantize, approximate)

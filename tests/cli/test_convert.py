@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import core
 from core.cli.convert import shard_size
 from tests.cli.conftest import Run
 from tests.fixtures import oracle
+from tests.fixtures.foreign import gptq, write_foreign
 from tests.saving.compare import assert_same_tensors
 
 MIXTRAL = oracle("mixtral_swa8")
@@ -72,3 +74,16 @@ def test_exit_codes(arguments: tuple[str, ...], code: int, said: str, corelm: Ru
 def test_sizes_are_read_as_they_are_written() -> None:
     written = {"5GB": 5_000_000_000, "5 GiB": 5 * 2**30, "1.5m": 1_500_000, "700": 700, "2kib": 2048, "1TB": 10**12}
     assert {text: shard_size(text) for text in written} == written
+
+
+def test_approximating_says_by_how_much(corelm: Run, tmp_path: Path) -> None:
+    block: dict[str, object] = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    made = write_foreign(oracle("mistral_swa8"), tmp_path, partial(gptq, bits=4), block)
+    done = corelm("convert", made.path, tmp_path / "out", "--approximate")
+    assert done.code == 0
+    line = next(line for line in done.out.splitlines() if "weight error" in line)
+    found = core.load(made.path, tokenizer=False, approximate=True).report.weight_error
+    assert found is not None
+    assert f"{found:.3g} at most" in line
+    exact = corelm("convert", made.path, tmp_path / "exact")
+    assert "weight error" not in exact.out

@@ -38,6 +38,15 @@ def test_the_report(corelm: Run, text: Path) -> None:
     assert re.fullmatch(r"[\d.]+ s, [\d,]+ tok/s", lines["time"])
 
 
+def test_options_of_loading_reach_the_model_and_not_the_reference(corelm: Run, text: Path) -> None:
+    outcome = corelm("evaluate", STORIES, "--text", text, "--against", STORIES, "--json", "--quantize", "8", *SHORT)
+    assert outcome.code == 0
+    found = json.loads(outcome.out)
+    assert found["model"]["quantization"] == "8-bit, groups of 64"
+    assert found["divergence"]["reference"]["quantization"] == "none"
+    assert found["divergence"]["mean"] > 0
+
+
 def test_json_against_another(corelm: Run, text: Path, tmp_path: Path) -> None:
     coarse = quantized(STORIES, tmp_path / "coarse", lambda path: None if path.endswith("down_proj") else 4)
     for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -43,7 +43,7 @@ def test_the_table(checkpoints: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(checkpoints), *arguments])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     table = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    names = ["bfloat16", "8 bits", "6 bits", "5 bits", "4 bits", "3 bits", "2 bits", "mxfp4", "nvfp4"]
+    names = ["bfloat16", "8 bits", "6 bits", "5 bits", "4 bits", "3 bits", "2 bits", "mxfp8", "mxfp4", "nvfp4"]
     assert [row[0] for row in table[1:]] == names
     bits = dict(zip(names, (float(row[1]) for row in table[1:]), strict=True))
     assert bits["bfloat16"] == 16
