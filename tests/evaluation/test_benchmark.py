@@ -16,7 +16,7 @@ from core.weights import checkpoint_tensors
 ROOT = Path(core.__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "quantization.py"
 DEMO = ROOT / "core" / "demos" / "mixtral"
-SMALL = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+SMALL = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 @pytest.fixture
@@ -48,6 +48,7 @@ def test_the_table(checkpoints: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     bits = dict(zip(names, (float(row[1]) for row in table[1:]), strict=True))
     assert bits["bfloat16"] == 16
     assert 2.5 < bits["2 bits"] < bits["mxfp4"] < bits["4 bits"] < bits["8 bits"] < 9
-    divergences = [float(row[4]) for row in table[1:8]]
-    assert divergences[0] == 0
-    assert divergences == sorted(divergences)
+    divergences = dict(zip(names, (float(row[4]) for row in table[1:]), strict=True))
+    assert divergences["bfloat16"] == 0
+    # Neighbours may change places: a router without training has ties that any rounding breaks.
+    assert 0 < divergences["8 bits"] < divergences["4 bits"] < divergences["2 bits"]

@@ -14,7 +14,7 @@ from core.evaluation.windows import plan_windows
 from tests.fixtures import oracle
 
 IDS = np.random.default_rng(0).integers(0, 256, 120).tolist()
-ROUNDING = 2e-5
+ROUNDING = 4e-5  # of losses up to 33
 
 
 def load(name: str) -> core.LanguageModel:

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import mlx.core as mx
-import pytest
+
+from tests.cuda import skip_figures_of_the_cpu_allocator
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE, INTER, EXPERTS, VOCAB = 256, 1024, 8, 512
@@ -31,8 +32,7 @@ def test_the_peak_is_two_blocks_and_does_not_grow_with_layers(tmp_path: Path) ->
 
 
 def _peak(directory: Path, layers: int) -> int:
-    if mx.default_device().type != mx.DeviceType.cpu:
-        pytest.skip("the figures are those of MLX's CPU allocator")
+    skip_figures_of_the_cpu_allocator()
     source = directory / f"source-{layers}"
     _write(source, layers)
     command = [sys.executable, "-W", "error", "-c", CHILD, str(source), str(directory / f"out-{layers}")]

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.checkpoint import open_checkpoint
-from core.errors import PluginError, WeightsError
+from core.errors import PluginError, UsageError, WeightsError
 from core.nn import ExpertLinear, FusedLinear
 from core.weights import (
     Concat,
@@ -183,7 +183,7 @@ def test_a_whole_tensor_has_no_bias(tmp_path: Path) -> None:
 def test_parts_that_differ_have_no_place_in_one_matrix() -> None:
     proj = FusedLinear(2, {"a": 2, "b": 2})
     proj.regroup([("a",), ("b",)])
-    with pytest.raises(PluginError, match=r"stores the parts of 'proj' as one matrix, .* \(found a; b\)"):
+    with pytest.raises(UsageError, match=r"stores the parts of 'proj' as one matrix, .* \(found a; b\)"):
         checkpoint_tensors(Toy(proj), WeightMap({"proj": Fused("both")}))
 
 
