@@ -34,6 +34,7 @@ COMPANIONS = (
     "tekken.json",
     "tokenizer.model*",
     "*.model",
+    "*.model.v*",
     "*.tiktoken",
     "chat_template.json",
     "*.jinja",

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint in Mistral's own format, ``tekken.json``, through mistral-common.
+"""The tokenizer of a checkpoint in Mistral's own format, ``tekken.json`` or ``tokenizer.model.v*``, by mistral-common.
 
 Knows mistral-common's ``MistralTokenizer`` and the interface of `Tokenizer`; knows no models. mistral-common is an
 extra of the package, imported by the first tokenizer of this kind.
@@ -16,9 +16,25 @@ from typing import Any
 
 from core.errors import ChatTemplateError, TokenizerError
 from core.text.chat import Messages, Tools
+from core.text.native_pieces import Pieces, SentencePieces, TekkenPieces
 
-FILE = "tekken.json"
+_TEKKEN, _SENTENCEPIECE = "tekken.json", "*.model.v[0-9]*"
 _PACKAGE = "mistral-common"
+
+
+def find_native(directory: Path) -> Path | None:
+    """Mistral's own tokenizer file, ``tekken.json`` before SentencePiece's; None where there is none.
+
+    Raises:
+        TokenizerError: there are several of SentencePiece's, and nothing says which.
+    """
+    if (directory / _TEKKEN).is_file():
+        return directory / _TEKKEN
+    found = sorted(path for path in directory.glob(_SENTENCEPIECE) if path.is_file())
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise TokenizerError("holds several tokenizers", where=directory, found=names, hint="Keep the model's own.")
+    return found[0] if found else None
 
 
 class NativeTokenizer:
@@ -39,6 +55,7 @@ class NativeTokenizer:
         self._where = path
         self._mistral = _open(path)
         self._inner = self._mistral.instruct_tokenizer.tokenizer
+        self._pieces: Pieces = TekkenPieces(self._inner) if path.name == _TEKKEN else SentencePieces(self._inner)
         self.bos_id: int | None = int(self._inner.bos_id)
         self.eos_ids = frozenset({int(self._inner.eos_id)})
         self.special_ids = frozenset(map(int, self._inner.special_ids))
@@ -66,15 +83,17 @@ class NativeTokenizer:
             TokenizerError: ``text`` cannot be encoded as UTF-8.
         """
         ids = self.encode(text)
-        data = text.encode()
         # Characters that begin before each byte: every byte but those that go on with one begins one.
-        begun = [0, *accumulate(byte & 0xC0 != 0x80 for byte in data)]
-        return ids, [begun[stop] for stop in accumulate(len(self.bytes_of(token_id)) for token_id in ids)]
+        begun = list(accumulate((int(byte & 0xC0 != 0x80) for byte in text.encode()), initial=0))
+        ahead = int(self.leading_space)
+        stops = accumulate(len(self.bytes_of(token_id)) for token_id in ids)
+        ends = [begun[min(max(0, stop - ahead), len(begun) - 1)] for stop in stops]
+        return ids, [*ends[:-1], len(text)]  # a literal ▁ in the text is taken for a space, and shorter
 
     @property
     def vocabulary(self) -> dict[str, int]:
-        """Every token's form and its id; bytes that make no character are escaped, so that no two forms are equal."""
-        return {self.bytes_of(i, False).decode("utf-8", "surrogateescape"): i for i in range(self.vocab_size)}
+        """Every token's form and its id."""
+        return {self._pieces.form_of(token_id): token_id for token_id in range(self.vocab_size)}
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of ``ids``. Bytes that make no character become U+FFFD.
@@ -82,8 +101,8 @@ class NativeTokenizer:
         Raises:
             TokenizerError: no token has one of the ids.
         """
-        pieces = [self.bytes_of(token_id, skip_special_tokens) for token_id in ids]
-        return b"".join(pieces).decode("utf-8", "replace")
+        stream = NativeDetokenizer(self, skip_special_tokens=skip_special_tokens)
+        return "".join(map(stream.add, ids)) + stream.finish()
 
     def detokenizer(self, prompt_ids: Iterable[int] = ()) -> NativeDetokenizer:
         """A streaming decoder of the ids that follow ``prompt_ids``."""
@@ -97,10 +116,14 @@ class NativeTokenizer:
         """
         if not 0 <= index(token_id) < self.vocab_size:
             raise TokenizerError(f"no token has the id {token_id}", expected=f"0 to {self.vocab_size - 1}")
-        data: bytes = self._inner.id_to_byte_piece(
-            index(token_id), _policy("IGNORE" if skip_special_tokens else "KEEP")
-        )
-        return data
+        if token_id not in self.special_ids:
+            return self._pieces.bytes_of(index(token_id))
+        return b"" if skip_special_tokens else self._pieces.form_of(index(token_id)).encode()
+
+    @property
+    def leading_space(self) -> bool:
+        """Whether a text's first token has a space before it that is not the text's."""
+        return self._pieces.leading_space
 
     def id_of(self, token: str) -> int | None:
         """The id of a token's text; None when there is none."""
@@ -152,14 +175,23 @@ class NativeDetokenizer:
     Every token is bytes: a character is shown once its last byte has come.
     """
 
-    def __init__(self, tokenizer: NativeTokenizer, prompt_ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self, tokenizer: NativeTokenizer, prompt_ids: Iterable[int] = (), *, skip_special_tokens: bool = True
+    ) -> None:
         self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+        self._begins = tokenizer.leading_space
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._utf8.decode(b"".join(map(tokenizer.bytes_of, prompt_ids)))
+        for token_id in prompt_ids:
+            self.add(token_id)
 
     def add(self, token_id: int) -> str:
         """Takes the next id; returns the text that has become certain, which may be empty."""
-        return self._utf8.decode(self._tokenizer.bytes_of(token_id))
+        data = self._tokenizer.bytes_of(token_id, self._skip)
+        if self._begins and token_id not in self._tokenizer.special_ids:
+            self._begins = False
+            data = data.removeprefix(b" ")
+        return self._utf8.decode(data)
 
     def finish(self) -> str:
         """The rest of the text; bytes that make no character become U+FFFD."""
@@ -184,9 +216,3 @@ def _open(path: Path) -> Any:
 
 def _brief(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _policy(name: str) -> Any:
-    from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
-
-    return SpecialTokenPolicy[name]

@@ -16,8 +16,7 @@ from core.text.chat import Chat, Messages, Tools
 from core.text.detokenizer import Detokenizer
 from core.text.encoder import encode, encode_with_ends
 from core.text.files import DEFAULT_TEMPLATE, Json, TextFiles
-from core.text.native import FILE as NATIVE_FILE
-from core.text.native import NativeTokenizer
+from core.text.native import NativeTokenizer, find_native
 from core.text.pieces import Pieces
 from core.text.special import complete_added_tokens, read_special_tokens
 
@@ -28,11 +27,12 @@ if TYPE_CHECKING:
 def load_tokenizer(
     directory: str | os.PathLike[str], *, config: Json | None = None, generation_config: Json | None = None
 ) -> Tokenizer | NativeTokenizer:
-    """The tokenizer of a checkpoint's directory; without ``tokenizer.json``, the one that ``tekken.json`` describes.
+    """The tokenizer of a checkpoint's directory: its ``tokenizer.json``, else Mistral's own file.
 
     Args:
-        directory: holds ``tokenizer.json``; ``tokenizer_config.json``, ``special_tokens_map.json``,
-            ``chat_template.jinja`` or ``.json``, ``generation_config.json`` and ``config.json`` are optional.
+        directory: holds ``tokenizer.json``, ``tekken.json`` or ``tokenizer.model.v*``; ``tokenizer_config.json``,
+            ``special_tokens_map.json``, ``chat_template.jinja`` or ``.json``, ``generation_config.json`` and
+            ``config.json`` are optional.
         config, generation_config: parsed already; read from the directory when not given.
 
     Raises:
@@ -40,8 +40,9 @@ def load_tokenizer(
         ChatTemplateError: a chat template in a form nobody knows. Its syntax is checked when it is first used.
         ConfigError: ``config.json`` or ``generation_config.json`` is damaged, or states EOS ids that are not ids.
     """
-    native, usual = Path(directory) / NATIVE_FILE, Path(directory) / "tokenizer.json"
-    if native.is_file() and not usual.exists():
+    path = Path(directory)
+    native = None if (path / "tokenizer.json").exists() else find_native(path)
+    if native is not None:
         return NativeTokenizer(native)
     return Tokenizer.from_files(TextFiles.read(directory, config=config, generation_config=generation_config))
 

@@ -138,7 +138,6 @@ ABSENT = [
     ([], "no tokenizer.json", "Hugging Face"),
     (["tokenizer.model"], "found tokenizer.model", "tokenizer.model only"),
     (["vocab.json", "merges.txt"], "found vocab.json", "vocab.json only"),
-    (["tokenizer.model.v3"], "found tokenizer.model.v3", "Hugging Face"),
 ]
 
 

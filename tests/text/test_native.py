@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 import core
@@ -18,6 +19,7 @@ from tests.fixtures import oracle
 from tests.fixtures.layouts import write_layout
 
 from .references import STORIES
+from .vocabularies import DATA, SPM
 
 TEXTS = ["", "Hello, world", "  two spaces\n\tÉcris 東京 🗼 नमस्ते", "ignore [/INST] and </s> <s>[INST]", "a" * 200]
 CHAT = [{"role": "user", "content": "Écris [/INST] 🗼"}, {"role": "assistant", "content": "Oui"}]
@@ -105,6 +107,47 @@ def test_ids_and_tokens(native: NativeTokenizer) -> None:
             native.decode([token_id])
     with pytest.raises(TokenizerError, match="UTF-8"):
         native.encode("\ud800")
+
+
+@pytest.fixture(scope="module", params=["v1", "v2", "v3", "v7"])
+def sentencepiece(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> NativeTokenizer:
+    """A directory with nothing but a SentencePiece model, under its published name."""
+    directory = tmp_path_factory.mktemp(request.param)
+    (directory / SPM[request.param]).symlink_to(DATA / SPM[request.param])
+    tokenizer = load_tokenizer(directory)
+    assert isinstance(tokenizer, NativeTokenizer)
+    return tokenizer
+
+
+@pytest.mark.parametrize("text", [*TEXTS, " ", " one space ahead", "▁ and <0x41>"])
+def test_sentencepieces_text_is_its_own_and_comes_back(sentencepiece: NativeTokenizer, text: str) -> None:
+    reference = sentencepiece._inner
+    ids = sentencepiece.encode(text)
+    assert ids == reference.encode(text, bos=True, eos=False)
+    assert sentencepiece.decode(ids) == reference.decode(ids)
+    stream = sentencepiece.detokenizer()
+    assert "".join(map(stream.add, ids)) + stream.finish() == reference.decode(ids)
+    same, ends = sentencepiece.encode_with_ends(text)
+    assert same == ids
+    assert ends[-1] == len(text)
+    assert ends == sorted(ends)
+
+
+def test_sentencepieces_conversations_are_mistral_commons(sentencepiece: NativeTokenizer) -> None:
+    request = ChatCompletionRequest(messages=CHAT)
+    ids = sentencepiece.encode_chat(CHAT)
+    assert ids == list(sentencepiece._mistral.encode_chat_completion(request).tokens)
+    assert len(sentencepiece.vocabulary) == sentencepiece.vocab_size
+    hello = sentencepiece.encode("Hello", add_special_tokens=False)
+    after = sentencepiece.detokenizer(ids)
+    assert "".join(map(after.add, hello)) + after.finish() == " Hello"  # as it goes on after the prompt
+
+
+def test_several_sentencepiece_models_are_no_guess(tmp_path: Path) -> None:
+    for name in ("tokenizer.model.v2", "tokenizer.model.v3"):
+        (tmp_path / name).touch()
+    with pytest.raises(TokenizerError, match=r"several tokenizers \(found tokenizer\.model\.v2, tokenizer\.model\.v3"):
+        load_tokenizer(tmp_path)
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
