@@ -25,8 +25,8 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 DEPRECATED: dict[str, str] = {}
-"""``hook`` or ``hook.argument`` → what to do instead, and until when it works. A plugin that still implements it is named
-in a ``FutureWarning`` when it is bound."""
+"""``hook`` or ``hook.argument`` → what to do instead, and until when it works. A ``FutureWarning`` names a plugin
+that still implements it."""
 
 
 @hookspec(firstresult=True)

@@ -45,7 +45,8 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array, step: Step) -> mx.array:
         """``x``: ``[batch, seq, hidden_size]``; returns the same shape."""
-        return self.attend(*self.qkv_proj(x), step)
+        q, k, v = self.qkv_proj(x)
+        return self.attend(q, k, v, step)
 
     def attend(self, queries: mx.array, keys: mx.array, values: mx.array, step: Step) -> mx.array:
         """What follows the projections: heads, rotation, attention, and the projection back.
