@@ -13,7 +13,7 @@ import core
 from core.device import describe
 from core.registry.choose import OVERRIDE_VARIABLE
 from core.registry.claim import BLOCK_VARIABLE
-from core.registry.discovery import DISTRIBUTION
+from core.registry.requirement import DISTRIBUTION
 
 _VARIABLES = (BLOCK_VARIABLE, "CORE_KERNELS", OVERRIDE_VARIABLE)
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from core.errors import PluginError, UnknownModelTypeError
 from core.registry.claim import BLOCK_VARIABLE, TIERS, Claim, given, normalise
-from core.registry.discovery import DISTRIBUTION, claims, is_own
+from core.registry.discovery import claims, is_own
 from core.registry.importing import brief, import_claim
+from core.registry.requirement import DISTRIBUTION
 
 OVERRIDE_VARIABLE = "CORE_PLUGIN"
 

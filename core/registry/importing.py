@@ -10,7 +10,8 @@ from typing import Any
 from core.errors import PluginError
 from core.registry import own
 from core.registry.claim import Claim
-from core.registry.discovery import DISTRIBUTION, is_own
+from core.registry.discovery import is_own
+from core.registry.requirement import DISTRIBUTION
 
 
 def import_claim(claim: Claim) -> Any:

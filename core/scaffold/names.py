@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from core.errors import UsageError
 from core.registry.claim import normalise
-from core.registry.discovery import DISTRIBUTION
+from core.registry.requirement import DISTRIBUTION
 
 _TYPE = re.compile(r"[A-Za-z](?:[A-Za-z0-9._-]{0,38}[A-Za-z0-9])?")
 _RELEASE = re.compile(r"(\d+)\.(\d+)")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from string import Template
 
-from core.registry.own import DIRECTORY
+from core.registry import own
 from core.scaffold.names import Names
 
 LIKE = ("mistral", "mixtral")
@@ -44,7 +44,7 @@ _CONFIG_EDITS = {
 
 def plugin_modules(names: Names, like: str, weights: str) -> dict[str, str]:
     """File → source, all in the package's directory; ``weights`` is the template of the weight map."""
-    sources = {file.name: file.read_text(encoding="utf-8") for file in sorted((DIRECTORY / like).glob("*.py"))}
+    sources = {file.name: file.read_text(encoding="utf-8") for file in sorted((own.DIRECTORY / like).glob("*.py"))}
     sources["__init__.py"] = _with_docstring(sources["__init__.py"], f'"""$title: {_SUMMARIES[like]}."""\n')
     sources["config.py"] = _config(sources["config.py"], like)
     sources["weights.py"] = weights
