@@ -1,0 +1,142 @@
+"""Checks of the config: what it accepts, what it refuses, what it reads, and that what it reads counts."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+from core.errors import ConfigError, CoreError
+from core.testing.base import KitBase
+from core.testing.comparing import demand, difference
+from core.testing.mutations import alternatives, get, leaves, put, take, wrong_values
+from core.testing.subject import Subject
+
+
+class ConfigChecks(KitBase):
+    """What the plugin's ``parse_config`` makes of ``config.json``."""
+
+    def test_config_is_accepted(self) -> None:
+        """A failure means that the hook ``parse_config`` refuses the config, or changes what it was given."""
+        raw, subject = self.raw, self.subject
+        given = copy.deepcopy(raw)
+        parsed = subject.bound.parse_config(given)
+        demand(given == raw, "parse_config changes the dictionary that it is given")
+        demand(parsed == subject.config, "parse_config answers differently when it is asked twice")
+        if self.reference is not None:
+            subject.bound.parse_config(self.expected.config)
+
+    def test_config_rejects_mutations(self) -> None:
+        """A failure means that a damaged ``config.json`` is accepted, or refused without naming the key.
+
+        Every key that the config class reads is given a value of another type, and taken away. Look at the field's
+        type (``int`` and not ``Any``; pydantic's strict mode), and let no validator coerce.
+        """
+        subject = self.subject
+        for path in leaves(self.raw):
+            if not _is_read(subject, path):
+                continue
+            for wrong in wrong_values(get(self.raw, path)):
+                _demand_refusal(subject, put(self.raw, path, wrong), path, f"set to {wrong!r}")
+        for path in leaves(self.raw):
+            changed = take(self.raw, path)
+            try:
+                subject.bound.parse_config(changed)
+            except ConfigError as error:
+                named = path[-1] in str(error)
+                demand(named, f"without the config key {'.'.join(path)!r}, the error does not name it: {error}")
+
+    def test_every_config_key_is_read(self) -> None:
+        """A failure means that nobody reads a key of the config, so that a model that needs it computes wrongly.
+
+        Add the field to the config class, or, where it has no effect on what is computed, its name to ``harmless``.
+        """
+        for source, raw in (("config", self.raw), *self._reference_config()):
+            unread = self.subject.bound.parse_config(raw).unread_keys(raw)
+            demand(not unread, f"nobody reads these keys of the {source}, or declares them harmless: {unread}")
+
+    def test_every_config_key_matters(self) -> None:
+        """A failure means that a key is read and changes nothing: no shape, no logit, no refusal.
+
+        A block probably has a constant, or a default, where it should take the config's value. A key that rightly
+        changes nothing belongs to ``inert``.
+        """
+        subject = self.subject
+        idle = [
+            name
+            for path in leaves(self.raw)
+            if (name := ".".join(path)) not in self.inert and path[-1] not in self.inert
+            if name != "model_type" and path[-1] != "model_type" and not _matters(subject, path)
+        ]
+        demand(
+            not idle,
+            f"the config class reads {', '.join(idle)}, but another value changes neither shapes nor logits\n"
+            "  Look for a constant in the block; a key that rightly changes nothing belongs to the kit's `inert`.",
+        )
+
+    def test_config_can_be_copied_and_pickled(self) -> None:
+        """A failure means that a config cannot travel to another process; keep functions and modules out of it."""
+        config = self.subject.config
+        demand(copy.deepcopy(config) == config, "a deep copy of the config differs from it")
+        try:
+            twin = pickle.loads(pickle.dumps(config))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise AssertionError(f"the config cannot be pickled: {error}") from error
+        demand(twin == config, "the config that comes back from pickle differs from it")
+
+    def _reference_config(self) -> list[tuple[str, dict[str, Any]]]:
+        return [] if self.reference is None else [("reference's config", self.expected.config)]
+
+
+def _parsed(subject: Subject, raw: dict[str, Any]) -> object:
+    """The plugin's reading of a config; None where it refuses."""
+    try:
+        return subject.bound.parse_config(raw)
+    except CoreError:
+        return None
+
+
+def _is_read(subject: Subject, path: tuple[str, ...]) -> bool:
+    """Whether another value of the same type is refused, or changes the parsed config."""
+    return any(
+        _parsed(subject, put(subject.raw, path, other)) != subject.config
+        for other in alternatives(get(subject.raw, path))
+    )
+
+
+def _demand_refusal(subject: Subject, raw: dict[str, Any], path: tuple[str, ...], how: str) -> None:
+    name = ".".join(path)
+    try:
+        subject.bound.parse_config(raw)
+    except ConfigError as error:
+        demand(path[-1] in str(error), f"the config key {name!r} {how} is refused without being named: {error}")
+    except CoreError as error:
+        raise AssertionError(f"the config key {name!r} {how} is no ConfigError, but {error!r}") from error
+    else:
+        raise AssertionError(f"the config key {name!r} is accepted when it is {how}: give the field a strict type")
+
+
+def _matters(subject: Subject, path: tuple[str, ...]) -> bool:
+    """Whether some other value of a key has an effect on the model, or is refused, or the key is not read at all."""
+    accepted = False
+    for other in alternatives(get(subject.raw, path)):
+        changed = put(subject.raw, path, other)
+        parsed = _parsed(subject, changed)
+        if parsed is None or parsed == subject.config:
+            continue
+        accepted = True
+        try:
+            if _acts_differently(subject, Subject(changed, subject.plugin, lambda _: None)):
+                return True
+        except (CoreError, ValueError):  # no model of such sizes: the key has been looked at
+            return True
+    return not accepted
+
+
+def _acts_differently(subject: Subject, other: Subject) -> bool:
+    shapes = {name: array.shape for name, array in subject.arrays.items()}
+    if {name: array.shape for name, array in other.arrays.items()} != shapes:
+        return True
+    other.adopt(subject)
+    tokens = subject.tokens(subject.length)
+    return difference(other.logits(tokens), subject.logits(tokens)) > 1e-5

@@ -1,0 +1,69 @@
+"""Checks of quantization: bounded, written and read back as it is, and not of what must not be rounded."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+
+from core.saving import save
+from core.testing.base import KitBase
+from core.testing.comparing import demand, number
+from core.weights import Quantization
+from core.weights.tree import all_arrays
+
+_SETTINGS = Quantization(8, 32)
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
+class QuantizationChecks(KitBase):
+    """What becomes of the architecture's matrices when they are rounded."""
+
+    def test_quantized_model_survives_saving(self) -> None:
+        """A failure means that a quantized model is saved as another one, or that rounding changes too much.
+
+        The logits of the model that was quantized in memory, and of the one that was saved and loaded, must be the
+        same number for number, and near those of full precision.
+        """
+        subject = self.subject
+        layout = next(iter(subject.maps))
+        lm = subject.load(subject.checkpoint(layout), quantize=_SETTINGS, dtype=mx.float32)
+        rounded = [entry.parameter for entry in lm.report.plan.entries if entry.quantization is not None]
+        demand(rounded, "no matrix was quantized: give the kit's config sizes that 32 divides")
+        tokens = subject.tokens(subject.length)
+        logits, exact = lm.model(tokens), subject.logits(tokens)
+        # The median over tokens: rounding may send single ones to other experts, whatever is done about it.
+        changes = mx.sort(mx.sqrt(mx.mean(mx.square(logits - exact), axis=-1)).flatten())
+        error = number(changes[changes.size // 2] / mx.sqrt(mx.mean(mx.square(exact))))
+        demand(
+            0 < error <= self.quantization_bound,
+            f"8-bit weights change the median token's logits by {error:.1%} of their root mean square, expected more "
+            f"than 0 and at most {self.quantization_bound:.0%}\n"
+            "  Which module must not be rounded? The hook quantize_module says no.",
+        )
+        place = subject.directory / "quantized"
+        save(lm, place, force=True)
+        again = subject.load(place, dtype=mx.float32)
+        before, after = all_arrays(lm.model), all_arrays(again.model)
+        demand(before.keys() == after.keys(), f"saved and loaded, parameters differ: {before.keys() ^ after.keys()}")
+        for path, array in before.items():
+            same = mx.array_equal(array, after[path]).item()
+            demand(same, f"the quantized parameter {path!r} comes back from a file with other numbers")
+        demand(mx.array_equal(again.model(tokens), logits).item(), "saved and loaded, the logits are others")
+
+    def test_routers_stay_in_full_precision(self) -> None:
+        """A failure means that a router is quantized: rounding it sends tokens to other experts.
+
+        A router is taken to be a matrix with one row for each expert. Answer no for it in ``quantize_module``.
+        """
+        subject = self.subject
+        counts = [getattr(subject.config, name, None) for name in _EXPERTS]
+        experts = next((count for count in counts if count), None)
+        if experts is None:
+            pytest.skip("the config has no experts")
+        routers = [path for path, array in subject.arrays.items() if array.ndim == 2 and array.shape[0] == experts]
+        demand(routers, f"no matrix has one row for each of the {experts} experts: is there a router?")
+        layout = next(iter(subject.maps))
+        lm = subject.load(subject.checkpoint(layout), quantize=_SETTINGS, dtype=mx.float32)
+        found = all_arrays(lm.model)
+        rounded = [path for path in routers if path.removesuffix("weight") + "scales" in found]
+        demand(not rounded, f"quantizing rounds the routers {rounded}; quantize_module should answer False for them")

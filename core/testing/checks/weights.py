@@ -1,0 +1,166 @@
+"""Checks of the weight maps: tensors and parameters, one for one, in every layout, forwards and backwards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+
+from core.errors import CoreError
+from core.loading.prepared import LAYOUTS
+from core.nn import FusedLinear
+from core.saving.checkpoint import write_checkpoint
+from core.saving.target import make_target
+from core.saving.writer import ShardWriter
+from core.testing.base import KitBase
+from core.testing.comparing import demand
+from core.testing.headers import write_headers
+from core.testing.subject import Subject
+from core.weights.invert import inverses
+from core.weights.nodes import Joined, Node, Stacked, leaves
+from core.weights.tree import all_arrays, find
+
+
+class WeightChecks(KitBase):
+    """What the plugin's ``weight_map`` says, for every layout that it has."""
+
+    def test_layouts(self) -> None:
+        """A failure means that the plugin has other weight maps than its tests expect, or no ``hf`` one."""
+        found = tuple(self.subject.maps)
+        wanted = self.layouts
+        if wanted is None:
+            demand(found, f"weight_map gives no map for any layout, expected at least one of {', '.join(LAYOUTS)}")
+        else:
+            demand(set(found) == set(wanted), f"weight_map has the layouts {found}, expected {wanted}")
+
+    def test_weight_map_is_a_bijection(self) -> None:
+        """A failure means that a parameter has no source, a tensor two uses, or that the map loses numbers.
+
+        The model is written through the map run backwards, loaded, and compared number for number.
+        """
+        subject = self.subject
+        for layout, weight_map in subject.maps.items():
+            found = inverses(subject.model, weight_map)
+            forgotten = sorted(set(subject.arrays) - set(found))
+            demand(not forgotten, f"layout {layout!r} has no rule for the parameters {forgotten}")
+            foreign = sorted(set(found) - set(subject.arrays))
+            demand(not foreign, f"layout {layout!r} has rules for parameters that the model has not: {foreign}")
+            names = [name for inverse in found.values() for name in inverse.names]
+            doubled = sorted({name for name in names if names.count(name) > 1})
+            demand(not doubled, f"layout {layout!r} uses the tensors {doubled} twice")
+            loaded = subject.load(subject.checkpoint(layout), dtype=mx.float32)
+            for path, array in all_arrays(loaded.model).items():
+                demand(
+                    mx.array_equal(array, subject.arrays[path]).item(),
+                    f"layout {layout!r}: the parameter {path!r}, written and loaded again, has other numbers",
+                )
+
+    def test_weight_map_keeps_parts_in_order(self) -> None:
+        """A failure means that parts which the names tell apart are joined in another order than the module has them.
+
+        The parts of a ``Concat`` must come as the ``FusedLinear`` lists them (gate before up), and a ``Stack`` must
+        count up; both ways of going wrong leave all shapes as they are.
+        """
+        for layout, weight_map in self.subject.maps.items():
+            for row in weight_map.expand():
+                module = find(self.subject.model, row.target)
+                for joined in _nodes(row.source, Joined):
+                    parts = list(module.parts) if isinstance(module, FusedLinear) else []
+                    names = [leaves(part)[0].rpartition(".")[2] for part in joined.parts]
+                    demand(
+                        sorted(names) != sorted(parts) or names == parts,
+                        f"layout {layout!r} fills {row.target!r}, whose parts are {parts}, with {names}",
+                    )
+                for stacked in _nodes(row.source, Stacked):
+                    numbers = [[int(n) for n in re.findall(r"\d+", leaves(part)[0])] for part in stacked.parts]
+                    demand(numbers == sorted(numbers), f"layout {layout!r} stacks {row.target!r} in another order")
+
+    def test_plan_closes_from_headers(self) -> None:
+        """A failure means that a load needs weights to find out whether they fit, or that a layout is not recognised.
+
+        The headers of a checkpoint in each layout are planned; then one tensor is taken away, and a strange one added:
+        the plan must name both.
+        """
+        subject = self.subject
+        for layout in subject.maps:
+            shapes = {name: tuple(array.shape) for name, array in subject.tensors(layout).items()}
+            plan = subject.plan(self._headers(layout, "whole", shapes))
+            try:
+                plan.check()
+            except CoreError as error:
+                raise AssertionError(f"layout {layout!r}: the plan does not close\n  {error}") from error
+            filled = sorted(entry.parameter for entry in plan.entries)
+            demand(filled == sorted(subject.arrays), f"layout {layout!r}: the plan fills {filled}")
+            names = set(shapes)
+            same = plan.layout == layout or set(subject.tensors(plan.layout)) == names
+            demand(same, f"a checkpoint in the layout {layout!r} is taken for {plan.layout!r}")
+            lost = sorted(shapes)[0]
+            del shapes[lost]
+            plan = subject.plan(self._headers(layout, "damaged", shapes | {"no.such.tensor": (3,)}))
+            demand(lost in plan.missing, f"layout {layout!r}: the plan does not miss the tensor {lost!r}")
+            strange = "no.such.tensor" in plan.unexpected
+            demand(strange, f"layout {layout!r}: the plan accepts a tensor 'no.such.tensor'; see the map's `ignored`")
+        if self.reference is not None:
+            subject.plan(self.expected.path).check()
+
+    def test_save_load_save_is_stable(self) -> None:
+        """A failure means that a saved model is not the one that was loaded: tensors or config differ, byte by byte."""
+        subject = self.subject
+        for layout in subject.maps:
+            first = subject.checkpoint(layout)
+            second, third = subject.directory / f"{layout}-second", subject.directory / f"{layout}-third"
+            _save(subject, first, second, layout)
+            _save(subject, second, third, layout)
+            for one, other in ((first, second), (second, third)):
+                before, after = _stored(one), _stored(other)
+                demand(before.keys() == after.keys(), f"layout {layout!r}: {sorted(before.keys() ^ after.keys())}")
+                for name, array in before.items():
+                    same = array.dtype == after[name].dtype and mx.array_equal(array, after[name]).item()
+                    demand(same, f"layout {layout!r}: the tensor {name!r} is saved with other numbers")
+            demand(
+                (second / "config.json").read_bytes() == (third / "config.json").read_bytes(),
+                f"layout {layout!r}: config.json changes when it is saved again",
+            )
+
+    def _headers(self, layout: str, name: str, shapes: dict[str, tuple[int, ...]]) -> Path:
+        directory = self.subject.directory / f"headers-{layout}-{name}"
+        write_headers(directory, shapes)
+        self.subject.write_config(directory)
+        return directory
+
+
+def _nodes(node: Node, kind: type[Joined] | type[Stacked]) -> Iterator[Joined | Stacked]:
+    if isinstance(node, kind):
+        yield node
+    for part in getattr(node, "parts", ()):
+        yield from _nodes(part, kind)
+
+
+def _save(subject: Subject, source: Path, destination: Path, layout: str) -> None:
+    """``core.save`` in any layout, those included that only a plugin knows."""
+    lm = subject.load(source, dtype=mx.float32)
+    assert lm.origin is not None
+    target = make_target(
+        lm.model,
+        lm.origin.plugin,
+        lm.config,
+        lm.origin.raw_config,
+        lm.report.plan,
+        layout=layout,
+        stored=lambda _, dtype: dtype,
+    )
+
+    def fill(writer: ShardWriter) -> None:
+        for parameter in all_arrays(lm.model):
+            for name, array in target.inverses[parameter].tensors(find(lm.model, parameter)):
+                writer.write(name, array)
+
+    write_checkpoint(destination, target, lm.origin.checkpoint, fill)
+
+
+def _stored(directory: Path) -> dict[str, mx.array]:
+    found = mx.load(str(directory / "model.safetensors"))
+    assert isinstance(found, dict)
+    return found
