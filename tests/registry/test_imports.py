@@ -15,6 +15,7 @@ from tests.registry.wheels import Distribution
 
 PUBLIC = ("core", "core.config", "core.nn", "core.weights", "core.kernels", "core.errors")
 PLUGINS = ROOT / "plugins"
+EXAMPLE = ROOT / "examples" / "corelm-olmo2" / "corelm_olmo2"
 HEAVY = (
     "mlx",
     "numpy",
@@ -92,7 +93,7 @@ def files(directory: Path) -> list[Path]:
     return found
 
 
-@pytest.mark.parametrize("file", files(PLUGINS), ids=lambda file: str(file.relative_to(PLUGINS)))
+@pytest.mark.parametrize("file", files(PLUGINS) + files(EXAMPLE), ids=lambda file: str(file.relative_to(ROOT)))
 def test_plugins_import_only_public_names_of_core_and_never_each_other(file: Path) -> None:
     own = ".".join(file.relative_to(ROOT).parts[:2])
     for module, name in imports_of(file):
