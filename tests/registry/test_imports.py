@@ -11,9 +11,10 @@ import pytest
 
 from tests.registry.children import child
 from tests.registry.conftest import ROOT
+from tests.registry.public_api import MODULES as PUBLIC
+from tests.registry.public_api import public_names
 from tests.registry.wheels import Distribution
 
-PUBLIC = ("core", "core.config", "core.nn", "core.weights", "core.kernels", "core.errors")
 PLUGINS = ROOT / "plugins"
 EXAMPLE = ROOT / "examples" / "corelm-olmo2" / "corelm_olmo2"
 HEAVY = (
@@ -79,12 +80,6 @@ def imports_of(file: Path) -> Iterator[tuple[str, str | None]]:
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*base, *(node.module or "").split(".")]).strip(".")
             yield from ((module, alias.name) for alias in node.names)
-
-
-def public_names(module: str) -> list[str]:
-    """What a module lists as public; of the errors, all."""
-    public = importlib.import_module(module)
-    return getattr(public, "__all__", None) or [name for name in vars(public) if name.endswith("Error")]
 
 
 def files(directory: Path) -> list[Path]:
