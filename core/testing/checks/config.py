@@ -17,12 +17,12 @@ class ConfigChecks(KitBase):
     """What the plugin's ``parse_config`` makes of ``config.json``."""
 
     def test_config_is_accepted(self) -> None:
-        """A failure means that the hook ``parse_config`` refuses the config, or changes what it was given."""
-        raw, subject = self.raw, self.subject
-        given = copy.deepcopy(raw)
-        parsed = subject.bound.parse_config(given)
-        demand(given == raw, "parse_config changes the dictionary that it is given")
-        demand(parsed == subject.config, "parse_config answers differently when it is asked twice")
+        """A failure means that the hook ``parse_config`` refuses the config, or reads it differently each time."""
+        subject = self.subject
+        demand(
+            subject.bound.parse_config(self.raw) == subject.config,
+            "parse_config answers differently when it is asked twice",
+        )
         if self.reference is not None:
             subject.bound.parse_config(self.expected.config)
 
