@@ -37,7 +37,7 @@ def public_names(module: str) -> list[str]:
 
 
 def surface() -> Surface:
-    """Dotted name → parameters, space-separated, ``!`` behind one without a default; of classes, their public methods as well."""
+    """Dotted name → parameters, with ``!`` behind one that has no default; of classes, their public methods as well."""
     found = {f"hook {hook}": _parameters(getattr(hookspecs, hook)) for hook in HOOKS}
     for module in MODULES:
         for name in public_names(module):
@@ -55,6 +55,8 @@ def _members(name: str, kind: type) -> Surface:
 
 
 def _parameters(value: Any) -> str:
+    if not str(getattr(value, "__module__", None)).startswith("core"):
+        return ""  # not ours to promise
     try:
         parameters = inspect.signature(value).parameters.values()
     except (TypeError, ValueError):
