@@ -60,7 +60,7 @@ def check(claim: Claim, plugin: Any) -> None:
 
 def warn_of_deprecated(claim: Claim, plugin: Any) -> None:
     """One ``FutureWarning``, at the plugin's own line, for each hook or argument it implements that will be removed."""
-    for name, function in _functions(plugin):
+    for name, function in _functions(plugin) if hookspecs.DEPRECATED else ():
         mark = getattr(function, _MARK, None)
         if not isinstance(mark, dict):
             continue

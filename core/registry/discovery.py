@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from email import message_from_string
 from email.message import Message
+from email.parser import HeaderParser
 from importlib import metadata
 from pathlib import PurePath
 
@@ -81,7 +81,7 @@ def _fields(distribution: metadata.Distribution) -> Message:
         text = next(filter(None, map(distribution.read_text, ("METADATA", "PKG-INFO", ""))), "")
     except (OSError, UnicodeError):
         text = ""
-    return message_from_string(re.split(r"\r?\n\r?\n", text, maxsplit=1)[0])
+    return HeaderParser().parsestr(re.split(r"\r?\n\r?\n", text, maxsplit=1)[0])
 
 
 def _requirements(distribution: metadata.Distribution, fields: Message) -> list[str]:

@@ -68,4 +68,5 @@ def requirement(version: str) -> str:
     match = _RELEASE.match(version)
     assert match is not None, version
     major, minor = int(match[1]), int(match[2])
-    return f"{DISTRIBUTION}>={major}.{minor},<{f'0.{minor + 1}' if major == 0 else major + 1}"
+    lowest = match[0] if version.replace(".", "").isdecimal() else version  # 0.2 is above 0.2rc1
+    return f"{DISTRIBUTION}>={lowest},<{f'0.{minor + 1}' if major == 0 else major + 1}"

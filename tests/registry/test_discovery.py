@@ -154,7 +154,7 @@ def test_an_unknown_type_is_answered_with_the_ways_out(install: Install, monkeyp
         "  a-blocked 1.0 (entry point mistrel = a_blocked) claims it, but is blocked by CORE_BLOCK_PLUGINS.\n"
         "  Did you mean 'mistral' or 'mistral3' or 'mixtral'?\n"
         "  Install a plugin for it (pip install corelm-mistrel, if someone published one), "
-        "or write one: CONTRIBUTING.md."
+        "or write one: corelm new mistrel"
     )
     with pytest.raises(UnknownModelTypeError) as caught:
         choose("Gemma_9")

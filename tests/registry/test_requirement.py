@@ -48,6 +48,7 @@ def test_the_range_that_new_plugins_ask_for() -> None:
     assert requirement("0.1.0") == "corelm>=0.1,<0.2"
     assert requirement("0.12.3") == "corelm>=0.12,<0.13"
     assert requirement("1.4.0") == "corelm>=1.4,<2"
+    assert requirement("0.2.0rc1") == "corelm>=0.2.0rc1,<0.3"
     facts = child(
         """
         import sys
