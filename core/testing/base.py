@@ -31,6 +31,7 @@ class KitBase:
     plugin: ClassVar[Any] = None
     layouts: ClassVar[tuple[str, ...] | None] = None
     inert: ClassVar[frozenset[str] | set[str]] = frozenset({"max_position_embeddings"})
+    fixed_epsilons: ClassVar[frozenset[str] | set[str]] = frozenset()
     tolerance: ClassVar[float] = 1e-5
     reference_tolerance: ClassVar[float] = 3e-5
     quantization_bound: ClassVar[float] = 0.1

@@ -42,6 +42,7 @@ class ArchitectureTests(
         layouts: the layouts that the plugin must have a weight map for; None takes those it has.
         inert: config keys (dotted, within nested objects) that the plugin reads and that change no number, such as the
             context length of plain rotary embeddings.
+        fixed_epsilons: how the paths of those norms end whose epsilon is a constant.
         tolerance: allowed difference between two ways to one result, in units of the largest logit.
         reference_tolerance: the same, against the reference.
         quantization_bound: allowed change of the median token's logits by 8-bit weights, in units of their root mean

@@ -62,6 +62,8 @@ def write(raw: Mapping[str, Any], out: Path, *, where: str, seed: int, length: i
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
+    for file in out.glob("*.safetensors"):
+        file.chmod(0o644)  # written for its owner alone; this one is to be shared
     np.savez_compressed(out / ARRAYS, **arrays)
     versions = {
         "torch": torch.__version__,

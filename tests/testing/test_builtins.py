@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from core.testing import ArchitectureTests
 from tests.fixtures import FIXTURES, oracle
+from tests.testing.mutant import REFERENCES
 
 
 class TestMistral(ArchitectureTests):
@@ -30,3 +31,9 @@ class TestMixtralTop3(ArchitectureTests):
 
 class TestMistral3(ArchitectureTests):
     reference = FIXTURES / "wrapped" / "mistral3"
+
+
+class TestMistralOfTransformers5(ArchitectureTests):
+    """Its config has ``rope_parameters``; its reference has hidden states."""
+
+    reference = REFERENCES["mistral"]

@@ -6,6 +6,8 @@ import copy
 import pickle
 from typing import Any
 
+import pytest
+
 from core.errors import ConfigError, CoreError
 from core.testing.base import KitBase
 from core.testing.comparing import demand, difference
@@ -73,6 +75,27 @@ class ConfigChecks(KitBase):
             f"the config class reads {', '.join(idle)}, but another value changes neither shapes nor logits\n"
             "  Look for a constant in the block; a key that rightly changes nothing belongs to the kit's `inert`.",
         )
+
+    def test_norms_take_their_epsilon_from_the_config(self) -> None:
+        """A failure means that a norm has an epsilon of its own, whatever the config says.
+
+        With the config's epsilon a hundred times as large, every norm must have another one. Those that rightly have a
+        constant belong to ``fixed_epsilons``.
+        """
+        keys = [
+            path for path in leaves(self.raw) if path[-1].endswith(("eps", "epsilon")) and _is_read(self.subject, path)
+        ]
+        if not keys:
+            pytest.skip("the config has no epsilon")
+        raw = self.raw
+        for path in keys:
+            raw = put(raw, path, get(raw, path) * 100)
+        other = dict(Subject(raw, self.plugin, lambda _: None).model.named_modules())
+        for path, module in self.subject.model.named_modules():
+            eps = getattr(module, "eps", None)
+            if isinstance(eps, float) and not path.endswith(tuple(self.fixed_epsilons)):
+                changed = getattr(other[path], "eps", None) != eps
+                demand(changed, f"the norm {path!r} has an epsilon of {eps}, whatever the config says")
 
     def test_config_can_be_copied_and_pickled(self) -> None:
         """A failure means that a config cannot travel to another process; keep functions and modules out of it."""

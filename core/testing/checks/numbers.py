@@ -7,12 +7,13 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from core.errors import ConfigError
-from core.nn.step import StepPlan
+from core.nn.step import Step, StepPlan
 from core.testing.base import KitBase
 from core.testing.comparing import demand, demand_close, difference, number
 from core.testing.subject import Subject
 from core.weights.tree import all_arrays, replace
 
+_TOKENS = 6
 _STEP = 3e-3  # of a numerical derivative: large against float32's rounding, small against curvature
 _DERIVATIVE = 0.03  # float32 stays below 0.003; rounding to float16 within a block gives 0.1 and more
 
@@ -48,28 +49,16 @@ class NumberChecks(KitBase):
     def test_float32_is_not_rounded(self) -> None:
         """A failure means that a block rounds to a narrower dtype within, or that a gradient is wrong.
 
-        In float32, the change of a block's output along a random direction must be the one that its gradient predicts.
+        In float32, the change of a block's output along random directions must be the one that its gradient predicts.
+        The median over tokens and directions counts: single tokens may be sent to other experts by the change.
         """
         model = self.subject.model
-        x = model.embed_tokens(self.subject.tokens(6))
-        mx.eval(x)
-        for index, (block, step) in enumerate(
-            zip(model.layers, StepPlan(1, 6, len(model.layers)).steps(), strict=True)
-        ):
-            keys = mx.random.split(mx.random.key(index), 2)
-            size = mx.sqrt(mx.mean(mx.square(x)))
-            along, seen = (mx.random.normal(x.shape, key=key) for key in keys)
-            along = along * size
-
-            def probe(x: mx.array, block: nn.Module = block, step: object = step, seen: mx.array = seen) -> mx.array:
-                return mx.sum(block(x, step) * seen)
-
-            ahead, behind = block(x + _STEP * along, step), block(x - _STEP * along, step)
-            measured = mx.sum((ahead - behind) * seen) / (2 * _STEP)
-            gradient = mx.grad(probe)(x)
-            predicted = mx.sum(gradient * along)
-            unit = mx.sqrt(mx.sum(mx.square(gradient * along)))
-            error = number(mx.abs(measured - predicted) / unit)
+        x = model.embed_tokens(self.subject.tokens(_TOKENS))
+        plan = StepPlan(1, _TOKENS, len(model.layers))
+        for index, (block, step) in enumerate(zip(model.layers, plan.steps(), strict=True)):
+            mx.eval(x)
+            errors = sorted(error for seed in range(2) for error in _derivative_errors(block, step, x, seed))
+            error = errors[len(errors) // 2]
             demand(
                 error <= _DERIVATIVE,
                 f"block {index} does not change as its gradient says: off by {error:.1%}, at most {_DERIVATIVE:.0%}\n"
@@ -130,3 +119,18 @@ class NumberChecks(KitBase):
         else:
             message = "the config does not tie the head to the embedding, but the embedding changes the logits"
             demand_close(after[..., -1], before[..., -1], self.tolerance, message)
+
+
+def _derivative_errors(block: nn.Module, step: Step, x: mx.array, seed: int) -> list[float]:
+    """For each token, how far the measured change of its output is from the predicted one, relative to its parts."""
+    along = mx.random.normal(x.shape, key=mx.random.key(seed)) * mx.sqrt(mx.mean(mx.square(x)))
+    measured = (block(x + _STEP * along, step) - block(x - _STEP * along, step)) / (2 * _STEP)
+    errors = []
+    for token in range(x.shape[1]):
+        seen = mx.zeros_like(x)
+        seen[:, token] = mx.random.normal((x.shape[-1],), key=mx.random.key(100 + token))
+        _, (gradient,) = mx.vjp(lambda x: block(x, step), [x], [seen])
+        parts = gradient * along
+        error = mx.abs(mx.sum(measured * seen) - mx.sum(parts)) / mx.sqrt(mx.sum(mx.square(parts)))
+        errors.append(number(error))
+    return errors
