@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from email.message import Message
-from email.parser import HeaderParser
 from importlib import metadata
 from pathlib import PurePath
 
@@ -18,6 +16,8 @@ from core.registry.requirement import DISTRIBUTION, refusal
 
 _NAME = re.compile(r"(?:-\d.*)?\.[a-z]+-info$")
 """What follows the name in a directory of metadata: the version, and in an egg's the version of Python."""
+_FIELD = re.compile(r"^(Name|Version|Requires-Dist):[ \t]*(.*(?:\n[ \t].*)*)", re.MULTILINE | re.IGNORECASE)
+_BODY = re.compile(r"\r?\n\r?\n")
 _GROUPS = {"core.architectures": "installed", "core.bundled": "bundled", "core.fallbacks": "fallback"}
 
 
@@ -39,7 +39,7 @@ def _claimants() -> Iterator[metadata.Distribution]:
     seen = set()
     for distribution in metadata.distributions():
         # Of two copies, the first on the path counts even if it claims nothing: imports find that one.
-        name = normalise(_NAME.sub("", _directory(distribution)) or _fields(distribution).get("Name", ""))
+        name = normalise(_NAME.sub("", _directory(distribution)) or _fields(distribution).get("name", [""])[0])
         if name in seen:
             continue
         seen.add(name)
@@ -54,7 +54,8 @@ def _claimants() -> Iterator[metadata.Distribution]:
 
 def _claims_of(distribution: metadata.Distribution) -> list[Claim]:
     fields = _fields(distribution)
-    name, version = fields.get("Name") or _directory(distribution), fields.get("Version")
+    name, version = (fields.get(key, [None])[0] for key in ("name", "version"))
+    name = name or _directory(distribution)
     try:
         entries = [entry for entry in distribution.entry_points if entry.group in _GROUPS]
     except Exception as error:  # importlib.metadata has no error of its own for a malformed file
@@ -75,22 +76,28 @@ def _claims_of(distribution: metadata.Distribution) -> list[Claim]:
     return found
 
 
-def _fields(distribution: metadata.Distribution) -> Message:
-    """The metadata's header, empty where it cannot be read; the description below it can be a whole README."""
+def _fields(distribution: metadata.Distribution) -> dict[str, list[str]]:
+    """What the metadata's header says in the fields that matter here; nothing where it cannot be read.
+
+    ``distribution.metadata`` parses all of it, the description (often a whole README) included, and each time anew.
+    """
     try:
         text = next(filter(None, map(distribution.read_text, ("METADATA", "PKG-INFO", ""))), "")
     except (OSError, UnicodeError):
-        text = ""
-    return HeaderParser().parsestr(re.split(r"\r?\n\r?\n", text, maxsplit=1)[0])
+        return {}
+    found: dict[str, list[str]] = {}
+    for name, value in _FIELD.findall(_BODY.split(text, maxsplit=1)[0]):
+        found.setdefault(name.lower(), []).append(" ".join(value.split()))
+    return found
 
 
-def _requirements(distribution: metadata.Distribution, fields: Message) -> list[str]:
+def _requirements(distribution: metadata.Distribution, fields: dict[str, list[str]]) -> list[str]:
     try:
         if distribution.read_text("requires.txt"):  # an egg's; its metadata has none
             return distribution.requires or []
     except Exception:
         return []
-    return fields.get_all("Requires-Dist") or []
+    return fields.get("requires-dist", [])
 
 
 def _directory(distribution: metadata.Distribution) -> str:

@@ -119,6 +119,9 @@ def test_a_description_that_looks_like_a_header_is_none(install: Install, tmp_pa
     metadata.write_bytes(metadata.read_bytes().replace(b"\r\n\r\n", b"\n"))
     with pytest.raises(PluginError, match="it requires corelm>=99"):
         choose("oak")
+    metadata.write_bytes(b"metadata-version: 2.1\nNAME: oak\nVersion: 2.0\nRequires-Dist: corelm\n  >=77\n")
+    with pytest.raises(PluginError, match=r"oak 2\.0 .* it requires corelm >=77"):
+        choose("oak")
 
 
 @pytest.mark.parametrize("damage", [_no_equals_sign, _not_utf8])
