@@ -30,7 +30,7 @@ class KitBase:
     reference: ClassVar[Path | str | None] = None
     plugin: ClassVar[Any] = None
     layouts: ClassVar[tuple[str, ...] | None] = None
-    inert: ClassVar[frozenset[str] | set[str]] = frozenset({"max_position_embeddings"})
+    inert: ClassVar[frozenset[str] | set[str]] = frozenset()
     fixed_epsilons: ClassVar[frozenset[str] | set[str]] = frozenset()
     tolerance: ClassVar[float] = 1e-5
     reference_tolerance: ClassVar[float] = 3e-5

@@ -40,8 +40,8 @@ class ArchitectureTests(
             ``python -m core.testing.reference``; None checks all that can be checked without one.
         plugin: as for ``core.load``; None is the registry's choice.
         layouts: the layouts that the plugin must have a weight map for; None takes those it has.
-        inert: config keys (dotted, within nested objects) that the plugin reads and that change no number, such as the
-            context length of plain rotary embeddings.
+        inert: further config keys (dotted, within nested objects) that the plugin reads and that change no number, as
+            ``max_position_embeddings`` does not.
         fixed_epsilons: how the paths of those norms end whose epsilon is a constant.
         tolerance: allowed difference between two ways to one result, in units of the largest logit.
         reference_tolerance: the same, against the reference.

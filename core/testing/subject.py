@@ -72,6 +72,13 @@ class Subject:
         found = {layout: self.bound.weight_map(self.config, layout) for layout in LAYOUTS}
         return {layout: one for layout, one in found.items() if one is not None}
 
+    @property
+    def first_layout(self) -> str:
+        """The first of ``maps``, ``hf`` where there is one."""
+        if not self.maps:
+            raise AssertionError(f"weight_map gives no map for any of the layouts {', '.join(LAYOUTS)}")
+        return next(iter(self.maps))
+
     @cached_property
     def arrays(self) -> dict[str, mx.array]:
         """The model's parameters by path."""

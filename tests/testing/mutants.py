@@ -133,6 +133,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mistral("norm: one epsilon a constant", EPSILON, blocks.constant_eps),
     # The weights.
     _map("map: a parameter forgotten", "test_weight_map_is_a_bijection", hooks.without_norm),
+    _map("map: a name misspelt", LOGITS, hooks.misspelt),
     _map("map: up before gate", ORDER, hooks.up_before_gate),
     _map("map: values before keys", ORDER, hooks.values_before_keys),
     _map("map: w3 before w1", LOGITS, hooks.native_up_before_gate, "mistral"),

@@ -12,6 +12,7 @@ import pytest
 import core
 from core.errors import UsageError
 from core.testing import ArchitectureTests
+from tests.testing import recurrent
 from tests.testing.mutant import CHECKS, REFERENCES
 
 ROOT = Path(__file__).parents[2]
@@ -100,3 +101,10 @@ def test_importing_core_imports_no_pytest() -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
     assert core.__version__
+
+
+class TestRecurrent(ArchitectureTests):
+    """A plugin of this process, without attention and without a reference."""
+
+    config = recurrent.CONFIG
+    plugin = recurrent.Recurrent()

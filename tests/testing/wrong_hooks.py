@@ -61,6 +61,10 @@ def without_norm(rules: Rules, _config: Any) -> None:
     del rules["norm"]
 
 
+def misspelt(rules: Rules, _config: Any) -> None:
+    rules[f"{OURS}.self_attn.o_proj"] = f"{THEIRS}.self_attn.out_proj"
+
+
 def up_before_gate(rules: Rules, _config: Any) -> None:
     rules[f"{OURS}.mlp.gate_up_proj"] = Concat(f"{THEIRS}.mlp.up_proj", f"{THEIRS}.mlp.gate_proj")
 

@@ -25,7 +25,7 @@ class QuantizationChecks(KitBase):
         same number for number, and near those of full precision.
         """
         subject = self.subject
-        layout = next(iter(subject.maps))
+        layout = subject.first_layout
         lm = subject.load(subject.checkpoint(layout), quantize=_SETTINGS, dtype=mx.float32)
         rounded = [entry.parameter for entry in lm.report.plan.entries if entry.quantization is not None]
         demand(rounded, "no matrix was quantized: give the kit's config sizes that 32 divides")
@@ -62,7 +62,7 @@ class QuantizationChecks(KitBase):
             pytest.skip("the config has no experts")
         routers = [path for path, array in subject.arrays.items() if array.ndim == 2 and array.shape[0] == experts]
         demand(routers, f"no matrix has one row for each of the {experts} experts: is there a router?")
-        layout = next(iter(subject.maps))
+        layout = subject.first_layout
         lm = subject.load(subject.checkpoint(layout), quantize=_SETTINGS, dtype=mx.float32)
         found = all_arrays(lm.model)
         rounded = [path for path in routers if path.removesuffix("weight") + "scales" in found]
