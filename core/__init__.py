@@ -46,12 +46,15 @@ _HOMES = {
 }
 
 __version__ = "0.1.0"
+PLUGIN_API = "0.1"
+"""The version of what plugins are written against; CONTRIBUTING.md says what may change in it, and when."""
 __all__ = [
     "Cache",
     "CacheSpec",
     "Evaluation",
     "GenerationResult",
     "LanguageModel",
+    "PLUGIN_API",
     "Plan",
     "__version__",
     "build",

@@ -24,6 +24,10 @@ PROJECT = "core"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
+DEPRECATED: dict[str, str] = {}
+"""``hook`` or ``hook.argument`` → what to do instead, and until when it works. A ``FutureWarning`` names a plugin
+that still implements it."""
+
 
 @hookspec(firstresult=True)
 def parse_config(config: dict[str, Any]) -> ModelConfig:

@@ -63,6 +63,7 @@ def _machine(problems: list[str]) -> Iterator[str]:
         problems.append("the package corelm is not installed, so its plugins are not found: pip install corelm")
     facts = {
         "core": here.core,
+        "plugin API": here.plugin_api,
         "device": ", ".join([here.device, *memory]),
         "python": here.python,
         "system": here.system,

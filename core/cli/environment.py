@@ -13,7 +13,7 @@ import core
 from core.device import describe
 from core.registry.choose import OVERRIDE_VARIABLE
 from core.registry.claim import BLOCK_VARIABLE
-from core.registry.discovery import DISTRIBUTION
+from core.registry.requirement import DISTRIBUTION
 
 _VARIABLES = (BLOCK_VARIABLE, "CORE_KERNELS", OVERRIDE_VARIABLE)
 
@@ -23,6 +23,7 @@ class Environment:
     """What a report about a machine begins with. ``variables`` holds those that are set."""
 
     core: str
+    plugin_api: str
     mlx: str
     python: str
     system: str
@@ -47,6 +48,7 @@ def environment() -> Environment:
     """The environment of this process."""
     return Environment(
         core=core.__version__,
+        plugin_api=core.PLUGIN_API,
         mlx=importlib.metadata.version("mlx"),
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="?", metavar="SOURCE", help=SOURCE_HELP)
     parser.add_argument("--json", action="store_true", help="one JSON object, as core/cli/inspection.py describes it")
     parser.add_argument("--keys", action="store_true", help="every tensor: its parameter and how it gets there")
-    parser.add_argument("--plugins", action="store_true", help="instead: every installed claim to a model type")
+    parser.add_argument("--plugins", action="store_true", help="instead: every claim to a model type, for a bug report")
     parser.add_argument(
         "--import", action="store_true", dest="imports", help="with --plugins: import each in a process of its own"
     )

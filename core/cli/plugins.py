@@ -65,7 +65,8 @@ def plugin_lines(found: PluginList) -> list[str]:
     """The listing, as text."""
     here = found.environment
     return [
-        f"core {here.core}, MLX {here.mlx}, Python {here.python}, {clean(here.device)}",
+        f"core {here.core}, plugin API {here.plugin_api}, MLX {here.mlx}, Python {here.python}",
+        f"{clean(here.system)}, {clean(here.device)}",
         *(f"{name}={clean(value)}" for name, value in here.variables.items()),
         "",
         *claim_lines(found.claims),

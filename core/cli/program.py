@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import core
-from core.cli import convert, doctor, evaluate, generate, inspect
+from core.cli import convert, doctor, evaluate, generate, inspect, new
 from core.cli.terminal import clean_prose, fold, is_terminal, say
 from core.errors import CoreError, UsageError
 
@@ -39,6 +39,7 @@ COMMANDS: dict[str, Command] = {
     "convert": convert,
     "evaluate": evaluate,
     "doctor": doctor,
+    "new": new,
 }
 
 

@@ -46,9 +46,23 @@ class Attention(nn.Module):
     def __call__(self, x: mx.array, step: Step) -> mx.array:
         """``x``: ``[batch, seq, hidden_size]``; returns the same shape."""
         q, k, v = self.qkv_proj(x)
-        q = self.rope(_heads(q, self.num_attention_heads), step.positions)
-        k = self.rope(_heads(k, self.num_key_value_heads), step.positions)
-        v = _heads(v, self.num_key_value_heads)
+        return self.attend(q, k, v, step)
+
+    def attend(self, queries: mx.array, keys: mx.array, values: mx.array, step: Step) -> mx.array:
+        """What follows the projections: heads, rotation, attention, and the projection back.
+
+        A subclass whose projections are treated first, say by norms, calls this from its own ``__call__``.
+
+        Args:
+            queries: ``[batch, seq, num_attention_heads * head_dim]``.
+            keys, values: ``[batch, seq, num_key_value_heads * head_dim]``.
+
+        Returns:
+            ``[batch, seq, hidden_size]``.
+        """
+        q = self.rope(_heads(queries, self.num_attention_heads), step.positions)
+        k = self.rope(_heads(keys, self.num_key_value_heads), step.positions)
+        v = _heads(values, self.num_key_value_heads)
         y = step.attend(q, k, v, scale=self.head_dim**-0.5, window=self.sliding_window)
         return self.o_proj(y.swapaxes(1, 2).flatten(2))
 

@@ -127,6 +127,8 @@ def bind(claim: Claim) -> BoundPlugin:
     Raises:
         PluginError: it cannot be imported; a required hook is missing, misspelt or unmarked; a hook has an argument
             that the contract has not.
+
+    Warns (``FutureWarning``) of what the plugin implements and a later core will not call.
     """
     plugin = import_claim(claim)
     manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -140,6 +142,7 @@ def bind(claim: Claim) -> BoundPlugin:
         raise PluginError(
             f"plugin {claim} breaks the contract: {' '.join(str(error).split())}", hint="See core/hookspecs.py."
         ) from error
+    contract.warn_of_deprecated(claim, plugin)
     # After the plugin: pluggy asks the hooks marked trylast in the order of registration, and core's come last.
     manager.register(defaults)
     return BoundPlugin(claim, manager)

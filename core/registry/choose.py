@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 from dataclasses import replace
 from typing import Any
 
 from core.errors import PluginError, UnknownModelTypeError
 from core.registry.claim import BLOCK_VARIABLE, TIERS, Claim, given, normalise
-from core.registry.discovery import DISTRIBUTION, claims, is_own
+from core.registry.discovery import claims, is_own
 from core.registry.importing import brief, import_claim
+from core.registry.requirement import DISTRIBUTION
 
 OVERRIDE_VARIABLE = "CORE_PLUGIN"
 
@@ -145,7 +147,7 @@ def _refuse(model_type: str, candidates: list[Claim], found: list[Claim], failur
         )
     hints.append(
         f"Install a plugin for it (pip install {DISTRIBUTION}-{normalise(model_type)}, if someone published one), or "
-        "write one: CONTRIBUTING.md."
+        f"write one: {DISTRIBUTION} new {shlex.quote(model_type)}"
     )
     raise UnknownModelTypeError(
         f"no installed plugin loads model_type {model_type!r}",

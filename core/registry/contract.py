@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -55,6 +56,25 @@ def check(claim: Claim, plugin: Any) -> None:
             f"plugin {claim} lacks the required hook{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
             found=", ".join(sorted(marked)) or "no function marked with @core.hookimpl",
         )
+
+
+def warn_of_deprecated(claim: Claim, plugin: Any) -> None:
+    """One ``FutureWarning``, at the plugin's own line, for each hook or argument it implements that will be removed."""
+    for name, function in _functions(plugin) if hookspecs.DEPRECATED else ():
+        mark = getattr(function, _MARK, None)
+        if not isinstance(mark, dict):
+            continue
+        hook = mark.get("specname") or name
+        used = {hook: f"the hook {hook}"}
+        used |= {f"{hook}.{argument}": f"{argument!r} of {hook}" for argument in inspect.signature(function).parameters}
+        code = getattr(inspect.unwrap(function), "__code__", None)
+        for key in sorted(used.keys() & hookspecs.DEPRECATED.keys()):
+            warnings.warn_explicit(
+                f"plugin {claim} implements {used[key]}, which is deprecated: {hookspecs.DEPRECATED[key]}",
+                FutureWarning,
+                code.co_filename if code else "<plugin>",
+                code.co_firstlineno if code else 0,
+            )
 
 
 def _functions(plugin: Any) -> Iterator[tuple[str, Callable[..., Any]]]:

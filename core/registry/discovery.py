@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import PurePath
 
-import core
 from core.registry.claim import TIERS, Claim, normalise, registered
+from core.registry.requirement import DISTRIBUTION, refusal
 
-DISTRIBUTION = "corelm"
+_NAME = re.compile(r"(?:-\d.*)?\.[a-z]+-info$")
+"""What follows the name in a directory of metadata: the version, and in an egg's the version of Python."""
+_FIELD = re.compile(r"^(Name|Version|Requires-Dist):[ \t]*(.*(?:\n[ \t].*)*)", re.MULTILINE | re.IGNORECASE)
+_BODY = re.compile(r"\r?\n\r?\n")
 _GROUPS = {"core.architectures": "installed", "core.bundled": "bundled", "core.fallbacks": "fallback"}
 
 
@@ -35,31 +38,30 @@ def _claimants() -> Iterator[metadata.Distribution]:
     """The distributions whose entry points speak of this package, each once."""
     seen = set()
     for distribution in metadata.distributions():
+        # Of two copies, the first on the path counts even if it claims nothing: imports find that one.
+        name = normalise(_NAME.sub("", _directory(distribution)) or _fields(distribution).get("name", [""])[0])
+        if name in seen:
+            continue
+        seen.add(name)
         try:
             text = distribution.read_text("entry_points.txt") or ""
         except (OSError, UnicodeError):
             yield distribution
             continue
-        if not any(group in text for group in _GROUPS):
-            continue
-        name = normalise(_identity(distribution)[0])
-        if name not in seen:
-            seen.add(name)
-            try:
-                # Of two copies, the first on the path counts even if it claims nothing: imports find that one.
-                yield metadata.distribution(name)
-            except metadata.PackageNotFoundError:
-                yield distribution
+        if any(group in text for group in _GROUPS):
+            yield distribution
 
 
 def _claims_of(distribution: metadata.Distribution) -> list[Claim]:
-    name, version = _identity(distribution)
+    fields = _fields(distribution)
+    name, version = (fields.get(key, [None])[0] for key in ("name", "version"))
+    name = name or _directory(distribution)
     try:
         entries = [entry for entry in distribution.entry_points if entry.group in _GROUPS]
     except Exception as error:  # importlib.metadata has no error of its own for a malformed file
         fault = f"its entry_points.txt cannot be read ({type(error).__name__}: {error})"
         return [Claim("?", "installed", "entry_points.txt", name, version, fault)]
-    incompatible = _incompatible(distribution) if entries else None
+    incompatible = refusal(_requirements(distribution, fields)) if entries else None
     found = []
     for entry in entries:
         tier = _GROUPS[entry.group]
@@ -74,40 +76,30 @@ def _claims_of(distribution: metadata.Distribution) -> list[Claim]:
     return found
 
 
-def _identity(distribution: metadata.Distribution) -> tuple[str, str | None]:
-    """The distribution's name and version; where its metadata has no name, its directory's."""
+def _fields(distribution: metadata.Distribution) -> dict[str, list[str]]:
+    """What the metadata's header says in the fields that matter here; nothing where it cannot be read.
+
+    ``distribution.metadata`` parses all of it, the description (often a whole README) included, and each time anew.
+    """
     try:
-        fields = distribution.metadata
-        known = {key: fields[key] for key in ("Name", "Version") if key in fields}
-    except Exception:  # no METADATA file: the type of the error depends on Python's version
-        known = {}
-    return known.get("Name") or PurePath(str(getattr(distribution, "_path", "unknown"))).name, known.get("Version")
+        text = next(filter(None, map(distribution.read_text, ("METADATA", "PKG-INFO", ""))), "")
+    except (OSError, UnicodeError):
+        return {}
+    found: dict[str, list[str]] = {}
+    for name, value in _FIELD.findall(_BODY.split(text, maxsplit=1)[0]):
+        found.setdefault(name.lower(), []).append(" ".join(value.split()))
+    return found
 
 
-def _incompatible(distribution: metadata.Distribution) -> str | None:
-    """Why this version of core is not one that the distribution asks for; None when it is."""
+def _requirements(distribution: metadata.Distribution, fields: dict[str, list[str]]) -> list[str]:
     try:
-        lines = distribution.requires or []
+        if distribution.read_text("requires.txt"):  # an egg's; its metadata has none
+            return distribution.requires or []
     except Exception:
-        return None
-    lines = [line for line in lines if DISTRIBUTION in normalise(line)]
-    if not lines:
-        return None
-    # Only plugins that state a requirement pay for this import.
-    from packaging.requirements import InvalidRequirement, Requirement
+        return []
+    return fields.get("requires-dist", [])
 
-    for line in lines:
-        try:
-            requirement = Requirement(line)
-        except InvalidRequirement:
-            if re.match(rf"{DISTRIBUTION}(?![\w-])", normalise(line)):
-                return f"its requirement {line!r} is malformed"
-            continue
-        if normalise(requirement.name) != DISTRIBUTION:
-            continue
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        # A requirement by URL has no versions; the installer has seen to it.
-        if not requirement.specifier.contains(core.__version__, prereleases=True):
-            return f"it requires {line}, and this is {DISTRIBUTION} {core.__version__}"
-    return None
+
+def _directory(distribution: metadata.Distribution) -> str:
+    """The name of the directory that holds the metadata, which begins with the distribution's."""
+    return PurePath(str(getattr(distribution, "_path", ""))).name

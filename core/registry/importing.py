@@ -10,7 +10,8 @@ from typing import Any
 from core.errors import PluginError
 from core.registry import own
 from core.registry.claim import Claim
-from core.registry.discovery import DISTRIBUTION, is_own
+from core.registry.discovery import is_own
+from core.registry.requirement import DISTRIBUTION
 
 
 def import_claim(claim: Claim) -> Any:
@@ -37,7 +38,10 @@ def import_claim(claim: Claim) -> Any:
 
 def brief(error: BaseException) -> str:
     """An error's type and first line; the rest is in the chained traceback."""
-    lines = str(error).strip().splitlines()
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # whoever fails may fail at saying how
+        lines = []
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 

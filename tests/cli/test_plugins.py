@@ -15,6 +15,7 @@ from core.cli.environment import Environment
 from core.cli.locate import locate
 from core.cli.plugins import ClaimFacts
 from core.cli.probe import probe
+from core.device import describe
 from core.registry import Claim, claims
 from tests.cli.conftest import ROOT, Run
 from tests.cli.packages import SOUND, install
@@ -52,6 +53,7 @@ def test_json_is_the_documented_object(corelm: Run) -> None:
     assert found.keys() == {"schema", "environment", "claims"}
     assert found["environment"].keys() == {field.name for field in dataclasses.fields(Environment)}
     assert found["environment"]["core"] == core.__version__
+    assert found["environment"]["plugin_api"] == core.PLUGIN_API
     mixtral = by_type(found)["mixtral"]
     assert mixtral.keys() == {field.name for field in dataclasses.fields(ClaimFacts)}
     assert (mixtral["tier"], mixtral["distribution"], mixtral["status"]) == ("builtin", "corelm", "active")
@@ -87,6 +89,9 @@ def test_the_text_says_the_same(corelm: Run, site: Path) -> None:
     install(site, "corelm-raises", {module: "raises_plugin"}, {"raises_plugin.py": source})
     outcome = corelm("inspect", "--plugins", "--import")
     assert (outcome.code, outcome.err) == (0, "")
+    versions, machine, *_ = outcome.out.splitlines()
+    assert versions.startswith(f"core {core.__version__}, plugin API {core.PLUGIN_API}, MLX ")
+    assert machine.endswith(describe())
     lines = [line.split() for line in outcome.out.splitlines()]
     assert ["TYPE", "TIER", "PACKAGE", "VERSION", "MODULE", "IMPORT", "STATUS"] in lines
     row = lines.index(["raises", "installed", "corelm-raises", "1.0", "raises_plugin", "failed", "active"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from core.registry import claim
 from tests.registry import checkpoints
 from tests.registry.wheels import Distribution
+from tests.thirdparty.environments import build_wheel
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,11 +61,4 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def own_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project's own wheel, built once."""
-    directory = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(directory), str(ROOT)],
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = directory.glob("*.whl")
-    return wheel
+    return build_wheel(ROOT, tmp_path_factory.mktemp("wheel"))

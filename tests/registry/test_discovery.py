@@ -91,6 +91,39 @@ def test_a_distribution_without_a_name_is_called_by_its_directory(
     assert str(claim) == f"{name} (no version) (entry point oak = rot)"
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("sugar-maple-1.0.dist-info", "sugar-pine-1.0.dist-info"),  # as old tools wrote them
+        ("sugar_maple-1.0-py3.11.egg-info", "sugar_pine.egg-info"),
+        ("sugar.maple-1!2.0.dist-info", "Sugar_Pine-2.dist-info"),
+    ],
+)
+def test_directories_are_told_apart_by_the_distributions_names(
+    install: Install, tmp_path: Path, one: str, other: str
+) -> None:
+    for name, directory in (("sugar-maple", one), ("sugar-pine", other)):
+        install(Distribution(name, claims={name: "wood"}, requires=["corelm>=0.1"]))
+        site = tmp_path / "sites" / name
+        (site / f"{name.replace('-', '_')}-1.0.dist-info").rename(site / directory)
+        if directory.endswith("egg-info"):
+            (site / directory / "METADATA").rename(site / directory / "PKG-INFO")
+    assert (choose("sugar-maple").distribution, choose("sugar-pine").version) == ("sugar-maple", "1.0")
+
+
+def test_a_description_that_looks_like_a_header_is_none(install: Install, tmp_path: Path) -> None:
+    install(Distribution("oak", claims={"oak": "oak"}))
+    metadata = tmp_path / "sites" / "oak" / "oak-1.0.dist-info" / "METADATA"
+    metadata.write_bytes(metadata.read_bytes() + b"\r\n\r\nRequires-Dist: corelm>=99\r\n")
+    assert choose("oak").fault is None
+    metadata.write_bytes(metadata.read_bytes().replace(b"\r\n\r\n", b"\n"))
+    with pytest.raises(PluginError, match="it requires corelm>=99"):
+        choose("oak")
+    metadata.write_bytes(b"metadata-version: 2.1\nNAME: oak\nVersion: 2.0\nRequires-Dist: corelm\n  >=77\n")
+    with pytest.raises(PluginError, match=r"oak 2\.0 .* it requires corelm >=77"):
+        choose("oak")
+
+
 @pytest.mark.parametrize("damage", [_no_equals_sign, _not_utf8])
 def test_unreadable_entry_points_are_listed_and_hide_nobody_else(
     install: Install, tmp_path: Path, damage: Callable[[Path], None]
@@ -124,7 +157,7 @@ def test_an_unknown_type_is_answered_with_the_ways_out(install: Install, monkeyp
         "  a-blocked 1.0 (entry point mistrel = a_blocked) claims it, but is blocked by CORE_BLOCK_PLUGINS.\n"
         "  Did you mean 'mistral' or 'mistral3' or 'mixtral'?\n"
         "  Install a plugin for it (pip install corelm-mistrel, if someone published one), "
-        "or write one: CONTRIBUTING.md."
+        "or write one: corelm new mistrel"
     )
     with pytest.raises(UnknownModelTypeError) as caught:
         choose("Gemma_9")
@@ -189,7 +222,7 @@ def test_a_hundred_distributions_are_discovered_from_their_metadata_alone(tmp_pa
         from core.registry import choose, claims
         del opened[:]
         found = claims()
-        read = {name for name in opened if name.startswith(sys.argv[1])}
+        read = [name for name in opened if name.startswith(sys.argv[1])]
         claim = core.load(sys.argv[2], tokenizer=False).report.claim
         report(
             types=sorted(c.model_type for c in found),
@@ -197,6 +230,7 @@ def test_a_hundred_distributions_are_discovered_from_their_metadata_alone(tmp_pa
             imported=[name for name in sys.modules if name.startswith(("many_", "plugins.mixtral"))],
             ran=hasattr(builtins, "imported_by_discovery"),
             read=sorted({name.rpartition("/")[2] for name in read}),
+            parsed=len([name for name in read if name.endswith("METADATA")]),
         )
         """,
         site,
@@ -207,4 +241,5 @@ def test_a_hundred_distributions_are_discovered_from_their_metadata_alone(tmp_pa
     assert facts["chosen"] == "plugins.mistral"
     assert facts["imported"] == []
     assert not facts["ran"]
+    assert facts["parsed"] == 100  # once each: reading is what discovery costs
     assert set(facts["read"]) == {"METADATA", "entry_points.txt", "requires.txt"}  # the last where metadata is an egg's

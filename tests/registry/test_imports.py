@@ -11,10 +11,12 @@ import pytest
 
 from tests.registry.children import child
 from tests.registry.conftest import ROOT
+from tests.registry.public_api import MODULES as PUBLIC
+from tests.registry.public_api import public_names
 from tests.registry.wheels import Distribution
 
-PUBLIC = ("core", "core.config", "core.nn", "core.weights", "core.kernels", "core.errors")
 PLUGINS = ROOT / "plugins"
+EXAMPLE = ROOT / "examples" / "corelm-olmo2" / "corelm_olmo2"
 HEAVY = (
     "mlx",
     "numpy",
@@ -80,19 +82,13 @@ def imports_of(file: Path) -> Iterator[tuple[str, str | None]]:
             yield from ((module, alias.name) for alias in node.names)
 
 
-def public_names(module: str) -> list[str]:
-    """What a module lists as public; of the errors, all."""
-    public = importlib.import_module(module)
-    return getattr(public, "__all__", None) or [name for name in vars(public) if name.endswith("Error")]
-
-
 def files(directory: Path) -> list[Path]:
     found = sorted(directory.rglob("*.py"))
     assert found
     return found
 
 
-@pytest.mark.parametrize("file", files(PLUGINS), ids=lambda file: str(file.relative_to(PLUGINS)))
+@pytest.mark.parametrize("file", files(PLUGINS) + files(EXAMPLE), ids=lambda file: str(file.relative_to(ROOT)))
 def test_plugins_import_only_public_names_of_core_and_never_each_other(file: Path) -> None:
     own = ".".join(file.relative_to(ROOT).parts[:2])
     for module, name in imports_of(file):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,23 @@ def test_order_on_the_path_decides_nothing(tmp_path: Path, third_party: Checkpoi
     assert "plugin='acorn'" in facts["message"]
     assert facts["elm"] == "solo"
     assert facts["imported"] == []
+
+
+def test_every_order_on_the_path_gives_the_same_answers(
+    tmp_path: Path, third_party: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = (package("acorn", "oak", "mistral"), package("bark", "oak", "elm"), package("cone", "oak"))
+    sites = [str(one.install(tmp_path / one.name)) for one in packages]
+    before, path = list(sys.path), third_party("oak")
+    answers = set()
+    for order in itertools.permutations(sites):
+        for split in range(len(sites) + 1):  # so many of them before everything else, the others behind it
+            monkeypatch.setattr(sys, "path", [*order[:split], *before, *order[split:]])
+            with pytest.raises(PluginError) as caught:
+                core.load(path, tokenizer=False)
+            chosen = choose("oak", "cone"), choose("elm"), choose("mistral")
+            answers.add((str(caught.value), *((str(claim), claim.tier) for claim in chosen), str(claims())))
+    assert len(answers) == 1
 
 
 def test_a_conflict_is_resolved_by_choosing_or_by_blocking(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
