@@ -3,8 +3,8 @@
     python benchmarks/convert.py [--layers 10] [--bits 4] [--repeats 3] [--directory DIR]
 
 The source is in Hugging Face's layout, random bfloat16 weights (0.41 GB a layer), two layers in a shard. Reported are
-wall seconds of the whole process and its peak resident memory. mlx-lm is the peer, never a dependency: install it beside
-the project to run its side.
+wall seconds of the whole process and its peak resident memory. mlx-lm is the peer, never a dependency: install it
+beside the project to run its side.
 """
 
 from __future__ import annotations

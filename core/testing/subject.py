@@ -20,8 +20,8 @@ import mlx.nn as nn
 import core
 from core.config import ModelConfig
 from core.language_model import LanguageModel
+from core.layouts import LAYOUTS
 from core.loading.configure import configured
-from core.loading.prepared import LAYOUTS
 from core.loading.skeleton import skeleton
 from core.nn import Cache, CacheSpec, Decoder
 from core.registry import BoundPlugin

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from core.errors import CoreError
-from core.loading.prepared import LAYOUTS
+import core
+from core.checkpoint import open_checkpoint
+from core.errors import CoreError, UsageError
+from core.layouts import LAYOUTS
 from core.nn import FusedLinear
-from core.saving.checkpoint import write_checkpoint
-from core.saving.target import make_target
-from core.saving.writer import ShardWriter
 from core.testing.base import KitBase
 from core.testing.comparing import demand
 from core.testing.headers import write_headers
@@ -111,7 +110,11 @@ class WeightChecks(KitBase):
         for layout in subject.maps:
             first = subject.checkpoint(layout)
             second, third = subject.directory / f"{layout}-second", subject.directory / f"{layout}-third"
-            _save(subject, first, second, layout)
+            try:
+                _save(subject, first, second, layout)
+            except UsageError:  # a params.json says what Mistral's models are, and of others nothing
+                demand(layout == "mistral", f"layout {layout!r}: what was loaded cannot be saved")
+                continue
             _save(subject, second, third, layout)
             for one, other in ((first, second), (second, third)):
                 before, after = _stored(one), _stored(other)
@@ -119,9 +122,10 @@ class WeightChecks(KitBase):
                 for name, array in before.items():
                     same = array.dtype == after[name].dtype and mx.array_equal(array, after[name]).item()
                     demand(same, f"layout {layout!r}: the tensor {name!r} is saved with other numbers")
+            config = open_checkpoint(second).config_name
             demand(
-                (second / "config.json").read_bytes() == (third / "config.json").read_bytes(),
-                f"layout {layout!r}: config.json changes when it is saved again",
+                (second / config).read_bytes() == (third / config).read_bytes(),
+                f"layout {layout!r}: {config} changes when it is saved again",
             )
 
     def _headers(self, layout: str, name: str, shapes: dict[str, tuple[int, ...]]) -> Path:
@@ -139,28 +143,13 @@ def _nodes(node: Node, kind: type[Joined] | type[Stacked]) -> Iterator[Joined | 
 
 
 def _save(subject: Subject, source: Path, destination: Path, layout: str) -> None:
-    """``core.save`` in any layout, those included that only a plugin knows."""
-    lm = subject.load(source, dtype=mx.float32)
-    assert lm.origin is not None
-    target = make_target(
-        lm.model,
-        lm.origin.plugin,
-        lm.config,
-        lm.origin.raw_config,
-        lm.report.plan,
-        layout=layout,
-        stored=lambda _, dtype: dtype,
-    )
-
-    def fill(writer: ShardWriter) -> None:
-        for parameter in all_arrays(lm.model):
-            for name, array in target.inverses[parameter].tensors(find(lm.model, parameter)):
-                writer.write(name, array)
-
-    write_checkpoint(destination, target, lm.origin.checkpoint, fill)
+    core.save(subject.load(source, dtype=mx.float32), destination, layout=layout)
 
 
 def _stored(directory: Path) -> dict[str, mx.array]:
-    found = mx.load(str(directory / "model.safetensors"))
-    assert isinstance(found, dict)
+    found: dict[str, mx.array] = {}
+    for shard in open_checkpoint(directory).shards:
+        arrays = mx.load(str(directory / shard))
+        assert isinstance(arrays, dict)
+        found |= arrays
     return found
