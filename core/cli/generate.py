@@ -17,7 +17,7 @@ from core.errors import UsageError
 
 if TYPE_CHECKING:
     from core.generation import GenerationResult
-    from core.language_model import LanguageModel
+    from core.language_model import LanguageModel, Prompt
 
 SUMMARY = "continue a text, or answer a message"
 
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", "-m", metavar="M", help=SOURCE_HELP)
     parser.add_argument("--max-tokens", "-n", type=natural, metavar="N", help="generate at most N tokens")
     parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
+    parser.add_argument("--ids", action="store_true", help="PROMPT is token ids, and so is what comes: no tokenizer")
     parser.add_argument("--stats", action="store_true", help="say on stderr how fast it was and what was used")
     sampling = parser.add_argument_group("sampling", "the defaults are the checkpoint's own, else the likeliest token")
     sampling.add_argument("--temperature", "-t", type=float, metavar="T", help="0 takes the likeliest token")
@@ -50,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     if args.model is None:
         raise UsageError("which model? --model is missing", hint=f"For instance --model demo:mistral: {SOURCE_HELP}.")
     _check_sampling(args)  # before minutes are spent on loading
-    prompt = _prompt(args.prompt)
+    text = _prompt(args.prompt)
+    prompt: Prompt = _ids(text) if args.ids else text
     model = _load(args)
     if model.report.weight_error is not None:
         say(f"largest error of a weight by --approximate: {model.report.weight_error:.3g}")
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         )
     templated = not args.raw and model.tokenizer is not None and model.tokenizer.chat_template is not None
     stream = model.stream(
-        [{"role": "user", "content": prompt}] if templated else prompt,
+        [{"role": "user", "content": text}] if templated else prompt,
         max_tokens=args.max_tokens,
         temperature=args.temperature,
         top_p=args.top_p,
@@ -74,7 +76,10 @@ def run(args: argparse.Namespace) -> int:
     result: GenerationResult | None = None
     with contextlib.closing(stream):  # type: ignore[type-var]
         for chunk in stream:
-            print(shown(chunk.text), end="", flush=True)
+            if not args.ids:
+                print(shown(chunk.text), end="", flush=True)
+            elif chunk.token_id is not None:
+                print(chunk.token_id, end=" ", flush=True)
             result = chunk.result or result
     print(flush=True)
     if args.stats and result is not None:
@@ -101,6 +106,15 @@ def _prompt(argument: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
+def _ids(text: str) -> list[int]:
+    words = text.replace(",", " ").split()
+    strange = next((word for word in words if not word.isdecimal()), None)
+    if strange is not None or not words:
+        found = repr((strange or text)[:40])
+        raise UsageError("with --ids, the prompt is token ids", expected='for instance "1 22 333"', found=found)
+    return [int(word) for word in words]
+
+
 def _load(args: argparse.Namespace) -> LanguageModel:
     import core
     from core.cli.progress import loading_progress
@@ -111,6 +125,7 @@ def _load(args: argparse.Namespace) -> LanguageModel:
             check_memory=not args.no_memory_check,
             check_finite=not args.no_finite_check,
             progress=progress,
+            tokenizer=not args.ids,
             **loading_options(args),
         )
 

@@ -56,7 +56,7 @@ def _checkpoint(facts: CheckpointFacts) -> Lines:
         stored = (f"{name} ({each.tensors:,} tensors, {size(each.bytes)})" for name, each in facts.dtypes.items())
         yield "stored as", ", ".join(stored)
     yield from _quantization(facts.quantization)
-    yield "tokenizer", facts.tokenizer_file or "none: prompts and answers are token ids"
+    yield "tokenizer", facts.tokenizer_file or "none: core.load(…, tokenizer=False), generate --ids"
     yield "chat template", facts.chat_template or "none"
 
 

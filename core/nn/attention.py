@@ -19,7 +19,7 @@ class Attention(nn.Module):
         head_dim: features of one head.
         rope: rotary embedding applied to queries and keys.
         sliding_window: keys that a query sees, itself included; None sees all.
-        bias: add biases to the projections.
+        bias: add biases to the projections, of queries, keys, values and output.
     """
 
     def __init__(

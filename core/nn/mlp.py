@@ -18,7 +18,7 @@ class MLP(nn.Module):
     Args:
         hidden_size: features of the residual stream.
         intermediate_size: features of the gate.
-        bias: add biases to the projections.
+        bias: add biases to all three projections.
     """
 
     def __init__(self, hidden_size: int, intermediate_size: int, *, bias: bool = False) -> None:

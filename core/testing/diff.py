@@ -174,6 +174,9 @@ def _run(args: argparse.Namespace) -> int:
     lm = core.load(args.path, plugin=args.plugin, tokenizer=False, dtype=mx.float32)
     found = diff(lm.model, reference, tolerance=args.tolerance)
     print(found)
+    quantized = any(entry.quantization is not None for entry in lm.report.plan.entries)
+    if quantized and found.first is not None:
+        print("the checkpoint is quantized: its weights are not the reference's")
     return 0 if found.first is None else 1
 
 

@@ -20,14 +20,14 @@ from core.testing.checks.sequence import SequenceChecks
 from core.testing.checks.weights import WeightChecks
 
 
-class ArchitectureTests(
-    ConfigChecks,
-    WeightChecks,
-    SequenceChecks,
-    NumberChecks,
-    QuantizationChecks,
-    ContractChecks,
+class ArchitectureTests(  # pytest runs the last of them first: what fails first is what the others depend on
     ReferenceChecks,
+    ContractChecks,
+    QuantizationChecks,
+    NumberChecks,
+    SequenceChecks,
+    WeightChecks,
+    ConfigChecks,
     KitBase,
 ):
     """The checks of one architecture in one tiny configuration. Subclass it in a test file, and set:

@@ -44,7 +44,7 @@ def take(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def alternatives(value: Any) -> list[Any]:
-    """Values of the same type that differ enough to show."""
+    """Values of the same type that differ enough to show; for ``null``, values of several types."""
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):
@@ -55,7 +55,7 @@ def alternatives(value: Any) -> list[Any]:
         return ["no_such_value", "gelu"]
     if isinstance(value, list) and value:
         return [[other, *value[1:]] for other in alternatives(value[0])] + [[*reversed(value)]]
-    return []
+    return [8, 0.5, True] if value is None else []
 
 
 def wrong_values(value: Any) -> list[Any]:

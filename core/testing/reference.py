@@ -19,7 +19,7 @@ from typing import Any
 
 from core.errors import CheckpointError, ConfigError, CoreError, UsageError
 from core.testing.command import guarded
-from core.testing.shrink import changes, shrunk
+from core.testing.shrink import WINDOW, changes, shrunk
 
 _EXTRA = ("torch", "transformers", "safetensors")
 
@@ -61,8 +61,11 @@ def make_reference(
         )
     from core.testing.transformers_model import default_config, write
 
+    bare = raw is None
     raw = default_config(str(source)) if raw is None else raw
     small = shrunk(raw) if tiny else raw
+    if bare and tiny and raw.get("sliding_window", 0) is None:
+        small["sliding_window"] = WINDOW  # where a type has one, published models do, too, and it must be tested
     notes = changes(raw, small)
     return [*notes, *write(small, out, where=where, seed=seed, length=length)]
 

@@ -63,6 +63,14 @@ class Reference:
         parsed: dict[str, Any] = json.loads((self.path / "config.json").read_text())
         return parsed
 
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Config key → the reference implementation's default; empty where the reference does not say."""
+        file = self.path / "meta.json"
+        meta: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        found: dict[str, Any] = meta.get("defaults") or {}
+        return found
+
     def prompts(self) -> list[tuple[str, mx.array, mx.array]]:
         """Name, ids ``[1, n]`` and logits ``[1, n, vocab]`` of each prompt."""
         return [

@@ -11,6 +11,7 @@ from typing import Any
 
 _WIDTHS = {"hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 96, "vocab_size": 256}
 _LAYERS = 3
+WINDOW = 8
 _HEADS = 4
 _LIMITS = {
     "max_position_embeddings": 512,
@@ -18,7 +19,7 @@ _LIMITS = {
     "num_experts": 8,
     "n_routed_experts": 8,
     "num_experts_per_tok": 2,
-    "sliding_window": 8,
+    "sliding_window": WINDOW,
 }
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id")
 

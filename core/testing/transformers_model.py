@@ -72,10 +72,36 @@ def write(raw: Mapping[str, Any], out: Path, *, where: str, seed: int, length: i
         "python": platform.python_version(),
     }
     meta = {"seed": attempt, **facts, "versions": versions, "class": type(model).__name__}
+    meta["defaults"] = _defaults(config)
     (out / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     count = sum(parameter.numel() for parameter in model.parameters())
     made = f"{type(model).__name__}, {count:,} parameters, seed {attempt}"
-    return [f"{out}: {made}, transformers {versions['transformers']}"]
+    notes = [f"{out}: {made}, transformers {versions['transformers']}"]
+    if attempt != seed:
+        notes.append(f"seed {seed} → {attempt}: with the others, best tokens nearly tie or float32 is too coarse")
+    return notes
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    """What transformers takes for each key of this config when a file leaves it out; of nested configs, nothing."""
+    stated, found = config.to_dict(), {}
+    for key in stated:
+        rest = {name: value for name, value in stated.items() if name not in (key, "model_type")}
+        try:
+            value = type(config)(**rest).to_dict()[key]
+        except Exception:  # whatever a config class makes of an absent key: then it has no default
+            continue
+        if not key.endswith("_config") and _is_json(value):
+            found[key] = value
+    return found
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _kind_of(raw: Mapping[str, Any], where: str) -> tuple[Any, Any]:

@@ -129,6 +129,7 @@ def test_options_reach_the_load(corelm: Run, monkeypatch: pytest.MonkeyPatch) ->
         "quantize": 4,
         "dequantize": False,
         "approximate": False,
+        "tokenizer": True,
         "strict": True,
         "check_memory": False,
         "check_finite": False,
@@ -144,6 +145,7 @@ def test_options_reach_the_load(corelm: Run, monkeypatch: pytest.MonkeyPatch) ->
         "quantize": None,
         "dequantize": False,
         "approximate": False,
+        "tokenizer": True,
         "strict": False,
         "check_memory": True,
         "check_finite": True,
@@ -187,6 +189,17 @@ def test_without_a_tokenizer(corelm: Run) -> None:
     outcome = corelm("generate", "x", "--model", oracle("mistral_swa8"))
     assert (outcome.code, outcome.out) == (1, "")
     assert "tokenizer.json" in outcome.messages[0]
+
+
+def test_ids_go_in_and_come_out_without_a_tokenizer(corelm: Run) -> None:
+    source = oracle("mistral_swa8")
+    found = corelm("generate", "1 7,42", "--ids", "-m", source, "-n", "5")
+    expected = core.load(source, tokenizer=False).generate([1, 7, 42], max_tokens=5).token_ids
+    assert (found.code, [int(word) for word in found.out.split()]) == (0, expected)
+    for prompt in ("1 x", " ", "-1"):
+        refused = corelm("generate", "--ids", "-m", source, "--", prompt)
+        assert refused.code == 2
+        assert "the prompt is token ids" in refused.err
 
 
 def test_the_progress_bar_is_for_people(process: Run, watched: Run) -> None:

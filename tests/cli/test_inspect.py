@@ -34,7 +34,7 @@ checkpoint
   tensors         65, 447,808 parameters, 1.71 MiB
   stored as       F32 (65 tensors, 1.71 MiB)
   quantization    none
-  tokenizer       none: prompts and answers are token ids
+  tokenizer       none: core.load(…, tokenizer=False), generate --ids
   chat template   none
 
 plugin

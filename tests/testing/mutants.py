@@ -71,6 +71,11 @@ MUTANTS: tuple[Mutant, ...] = (
         Plugin("mistral", parse_config=hooks.parses(hooks.HoldsAFunction)),
         "test_config_can_be_copied_and_pickled",
     ),
+    Mutant(
+        "config: another default",
+        Plugin("mistral", parse_config=hooks.parses(hooks.HasAnotherDefault)),
+        "test_defaults_are_the_references",
+    ),
     Mutant("config: rms_norm_eps ignored", Plugin("mistral", build_model=hooks.constant_norms), MATTERS),
     Mutant(
         "config: head_dim ignored",

@@ -19,6 +19,7 @@ ONLY_BY_REFERENCE = {
     "block: attention and feed-forward in parallel",
     "block: norms after instead of before",
     "block: residual dropped",
+    "config: another default",
     "map: a name misspelt",
     "map: experts swap gate and up",
     "map: layers upside down",

@@ -34,6 +34,10 @@ class ReadsAnotherName(MistralConfig):
         return super().read_keys() - {"sliding_window"}
 
 
+class HasAnotherDefault(MistralConfig):
+    tie_word_embeddings: bool = True
+
+
 class HoldsAFunction(MistralConfig):
     act: Any = Field(default_factory=lambda: lambda x: x)
 

@@ -98,6 +98,25 @@ class ConfigChecks(KitBase):
                 changed = getattr(other[path], "eps", None) != eps
                 demand(changed, f"the norm {path!r} has an epsilon of {eps}, whatever the config says")
 
+    def test_defaults_are_the_references(self) -> None:
+        """A failure means that a config without some key is read differently than the reference implementation does.
+
+        Published files leave out what is their class's default; a field's default must be the same, or there must be
+        none, so that a file without the key is refused.
+        """
+        defaults = self.expected.defaults
+        if not defaults:
+            pytest.skip("the reference does not say what the defaults are; core.testing.reference writes them anew")
+        subject, raw = self.subject, self.expected.config
+        for key in sorted(defaults.keys() & raw.keys() - {"model_type", "architectures"}):
+            absent = _parsed(subject, take(raw, (key,)))
+            stated = _parsed(subject, put(raw, (key,), defaults[key]))
+            if absent is not None and stated is not None and absent != stated:
+                raise AssertionError(
+                    f"without the config key {key!r}, parse_config takes another value than the reference's default, "
+                    f"{defaults[key]!r}\n  Give the field that default, or none."
+                )
+
     def test_config_can_be_copied_and_pickled(self) -> None:
         """A failure means that a config cannot travel to another process; keep functions and modules out of it."""
         config = self.subject.config
