@@ -6,8 +6,10 @@ Knows arrays; knows no files, no tokens' meaning and no architecture.
 from core.nn.attention import Attention
 from core.nn.cache import Cache, State
 from core.nn.decoder import Decoder
-from core.nn.linear import ExpertLinear, FusedLinear, QuantizedExpertLinear, WideQuantizedLinear
-from core.nn.mlp import MLP, Experts
+from core.nn.experts import Experts
+from core.nn.linear import ExpertLinear, FusedLinear, Linear
+from core.nn.mlp import MLP
+from core.nn.quantized import QuantizedExpertLinear, QuantizedLinear
 from core.nn.rope import RoPE, depends_on_length
 from core.nn.spec import CacheSpec
 from core.nn.step import Step
@@ -21,10 +23,11 @@ __all__ = [
     "ExpertLinear",
     "Experts",
     "FusedLinear",
+    "Linear",
     "QuantizedExpertLinear",
+    "QuantizedLinear",
     "RoPE",
     "State",
     "Step",
-    "WideQuantizedLinear",
     "depends_on_length",
 ]

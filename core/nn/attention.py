@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from core.nn.linear import FusedLinear
+from core.nn.linear import FusedLinear, Linear
 from core.nn.rope import RoPE
 from core.nn.step import Step
 
@@ -41,7 +41,7 @@ class Attention(nn.Module):
         self.rope = rope
         queries, keys = num_attention_heads * head_dim, num_key_value_heads * head_dim
         self.qkv_proj = FusedLinear(hidden_size, {"q_proj": queries, "k_proj": keys, "v_proj": keys}, bias=bias)
-        self.o_proj = nn.Linear(queries, hidden_size, bias=bias)
+        self.o_proj = Linear(queries, hidden_size, bias=bias)
 
     def __call__(self, x: mx.array, step: Step) -> mx.array:
         """``x``: ``[batch, seq, hidden_size]``; returns the same shape."""

@@ -12,6 +12,7 @@ import mlx.nn as nn
 
 from core.errors import UsageError
 from core.nn.cache import Cache
+from core.nn.linear import Linear
 from core.nn.spec import CacheSpec
 from core.nn.step import StepPlan
 
@@ -41,7 +42,7 @@ class Decoder(nn.Module):
         self.layers = list(blocks)
         self.norm = norm
         if not tie_word_embeddings:
-            self.lm_head = nn.Linear(hidden_size, vocab_size, bias=False)
+            self.lm_head = Linear(hidden_size, vocab_size, bias=False)
         self._cache_specs: tuple[CacheSpec, ...] = ()
 
     def set_cache_specs(self, specs: Sequence[CacheSpec]) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from core.nn.quantized import QuantizedExpertLinear, QuantizedLinear
+
 
 class FusedLinear(nn.Module):
     """Several projections of one input, computed as one matrix product.
@@ -59,7 +61,7 @@ class FusedLinear(nn.Module):
 
     def _linear(self, output_dims: int) -> nn.Module:
         if self._experts is None:
-            return nn.Linear(self._input_dims, output_dims, bias=self._bias)
+            return Linear(self._input_dims, output_dims, bias=self._bias)
         return ExpertLinear(self._experts, self._input_dims, output_dims, bias=self._bias)
 
     def __call__(self, x: mx.array, *routing: Any) -> list[mx.array]:
@@ -87,23 +89,19 @@ def _split(x: mx.array, sizes: list[int]) -> list[mx.array]:
     return list(mx.split(x, bounds, axis=-1))
 
 
-class WideQuantizedLinear(nn.QuantizedLinear):
-    """A quantized layer whose scales have another float type than the activations, which keep theirs."""
+class Linear(nn.Linear):
+    """``mlx.nn.Linear``, whose quantized form is ``core.nn.QuantizedLinear``."""
 
-    @classmethod
-    def of(cls, layer: nn.QuantizedLinear) -> WideQuantizedLinear:
-        """The same layer, with the same parameters."""
-        wide = cls.__new__(cls)
-        nn.Module.__init__(wide)
-        wide.group_size, wide.bits, wide.mode = layer.group_size, layer.bits, layer.mode
-        for name, value in layer.items():
-            wide[name] = value
-        wide.freeze()
-        return wide
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """``x``: ``[..., input_dims]``; the product is computed in the wider type, and returned in that of ``x``."""
-        return super().__call__(x).astype(x.dtype)
+    def to_quantized(
+        self,
+        group_size: int | None = None,
+        bits: int | None = None,
+        mode: str = "affine",
+        quantize_input: bool = False,
+    ) -> nn.Module:
+        """The same layer with quantized weights; called by ``mlx.nn.quantize``."""
+        made: nn.Module = super().to_quantized(group_size, bits, mode, quantize_input)
+        return QuantizedLinear.of(made) if type(made) is nn.QuantizedLinear else made
 
 
 class ExpertLinear(nn.Module):
@@ -122,18 +120,20 @@ class ExpertLinear(nn.Module):
         if bias:
             self.bias = mx.zeros((experts, output_dims))
 
-    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
+    def __call__(self, x: mx.array, indices: mx.array | None = None, sorted_indices: bool = False) -> mx.array:
         """Applies expert ``indices[...]`` to ``x[...]``.
 
         Args:
             x: ``[..., rows, input_dims]``, its leading axes broadcast against ``indices``.
-            indices: unsigned integers ``[...]``.
+            indices: unsigned integers ``[...]``; None applies each expert to its own ``x``, ``[experts, rows, …]``.
             sorted_indices: the indices ascend, which lets the product visit each expert once.
 
         Returns:
             ``[..., rows, output_dims]``.
         """
         weight = self.weight.swapaxes(-1, -2)
+        if indices is None:
+            return x @ weight + self.bias[:, None] if "bias" in self else x @ weight
         if weight.dtype != mx.float32 and mx.default_device().type == mx.DeviceType.cpu:
             # MLX's CPU backend gathers in float32 only. A load computes in it there: this is for models cast by hand.
             y = mx.gather_mm(
@@ -153,48 +153,3 @@ class ExpertLinear(nn.Module):
         if "bias" in self:
             layer.bias = self.bias
         return layer
-
-
-class QuantizedExpertLinear(nn.Module):
-    """``ExpertLinear`` with quantized weights; as in ``mlx.nn.QuantizedLinear``, its parameters are frozen."""
-
-    def __init__(
-        self,
-        experts: int,
-        input_dims: int,
-        output_dims: int,
-        group_size: int | None = None,
-        bits: int | None = None,
-        mode: str = "affine",
-        *,
-        bias: bool = False,
-    ) -> None:
-        super().__init__()
-        bound = math.sqrt(1 / input_dims)
-        weight = mx.random.uniform(-bound, bound, shape=(experts, output_dims, input_dims))
-        self.weight, self.scales, *biases = mx.quantize(weight, group_size, bits, mode=mode)
-        if biases:
-            self.biases = biases[0]
-        if bias:
-            self.bias = mx.zeros((experts, output_dims))
-        # quantize has chosen the mode's defaults: read them off the shapes.
-        self.bits = bits or self.weight.shape[-1] * 32 // input_dims
-        self.group_size = group_size or input_dims // self.scales.shape[-1]
-        self.mode = mode
-        self.freeze()
-
-    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
-        """As ``ExpertLinear``; scales of a wider float type than ``x`` compute in theirs, and return that of ``x``."""
-        y = mx.gather_qmm(
-            x,
-            self.weight,
-            self.scales,
-            self.get("biases"),
-            rhs_indices=indices,
-            transpose=True,
-            group_size=self.group_size,
-            bits=self.bits,
-            mode=self.mode,
-            sorted_indices=sorted_indices,
-        ).astype(x.dtype)
-        return y + self.bias[indices][..., None, :] if "bias" in self else y

@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from core.checkpoint import TensorInfo
 from core.errors import PluginError, QuantizationError, WeightsError
-from core.nn import FusedLinear, QuantizedExpertLinear, WideQuantizedLinear
+from core.nn import FusedLinear, QuantizedExpertLinear, QuantizedLinear
 from core.weights.nodes import Leaf, Node, Row, each_leaf, is_fused, iter_leaves, joined_parts, select, with_suffix
 from core.weights.operations import quantized
 from core.weights.quantization import Quantization, QuantizationConfig
@@ -182,8 +182,10 @@ class Fitter:
             )
         try:
             swapped = module.to_quantized(settings.group_size, settings.bits, mode=settings.mode)
+            if type(swapped) is nn.QuantizedLinear:
+                swapped = QuantizedLinear.of(swapped)
             if self._stored.packing is not None and not self._treatment.dequantize:
-                swapped = _wider(swapped, path)
+                _check_wide_scales(swapped, path)
         except ValueError as error:
             raise QuantizationError(
                 f"{path!r} cannot be quantized as the config says ({settings})",
@@ -194,16 +196,13 @@ class Fitter:
         put(self._model, path, swapped)
 
 
-def _wider(module: nn.Module, path: str) -> nn.Module:
-    """A quantized module for scales of another float type than the activations."""
-    if isinstance(module, QuantizedExpertLinear):
-        return module
-    if isinstance(module, nn.QuantizedLinear):
-        return WideQuantizedLinear.of(module)
-    raise QuantizationError(
-        f"{path!r} ({type(module).__name__}) is quantized by another tool, which is supported for projections only",
-        hint="dequantize=True (--dequantize) makes floats of all quantized weights.",
-    )
+def _check_wide_scales(module: nn.Module, path: str) -> None:
+    """Scales of another float type than the activations are what ``core.nn``'s layers take, and no others."""
+    if not isinstance(module, QuantizedLinear | QuantizedExpertLinear):
+        raise QuantizationError(
+            f"{path!r} ({type(module).__name__}) is quantized by another tool, which is supported for projections only",
+            hint="dequantize=True (--dequantize) makes floats of all quantized weights.",
+        )
 
 
 def check_rows_cover(model_paths: list[str], filled: set[str], plugin: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 import core
 from core.errors import QuantizationError, WeightsError
-from core.nn import QuantizedExpertLinear, WideQuantizedLinear
+from core.nn import QuantizedExpertLinear, QuantizedLinear
 from core.weights.tree import all_arrays, find
 from tests.cuda import skip_rows_of_one_group
 from tests.fixtures import oracle, reference
@@ -149,7 +149,7 @@ def test_activations_keep_their_dtype(dtype: mx.Dtype, tmp_path: Path) -> None:
     x = mx.ones((1, 3, 64), dtype)
     dense = core.load(CASES["gptq"].write(tmp_path / "dense").path, tokenizer=False, dtype=dtype).model
     module = dense.layers[0].self_attn.o_proj
-    assert isinstance(module, WideQuantizedLinear)
+    assert isinstance(module, QuantizedLinear)
     assert module.scales.dtype == mx.float32
     assert module(x).dtype == dtype
     assert dense(mx.array([[1, 2]])).dtype == dtype
