@@ -12,7 +12,7 @@ import pytest
 import core
 from core.errors import CheckpointError, PluginError, UsageError
 from core.loading import prepare
-from core.weights import checkpoint_tensors
+from core.weights import Quantization, checkpoint_tensors
 from core.weights.nodes import leaves
 from core.weights.tree import all_arrays
 from plugins.mixtral.config import MixtralConfig
@@ -180,3 +180,14 @@ def test_the_names_of_a_published_size_are_all_there() -> None:
     layer += [f"feed_forward.experts.{expert}.w{part}" for expert in range(8) for part in (1, 2, 3)]
     expected = {f"layers.{number}.{part}.weight" for number in range(32) for part in layer}
     assert names == expected | {"tok_embeddings.weight", "norm.weight", "output.weight"}
+
+
+@pytest.mark.parametrize("setting", [Quantization(4, 32), "mixed_4_6"], ids=str)
+@pytest.mark.parametrize(
+    ("name", "layout"), [("mistral_headdim32", "mistral")] + [("mixtral_swa8", x) for x in LAYOUTS]
+)
+def test_quantizing_on_load_is_one_from_every_layout(
+    name: str, layout: str, setting: Quantization | str, tmp_path: Path
+) -> None:
+    one = core.load(write_layout(oracle(name), tmp_path, layout), tokenizer=False, quantize=setting)
+    assert parameters_equal(one, core.load(oracle(name), tokenizer=False, quantize=setting))
