@@ -39,7 +39,9 @@ def copy_bandwidth(largest: int | None = None) -> tuple[Spread, str]:
         threads = max(found, key=lambda count: found[count].median)
         return found[threads], f"a copy of {size >> 20:,} MiB by {threads} thread{'s' if threads > 1 else ''}"
     size = _bounded(_GPU_BYTES, available, largest)
-    return _device_copies(size), f"copies of {size >> 20:,} MiB"
+    rates = _device_copies(size)
+    mx.clear_cache()
+    return rates, f"copies of {size >> 20:,} MiB"
 
 
 def _bounded(size: int, available: int | None, largest: int | None) -> int:
@@ -60,10 +62,7 @@ def _device_copies(size: int) -> Spread:
 
     mx.eval(source)
     seconds()
-    found = Spread.of(2 * source.nbytes * _GPU_CHAIN / seconds() for _ in range(_REPEATS))
-    del source
-    mx.clear_cache()
-    return found
+    return Spread.of(2 * source.nbytes * _GPU_CHAIN / seconds() for _ in range(_REPEATS))
 
 
 def _host_copies(size: int, threads: int) -> Spread:

@@ -78,8 +78,8 @@ def _frame(result: Benchmark, scale: _Scale, contexts: Sequence[int]) -> list[st
         y = scale.y(value)
         parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
         parts.append(_text(_LEFT - 8, y + 4, f"{value:,g}", anchor="end"))
-    for context in contexts:
-        parts.append(_text(scale.x(context), _HEIGHT - _BOTTOM + 20, f"{context:,}", anchor="middle"))
+    below = _HEIGHT - _BOTTOM + 20
+    parts += [_text(scale.x(context), below, f"{context:,}", anchor="middle") for context in contexts]
     parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 12, "tokens of context", anchor="middle"))
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     turned = f'transform="rotate(-90 18 {middle})"'

@@ -20,15 +20,13 @@ class Side:
 
     def hello(self, task: dict[str, Any]) -> dict[str, Any]:
         """Imports mlx-lm."""
-        import mlx_lm
-
-        return {"version": mlx_lm.__version__}
+        return {"version": importlib.import_module("mlx_lm").__version__}
 
     def load(self, task: dict[str, Any]) -> dict[str, Any]:
         """Loads a checkpoint from a directory, tokenizer included, in place of the one before."""
         import mlx.core as mx
-        import mlx_lm
 
+        mlx_lm = importlib.import_module("mlx_lm")
         self.model = None
         mx.clear_cache()
         mx.reset_peak_memory()
@@ -40,10 +38,11 @@ class Side:
         """Makes a model of random bfloat16 weights, quantized as mlx-lm's converter would."""
         import mlx.core as mx
         import mlx.nn as nn
-        from mlx_lm import utils
 
         config, bits, group_size = task["config"], task["bits"], task["group_size"]
-        kind = getattr(utils, "MODEL_REMAPPING", {}).get(config["model_type"], config["model_type"])
+        kind = getattr(importlib.import_module("mlx_lm.utils"), "MODEL_REMAPPING", {}).get(
+            config["model_type"], config["model_type"]
+        )
         module = importlib.import_module(f"mlx_lm.models.{kind}")
         mx.random.seed(0)
         self.model = module.Model(module.ModelArgs.from_dict(config))

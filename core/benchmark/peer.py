@@ -47,7 +47,7 @@ class PeerProcess:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115: closed by close()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
         program = Path(__file__).with_name(PEERS[name][1])
         # -P: the files beside the program are core's, and must not shadow anything.
         self._process = subprocess.Popen(

@@ -1,7 +1,7 @@
 """What a benchmark finds: figures with their spread. Knows medians and ratios; knows no clock and no model.
 
-The fields are the JSON that ``corelm bench --json`` prints. Later versions add fields, and rename or remove none as long
-as ``schema`` is the same.
+The fields are the JSON that ``corelm bench --json`` prints. Later versions add fields, and rename or remove none as
+long as ``schema`` is the same.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Shapes of published models by a short name, as their ``config.json`` has them, and of a file. Knows no architecture."""
+"""Shapes of published models by a short name, as in their ``config.json``, or of a file. Knows no architecture."""
 
 from __future__ import annotations
 
@@ -75,6 +75,7 @@ def read_shape(name: str, *, bits: int | None = None, layers: int | None = None)
     """A shape by its name in ``SHAPES``, or of a file like ``config.json``, or of a directory that has one.
 
     Args:
+        bits: 16 and None are bfloat16.
         layers: use so many blocks instead of the config's.
 
     Raises:
@@ -90,7 +91,7 @@ def read_shape(name: str, *, bits: int | None = None, layers: int | None = None)
             raise UsageError("layers is out of range", expected="1 or more", found=layers)
         config["num_hidden_layers"] = layers
         shown += f", {layers} layers"
-    return Shape(shown, config, bits)
+    return Shape(shown, config, None if bits == 16 else bits)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--iterations", type=natural, default=10, metavar="N", help="counted runs of each length")
     parser.add_argument(
         "--prompt-tokens",
-        type=_lengths,
+        type=lengths,
         metavar="N,N",
         help="lengths of prompts (default: 32,512,2048,8192, as far as the model was made for them)",
     )
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _lengths(text: str) -> tuple[int, ...]:
+def lengths(text: str) -> tuple[int, ...]:
     return tuple(natural(part) for part in text.split(","))
 
 
@@ -132,7 +132,7 @@ def _report(found: Benchmark) -> list[str]:
         if found.peer.loading is not None and found.peer.load_ratio is not None:
             facts["peer's load"] = f"{_loading(found.peer.loading)}; ours takes {_ratio(found.peer.load_ratio)}"
     facts["runs"] = f"{found.iterations} of each length, {found.generate:,} new tokens; median (lowest–highest)"
-    rows = [("prompt", "", "first token", "prefill tok/s", "decode tok/s", "of limit", "memory")]
+    rows: list[tuple[str, ...]] = [("prompt", "", "first token", "prefill tok/s", "decode tok/s", "of limit", "memory")]
     for length in found.lengths:
         rows.append((f"{length.prompt_tokens:,}", "core", *_speed(length.speed, f"{length.fraction:.1%}")))
         if found.peer is not None and length.peer is not None and length.ratio is not None:
