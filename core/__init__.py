@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from core.benchmark import Benchmark, bench
     from core.evaluation import Evaluation, evaluate
     from core.generation import GenerationResult, generate_tokens
     from core.hookspecs import hookimpl
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
     from core.weights import Plan
 
 _HOMES = {
+    "Benchmark": "core.benchmark",
     "Cache": "core.nn",
     "CacheSpec": "core.nn",
     "Evaluation": "core.evaluation",
     "GenerationResult": "core.generation",
     "LanguageModel": "core.language_model",
     "Plan": "core.weights",
+    "bench": "core.benchmark",
     "build": "core.loading",
     "convert": "core.saving",
     "delegate": "core.registry",
@@ -49,6 +52,7 @@ __version__ = "0.1.0"
 PLUGIN_API = "0.1"
 """The version of what plugins are written against; CONTRIBUTING.md says what may change in it, and when."""
 __all__ = [
+    "Benchmark",
     "Cache",
     "CacheSpec",
     "Evaluation",
@@ -57,6 +61,7 @@ __all__ = [
     "PLUGIN_API",
     "Plan",
     "__version__",
+    "bench",
     "build",
     "convert",
     "delegate",

@@ -114,3 +114,7 @@ class CacheError(CoreError):
 
 class EvaluationError(CoreError):
     """A text cannot be scored, or two models cannot be compared on it."""
+
+
+class BenchmarkError(CoreError):
+    """Speed cannot be measured: a peer is not installed, or fails, or a chart cannot be written."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import core
-from core.cli import convert, doctor, evaluate, generate, inspect, new
+from core.cli import bench, convert, doctor, evaluate, generate, inspect, new
 from core.cli.terminal import clean_prose, fold, is_terminal, say
 from core.errors import CoreError, UsageError
 
@@ -38,6 +38,7 @@ COMMANDS: dict[str, Command] = {
     "inspect": inspect,
     "convert": convert,
     "evaluate": evaluate,
+    "bench": bench,
     "doctor": doctor,
     "new": new,
 }

@@ -21,6 +21,11 @@ def evaluation_progress() -> contextlib.AbstractContextManager[Advance | None]:
     return _bar("evaluating", of_bytes=False)
 
 
+def benchmark_progress() -> contextlib.AbstractContextManager[Advance | None]:
+    """The callback for ``core.bench``; None where nobody watches."""
+    return _bar("measuring", of_bytes=False)
+
+
 @contextlib.contextmanager
 def _bar(label: str, *, of_bytes: bool) -> Iterator[Advance | None]:
     if not is_terminal(sys.stderr):

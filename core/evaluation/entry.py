@@ -8,16 +8,14 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import mlx.nn as nn
-
 from core.device import describe, wired_memory
 from core.errors import EvaluationError, TokenizerError
 from core.evaluation.result import SCHEMA, Evaluation, ModelSummary, divergence_of, mean_and_error, perplexity_of
 from core.evaluation.scores import score_tokens
 from core.evaluation.settings import check_settings, complete_settings
 from core.evaluation.windows import Window, plan_windows
-from core.weights import Quantization
 from core.weights.dtypes import spelling
+from core.weights.quantization import settings_of
 
 if TYPE_CHECKING:
     from core.language_model import LanguageModel
@@ -175,18 +173,7 @@ def _summary(lm: LanguageModel) -> ModelSummary:
     return ModelSummary(
         source=_source(lm),
         model_type=lm.config.model_type,
-        quantization=_quantization(lm.model),
+        quantization="; ".join(map(str, settings_of(lm.model))) or "none",
         compute_dtype=spelling(lm.report.plan.compute_dtype),
         device=describe(),
     )
-
-
-def _quantization(model: nn.Module) -> str:
-    """Read off the modules, so that it is true of a model that was quantized after it was loaded, too."""
-    found = {
-        Quantization(module.bits, module.group_size, getattr(module, "mode", "affine"))
-        for _, module in model.named_modules()
-        if "scales" in module
-    }
-    shown = sorted(found, key=lambda settings: (settings.bits, settings.group_size, settings.mode))
-    return "; ".join(map(str, shown)) or "none"

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from core.errors import QuantizationError
 from core.weights.packing import Packing, packing_of
@@ -130,3 +131,16 @@ def roles(settings: Quantization) -> tuple[str, ...]:
     """The tensors of a quantized matrix: not every mode has biases."""
     made = mx.quantize(mx.zeros((1, settings.group_size * 32)), settings.group_size, settings.bits, mode=settings.mode)
     return ("weight", "scales", "biases")[: len(made)]
+
+
+def settings_of(model: nn.Module) -> list[Quantization]:
+    """The settings of a model's quantized matrices, sorted, each once.
+
+    Read off the modules, so that it is true of a model that was quantized after it was loaded, too.
+    """
+    found = {
+        Quantization(module.bits, module.group_size, getattr(module, "mode", "affine"))
+        for _, module in model.named_modules()
+        if "scales" in module
+    }
+    return sorted(found, key=lambda settings: (settings.bits, settings.group_size, settings.mode))

@@ -1,0 +1,97 @@
+"""mlx-lm's side of a benchmark: a program of its own, which core starts and never imports.
+
+Reads one JSON object a line on stdin and answers each with one on what stdout was; whatever mlx-lm prints goes to
+stderr. Imports nothing of core, so that nothing of it is in the peer's process. Times as ``core.benchmark.measure``.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+import time
+from typing import Any
+
+
+class Side:
+    """A loaded or random model of mlx-lm's."""
+
+    model: Any = None
+
+    def hello(self, task: dict[str, Any]) -> dict[str, Any]:
+        """Imports mlx-lm."""
+        return {"version": importlib.import_module("mlx_lm").__version__}
+
+    def load(self, task: dict[str, Any]) -> dict[str, Any]:
+        """Loads a checkpoint from a directory, tokenizer included, in place of the one before."""
+        import mlx.core as mx
+
+        mlx_lm = importlib.import_module("mlx_lm")
+        self.model = None
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        started = time.perf_counter()
+        self.model, _tokenizer, *_ = mlx_lm.load(task["path"])
+        return {"seconds": time.perf_counter() - started, "peak_memory": mx.get_peak_memory()}
+
+    def make(self, task: dict[str, Any]) -> dict[str, Any]:
+        """Makes a model of random bfloat16 weights, quantized as mlx-lm's converter would."""
+        import mlx.core as mx
+        import mlx.nn as nn
+
+        config, bits, group_size = task["config"], task["bits"], task["group_size"]
+        kind = getattr(importlib.import_module("mlx_lm.utils"), "MODEL_REMAPPING", {}).get(
+            config["model_type"], config["model_type"]
+        )
+        module = importlib.import_module(f"mlx_lm.models.{kind}")
+        mx.random.seed(0)
+        self.model = module.Model(module.ModelArgs.from_dict(config))
+        self.model.set_dtype(mx.bfloat16)
+        if bits is not None:
+
+            def allowed(path: str, part: Any) -> Any:
+                return hasattr(part, "to_quantized") and part.weight.shape[-1] % group_size == 0
+
+            nn.quantize(self.model, group_size=group_size, bits=bits, class_predicate=allowed)
+        for part in self.model.modules():
+            mx.eval([value for value in part.values() if isinstance(value, mx.array)])
+            mx.clear_cache()
+        mx.eval(self.model)
+        return {}
+
+    def run(self, task: dict[str, Any]) -> dict[str, Any]:
+        """One greedy generation of exactly ``generate`` tokens."""
+        import mlx.core as mx
+
+        module = importlib.import_module("mlx_lm.generate")  # the package has a function of this name
+        prompt, count = mx.array(task["prompt"]), 0
+        wired = getattr(module, "wired_limit", lambda *_: contextlib.nullcontext())
+        mx.synchronize()
+        mx.reset_peak_memory()
+        started = time.perf_counter()
+        first = last = started
+        with wired(self.model, [module.generation_stream]):
+            for count, _ in enumerate(module.generate_step(prompt, self.model, max_tokens=task["generate"]), 1):
+                last = time.perf_counter()
+                if count == 1:
+                    first = last
+        mx.synchronize()
+        assert count == task["generate"]
+        return {"first_token": first - started, "decode": last - first, "peak_memory": mx.get_peak_memory()}
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    side = Side()
+    for line in sys.stdin:
+        task = json.loads(line)
+        try:
+            answer = getattr(side, task["do"])(task)
+        except Exception as error:  # told to whoever asked
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
