@@ -8,6 +8,7 @@ from core.nn.cache import Cache, State
 from core.nn.decoder import Decoder
 from core.nn.linear import ExpertLinear, FusedLinear, QuantizedExpertLinear, WideQuantizedLinear
 from core.nn.mlp import MLP, Experts
+from core.nn.parts import PreNorm, SparseExperts
 from core.nn.rope import RoPE, depends_on_length
 from core.nn.spec import CacheSpec
 from core.nn.step import Step
@@ -21,8 +22,10 @@ __all__ = [
     "ExpertLinear",
     "Experts",
     "FusedLinear",
+    "PreNorm",
     "QuantizedExpertLinear",
     "RoPE",
+    "SparseExperts",
     "State",
     "Step",
     "WideQuantizedLinear",

@@ -1,0 +1,230 @@
+"""The shape of a step and the constants its CUDA text is generated with: fields, work space, shared memory.
+
+Knows sizes; knows no modules and no arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from core.fast import attention, primitives, product, program, stream
+
+THREADS = 256
+WARPS = THREADS // 32
+SHARED_BYTES = 227 * 1024  # of one block on compute capability 9.0
+FIELDS = 16  # addresses a layer: two norms, keys, values, then weights, scales and biases of four matrices
+STATE_ROWS = 8
+STATE_BASE = 8  # state: positions, then each cache kind's base of each sequence, then each kind's capacity
+MAX_KINDS = 4
+STATE_CAPACITY = STATE_BASE + MAX_KINDS * STATE_ROWS
+STATE_SIZE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """Everything that the text of a step depends on.
+
+    Attributes:
+        widths: bits of a weight (4, 8, or 16 for bfloat16) of qkv, output, gate-up, down and head.
+        windows: for each kind of cache, the keys that a query sees; 0 sees all.
+        cache_kinds: for each layer, which kind.
+    """
+
+    batch: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    widths: tuple[int, int, int, int, int]
+    embedding_width: int
+    epsilons: tuple[float, float, float]
+    rotary_factor: float
+    windows: tuple[int, ...]
+    cache_kinds: tuple[int, ...]
+    tied: bool
+
+    @property
+    def layers(self) -> int:
+        return len(self.cache_kinds)
+
+    @property
+    def query_rows(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def qkv_rows(self) -> int:
+        return (self.heads + 2 * self.kv_heads) * self.head_dim
+
+    @property
+    def matrices(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of qkv, output, gate-up, down and head."""
+        return (
+            (self.qkv_rows, self.hidden),
+            (self.hidden, self.query_rows),
+            (2 * self.intermediate, self.hidden),
+            (self.hidden, self.intermediate),
+            (self.vocabulary, self.hidden),
+        )
+
+    def problem(self, blocks: int) -> str | None:
+        """Why a step of this shape cannot be generated for a device of so many multiprocessors."""
+        if not 1 <= self.batch <= 4:
+            return f"a batch of {self.batch} (1 to 4 are supported)"
+        if self.head_dim not in (64, 128):
+            return f"a head of {self.head_dim} features (64 and 128 are supported)"
+        if self.heads % self.kv_heads or self.heads // self.kv_heads > 8:
+            return f"{self.heads} query heads for {self.kv_heads} key/value heads (at most 8 to 1)"
+        if self.batch * self.kv_heads > min(blocks, 128):
+            return f"{self.batch * self.kv_heads} key/value heads (at most {min(blocks, 128)})"
+        if len(self.windows) > MAX_KINDS:
+            return f"{len(self.windows)} kinds of cache (at most {MAX_KINDS})"
+        for (rows, columns), width in zip(self.matrices, self.widths, strict=True):
+            if rows % 32 or columns * width % 2048 or columns % 64:
+                return f"a matrix [{rows}, {columns}] of {width} bits (rows in 32s, 256-byte pieces of a row)"
+        if self.hidden % 512 or self.hidden > 16384:
+            return f"a hidden size of {self.hidden}"
+        if _Memory.of(self, blocks).stages < 2:
+            return "activations that leave no room in shared memory"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """Bytes from the start of a block's shared memory."""
+
+    zeros: int
+    reduce: int
+    input: int
+    sums: int
+    parts: int
+    ring: int
+    unit: int
+    stages: int
+    total: int
+
+    @classmethod
+    def of(cls, shape: StepShape, blocks: int) -> _Memory:
+        group = shape.heads // shape.kv_heads
+        columns = max(columns for _, columns in shape.matrices)
+        attention_bytes = group * (shape.head_dim + 8) * 2 + WARPS * group * (shape.head_dim + 2) * 4 + 16
+        zeros = _up(8 * (shape.layers * FIELDS + 8), 128) + 64
+        reduce = zeros + 1024 + 64
+        inputs = reduce + 128
+        sums = inputs + _up(max(shape.batch * (columns * 2 + 64), attention_bytes), 128)
+        parts = sums + _up(shape.batch * 4 * (columns // 64 + 8) * 2, 128)
+        tiles = max(-(-rows // 32 // blocks) * 2 for rows, _ in shape.matrices)
+        ring = parts + _up((tiles + WARPS) * 16 * shape.batch * 4, 128)
+        unit = 4096 + max({4: 512, 8: 256, 16: 0}[width] for width in shape.widths)
+        stages = min(8, (SHARED_BYTES - ring) // (WARPS * unit))
+        return cls(zeros, reduce, inputs, sums, parts, ring, unit, stages, ring + WARPS * stages * unit)
+
+
+def shared_bytes(shape: StepShape, blocks: int) -> int:
+    """Shared memory that a block takes."""
+    return _Memory.of(shape, blocks).total
+
+
+def _work(shape: StepShape, blocks: int) -> dict[str, int]:
+    sizes = {
+        "WORK_STREAM": shape.batch * shape.hidden * 4,
+        "WORK_QKV": shape.batch * shape.qkv_rows * 4,
+        "WORK_PARTIAL": blocks * (shape.heads // shape.kv_heads) * (shape.head_dim + 2) * 4,
+        "WORK_ATTENDED": shape.batch * shape.query_rows * 2,
+        "WORK_ACTIVATED": shape.batch * shape.intermediate * 2,
+    }
+    at, places = 1024, {}
+    for name, size in sizes.items():
+        places[name] = at
+        at += _up(size, 256)
+    return {**places, "WORK_BYTES": at}
+
+
+def work_bytes(shape: StepShape, blocks: int) -> int:
+    """Device memory that blocks exchange numbers in; its first 1024 bytes must be zero before the first step."""
+    return _work(shape, blocks)["WORK_BYTES"]
+
+
+def header(shape: StepShape, blocks: int) -> str:
+    """The text before the kernel's own body; the same for equal arguments."""
+    memory = _Memory.of(shape, blocks)
+    constants = {
+        "THREADS": THREADS,
+        "WARPS": WARPS,
+        "BATCH": shape.batch,
+        "LAYERS": shape.layers,
+        "FIELDS": FIELDS,
+        "HEAD_FIELD": shape.layers * FIELDS,
+        "NORM_FIELD": shape.layers * FIELDS + 3,
+        "EMBEDDING_FIELD": shape.layers * FIELDS + 4,
+        "EMBEDDING_BITS": shape.embedding_width,
+        "HIDDEN": shape.hidden,
+        "INTERMEDIATE": shape.intermediate,
+        "KV_HEADS": shape.kv_heads,
+        "GROUP": shape.heads // shape.kv_heads,
+        "HEAD_DIM": shape.head_dim,
+        "QUERY_ROWS": shape.query_rows,
+        "QKV_ROWS": shape.qkv_rows,
+        "VOCABULARY": shape.vocabulary,
+        "STATE_ROWS": STATE_ROWS,
+        "STATE_BASE": STATE_BASE,
+        "STATE_CAPACITY": STATE_CAPACITY,
+        "STATE_SIZE": STATE_SIZE,
+        "STAGES": memory.stages,
+        "UNIT_BYTES": memory.unit,
+        **{f"SMEM_{name.upper()}": getattr(memory, name) for name in ("zeros", "reduce", "input", "sums", "parts", "ring")},
+        **_work(shape, blocks),
+    }
+    floats = dict(zip(("ATTENTION_EPSILON", "FEED_FORWARD_EPSILON", "HEAD_EPSILON"), shape.epsilons, strict=True))
+    floats["ROTARY_FACTOR"] = shape.rotary_factor
+    floats["SCORE_SCALE"] = shape.head_dim**-0.5 * math.log2(math.e)
+    lines = [f"constexpr int {name} = {value};" for name, value in constants.items()]
+    lines += [f"constexpr float {name} = {value!r}f;" for name, value in floats.items()]
+    units = [columns * width // 2048 for (_, columns), width in zip(shape.matrices, shape.widths, strict=True)]
+    lines += [
+        _choice("BITS", "kind", shape.widths),
+        _choice("TILES", "kind", [rows // 16 for rows, _ in shape.matrices]),
+        _choice("UNITS", "kind", units),
+        _choice("PAIRED", "kind", [0, 0, 1, 0, 0]),
+        _choice("WINDOW", "kind", shape.windows),
+        _choice("CACHE_KIND", "layer", shape.cache_kinds),
+    ]
+    texts = (primitives.SOURCE, stream.SOURCE, product.SOURCE, program.SOURCE, attention.SOURCE, program.STEP)
+    return "\n".join(["#include <cuda_bf16.h>", "namespace corelm {", *lines, *texts, "}  // namespace corelm\n"])
+
+
+def _choice(name: str, argument: str, values: tuple[int, ...] | list[int]) -> str:
+    """A constexpr function from an index to one of a few numbers."""
+    if len(set(values)) == 1:
+        text = str(values[0])
+    else:
+        text = "".join(f"{argument} == {i} ? {v} : " for i, v in enumerate(values[:-1])) + str(values[-1])
+    return f"__host__ __device__ constexpr int {name}(int {argument}) {{ return {text}; }}"
+
+
+def body(names: list[str | None]) -> str:
+    """The kernel's body: the addresses of ``names`` (None: no such field) into shared memory, then the step."""
+    lines = ["extern __shared__ __align__(128) unsigned char smem[];"]
+    lines.append("const unsigned char** table = reinterpret_cast<const unsigned char**>(smem);")
+    lines.append("if ((threadIdx.x & 31) == 0) {")
+    for warp in range(WARPS):
+        lines.append(f"if ((threadIdx.x >> 5) == {warp}) {{")
+        lines += [
+            f"table[{i}] = reinterpret_cast<const unsigned char*>({name});"
+            for i, name in enumerate(names)
+            if name is not None and i % WARPS == warp
+        ]
+        lines.append("}")
+    lines.append("}")
+    lines.append("__syncthreads();")
+    lines.append(
+        "corelm::step(table, reinterpret_cast<const unsigned int*>(token), state,"
+        " const_cast<unsigned char*>(reinterpret_cast<const unsigned char*>(work)), frequencies, logits, next_state, smem);"
+    )
+    return "\n".join(lines)
+
+
+def _up(size: int, to: int) -> int:
+    return -(-size // to) * to

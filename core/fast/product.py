@@ -1,0 +1,170 @@
+"""CUDA text: the matrix-vector product of one block's rows, on the tensor cores, and its input in shared memory.
+
+A quantized weight is an integer of 4 bits, OR-ed into the mantissa of bfloat16's 128 (an 8-bit one is two of 4 bits, the
+higher times 16 times the input), so that one logical operation unpacks two. The scale multiplies a group's float32 sum; the
+128s and the biases leave with one more product, of the group's scales and biases with the sums of its inputs, which are
+kept as two bfloat16 each. Sums over the input may run in any order, so weights keep the order they have in memory, and
+the input takes theirs.
+"""
+
+SOURCE = r"""
+// Input in shared memory, one row a sequence: octets of 8 features in the order in which units take them.
+template <int W>
+__device__ __forceinline__ void put_octet(u8* x, u16* sums, int features, int b, int octet, const float (&value)[8], bool real) {
+  u32 h[8];
+  float sum = 0.f;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    h[i] = bits(__float2bfloat16_rn(value[i]));
+    sum += __uint_as_float(h[i] << 16);
+  }
+  uint4 v;
+  int place = octet;
+  if (W == 4) {
+    v = make_uint4(h[0] | h[4] << 16, h[1] | h[5] << 16, h[2] | h[6] << 16, h[3] | h[7] << 16);
+    place = (octet & ~15) | (octet & 3) << 2 | (octet >> 2 & 3);
+  } else if (W == 8) {
+    v = make_uint4(h[0] | h[2] << 16, h[1] | h[3] << 16, h[4] | h[6] << 16, h[5] | h[7] << 16);
+    place = (octet & ~7) | (octet & 1) << 2 | (octet >> 1 & 3);
+  } else {
+    v = make_uint4(h[0] | h[1] << 16, h[2] | h[3] << 16, h[4] | h[5] << 16, h[6] | h[7] << 16);
+  }
+  if (real) *reinterpret_cast<uint4*>(x + b * (features * 2 + 64) + place * 16) = v;
+  if (W != 16) {  // 8 neighbouring lanes hold one group
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 4);
+    if (real && (octet & 7) == 0) {
+      const int stride = features / 64 + 8, group = octet >> 3;
+      u16* to = sums + b * 4 * stride + group;
+      const float offset = sum * (W == 4 ? -128.f : -2176.f);
+      const __nv_bfloat16 s = __float2bfloat16_rn(sum), o = __float2bfloat16_rn(offset);
+      to[0] = bits(s);
+      to[stride] = bits(__float2bfloat16_rn(sum - __bfloat162float(s)));
+      to[2 * stride] = bits(o);
+      to[3 * stride] = bits(__float2bfloat16_rn(offset - __bfloat162float(o)));
+    }
+  }
+}
+
+__device__ __forceinline__ u32 nibbles(u32 q) { return (q & 0x000f000fu) | 0x43004300u; }
+__device__ __forceinline__ u32 times16(u32 pair) {
+  const __nv_bfloat162 r = __hmul2(*reinterpret_cast<__nv_bfloat162*>(&pair), __float2bfloat162_rn(16.f));
+  return *reinterpret_cast<const u32*>(&r);
+}
+
+// The sums of this warp's units go to parts[tile + warp][row][sequence]: no two warps and tiles share a place, since
+// each step along the units moves to the next tile or the next warp.
+template <int KIND>
+__device__ __forceinline__ void product(Stream& stream, u32& slot, const u8* ring, const u8* x, const u16* sums, const u8* zeros, float* parts) {
+  constexpr int W = BITS(KIND), U = UNITS(KIND), FEATURES = U * 2048 / W;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+  const Share share = share_of(KIND, warp);
+  const int batch = (g >> 1) < BATCH ? g >> 1 : 0;
+  // Columns of the second operand: 2b and 2b + 1 are sequence b. With 4 bits, the two groups in 64 bytes of a row take
+  // one column each, and the other's inputs are zeros there.
+  const bool mine = W != 4 || (g & 1) == (t >> 1);
+  const u8* input = x + batch * (FEATURES * 2 + 64) + t * 16;
+  const u8* my_input = mine ? input : zeros + t * 16;
+  const int step = mine ? 2048 * 2 / W : 0;  // bytes of input a unit
+  const u16* my_sums = sums + (batch * 4 + (g & 1)) * (FEATURES / 64 + 8);
+  int tile = share.begin / U, column = share.begin - tile * U;
+  float total[2] = {0.f, 0.f}, fixed[4] = {0.f, 0.f, 0.f, 0.f}, even[4] = {0.f, 0.f, 0.f, 0.f};
+  for (int unit = share.begin; unit < share.end; ++unit) {
+    copy_wait<STAGES - 1>();
+    __syncwarp();
+    const u8* at = ring + slot * UNIT_BYTES;
+    const u8* in = my_input + column * step;
+    if constexpr (W == 16) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const uint4 a = *reinterpret_cast<const uint4*>(at + c * 1024 + lane * 16);
+        const uint4 b = *reinterpret_cast<const uint4*>(at + c * 1024 + 512 + lane * 16);
+        const uint4 v = *reinterpret_cast<const uint4*>(in + c * 64);
+        mma(fixed, a.x, b.x, a.y, b.y, v.x, v.y);
+        mma(even, a.z, b.z, a.w, b.w, v.z, v.w);
+      }
+    } else {
+      constexpr int GROUPS = W == 4 ? 8 : 4;  // of a unit's row
+      const u8* scales = at + 4096;
+      uint4 s0, s1;
+      if constexpr (W == 4) {
+        s0 = *reinterpret_cast<const uint4*>(scales + g * 16);
+        s1 = *reinterpret_cast<const uint4*>(scales + (8 + g) * 16);
+      } else {
+        const uint2 e0 = *reinterpret_cast<const uint2*>(scales + g * 8);
+        const uint2 e1 = *reinterpret_cast<const uint2*>(scales + (8 + g) * 8);
+        s0 = make_uint4(e0.x, e0.y, 0, 0);
+        s1 = make_uint4(e1.x, e1.y, 0, 0);
+      }
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const uint4 a = *reinterpret_cast<const uint4*>(at + c * 1024 + lane * 16);
+        const uint4 b = *reinterpret_cast<const uint4*>(at + c * 1024 + 512 + lane * 16);
+        float d[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const u32 p = component(a, i), q = component(b, i);
+          if constexpr (W == 4) {
+            const uint4 v = *reinterpret_cast<const uint4*>(in + c * 256 + i * 64);
+            mma(d, nibbles(p), nibbles(q), nibbles(p >> 4), nibbles(q >> 4), v.x, v.y);
+            mma(d, nibbles(p >> 8), nibbles(q >> 8), nibbles(p >> 12), nibbles(q >> 12), v.z, v.w);
+          } else {
+            const uint2 v = *reinterpret_cast<const uint2*>(in + c * 128 + (i >> 1) * 64 + (i & 1) * 8);
+            mma(d, nibbles(p), nibbles(q), nibbles(p >> 4), nibbles(q >> 4), v.x, times16(v.x));
+            mma(d, nibbles(p >> 8), nibbles(q >> 8), nibbles(p >> 12), nibbles(q >> 12), v.y, times16(v.y));
+          }
+        }
+        if constexpr (W == 4) {
+          total[0] += low(component(s0, c)) * d[0] + high(component(s0, c)) * d[1];
+          total[1] += low(component(s1, c)) * d[2] + high(component(s1, c)) * d[3];
+        } else {
+          total[0] += (c & 1 ? high(component(s0, c / 2)) : low(component(s0, c / 2))) * d[0];
+          total[1] += (c & 1 ? high(component(s1, c / 2)) : low(component(s1, c / 2))) * d[2];
+        }
+      }
+      const u32* pairs = reinterpret_cast<const u32*>(scales) + (t < GROUPS / 2 ? t : 0);
+      const u32* to_add = reinterpret_cast<const u32*>(my_sums + column * GROUPS) + (t < GROUPS / 2 ? t : 0);
+      const u32 keep = t < GROUPS / 2 ? 0xffffffffu : 0u;
+      constexpr int ROW = GROUPS / 2;
+      mma(fixed, pairs[(16 + g) * ROW] & keep, pairs[(24 + g) * ROW] & keep, pairs[g * ROW] & keep,
+          pairs[(8 + g) * ROW] & keep, to_add[0] & keep, to_add[FEATURES / 64 + 8] & keep);
+    }
+    __syncwarp();
+    slot = slot + 1 == STAGES ? 0 : slot + 1;
+    stream.issue();
+    if (++column == U || unit + 1 == share.end) {
+      if (t < BATCH) {
+        float* to = parts + ((tile + warp) * 16 + g) * BATCH + t;
+        if (W == 16) {
+          to[0] = fixed[0] + even[0];
+          to[8 * BATCH] = fixed[2] + even[2];
+        } else {
+          to[0] = total[0] + fixed[0] + fixed[1];
+          to[8 * BATCH] = total[1] + fixed[2] + fixed[3];
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) fixed[i] = even[i] = 0.f;
+      total[0] = total[1] = 0.f;
+      column = 0;
+      ++tile;
+    }
+  }
+  __syncthreads();
+}
+
+// The product of one row: the sum of what the warps that met its tile left.
+template <int KIND>
+__device__ __forceinline__ float row_sum(const float* parts, int tiles, int tile, int row, int b) {
+  constexpr int U = UNITS(KIND);
+  const int units = tiles * U;
+  float sum = 0.f;
+#pragma unroll
+  for (int w = 0; w < WARPS; ++w) {
+    const int begin = units * w / WARPS, end = units * (w + 1) / WARPS;
+    if (begin < end && begin < (tile + 1) * U && end > tile * U) sum += parts[((tile + w) * 16 + row) * BATCH + b];
+  }
+  return sum;
+}
+"""

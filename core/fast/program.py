@@ -1,0 +1,201 @@
+"""CUDA text: the whole step: which product follows which, what each one's rows become, and where the grid waits.
+
+Five waits a layer: after the projections of queries, keys and values; after attention; after its output projection;
+after gate and up; after down.
+"""
+
+SOURCE = r"""
+struct Work {  // what blocks leave for each other, in device memory
+  u32* counters;
+  float *stream, *qkv, *partial;
+  __nv_bfloat16 *attended, *activated;
+};
+
+__device__ __forceinline__ Work work_at(u8* memory) {
+  Work work;
+  work.counters = reinterpret_cast<u32*>(memory);
+  work.stream = reinterpret_cast<float*>(memory + WORK_STREAM);
+  work.qkv = reinterpret_cast<float*>(memory + WORK_QKV);
+  work.partial = reinterpret_cast<float*>(memory + WORK_PARTIAL);
+  work.attended = reinterpret_cast<__nv_bfloat16*>(memory + WORK_ATTENDED);
+  work.activated = reinterpret_cast<__nv_bfloat16*>(memory + WORK_ACTIVATED);
+  return work;
+}
+"""
+
+STEP = r"""
+__device__ __forceinline__ void embedding_octet(const u8* const* table, u32 token, int octet, float (&value)[8]) {
+  const u8* const* at = table + EMBEDDING_FIELD;
+  if (EMBEDDING_BITS == 16) {
+    const uint4 v = *(reinterpret_cast<const uint4*>(at[0]) + static_cast<u64>(token) * (HIDDEN / 8) + octet);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) value[i] = i & 1 ? high(component(v, i >> 1)) : low(component(v, i >> 1));
+    return;
+  }
+  const u64 group = static_cast<u64>(token) * (HIDDEN / 64) + (octet >> 3);
+  const float scale = __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(at[1])[group]);
+  const float bias = __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(at[2])[group]);
+  const u32* words = reinterpret_cast<const u32*>(at[0]) +
+                     (static_cast<u64>(token) * (HIDDEN / 8) + octet) * (EMBEDDING_BITS / 4);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const u32 word = words[i * EMBEDDING_BITS / 32];
+    const u32 q = (word >> (i * EMBEDDING_BITS % 32)) & ((1u << (EMBEDDING_BITS % 32)) - 1u);
+    value[i] = __bfloat162float(__float2bfloat16_rn(scale * static_cast<float>(q) + bias));
+  }
+}
+
+// The residual stream, normed (Zhang and Sennrich, 2019), as the input of product KIND; the first layer's is looked up.
+template <int KIND>
+__device__ __forceinline__ void stage_normed(bool lookup, const u8* const* table, const u32* token, const float* stream,
+                                             const u8* norm, float epsilon, u8* x, u16* sums, float* reduce) {
+  constexpr int OCTETS = HIDDEN / 8, PASSES = (OCTETS + THREADS - 1) / THREADS;
+  const __nv_bfloat16* weight = reinterpret_cast<const __nv_bfloat16*>(norm);
+  for (int b = 0; b < BATCH; ++b) {
+    float value[PASSES][8], squares = 0.f;
+    uint4 w[PASSES];
+#pragma unroll
+    for (int pass = 0; pass < PASSES; ++pass) {
+      const int octet = min(pass * THREADS + static_cast<int>(threadIdx.x), OCTETS - 1);
+      w[pass] = *(reinterpret_cast<const uint4*>(weight) + octet);
+      if (lookup) {
+        embedding_octet(table, token[b], octet, value[pass]);
+      } else {
+        const float4* from = reinterpret_cast<const float4*>(stream + b * HIDDEN + octet * 8);
+        const float4 lower = __ldcg(from), upper = __ldcg(from + 1);
+        value[pass][0] = lower.x, value[pass][1] = lower.y, value[pass][2] = lower.z, value[pass][3] = lower.w;
+        value[pass][4] = upper.x, value[pass][5] = upper.y, value[pass][6] = upper.z, value[pass][7] = upper.w;
+      }
+    }
+#pragma unroll
+    for (int pass = 0; pass < PASSES; ++pass)
+      if (pass * THREADS + static_cast<int>(threadIdx.x) < OCTETS)
+#pragma unroll
+        for (int i = 0; i < 8; ++i) squares += value[pass][i] * value[pass][i];
+    squares = warp_sum(squares);
+    if ((threadIdx.x & 31) == 0) reduce[threadIdx.x >> 5] = squares;
+    __syncthreads();
+    squares = 0.f;
+#pragma unroll
+    for (int i = 0; i < WARPS; ++i) squares += reduce[i];
+    const float scale = rsqrtf(squares / HIDDEN + epsilon);
+#pragma unroll
+    for (int pass = 0; pass < PASSES; ++pass) {
+      const int octet = pass * THREADS + threadIdx.x;
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        value[pass][i] *= scale * (i & 1 ? high(component(w[pass], i >> 1)) : low(component(w[pass], i >> 1)));
+      put_octet<BITS(KIND)>(x, sums, HIDDEN, b, octet, value[pass], octet < OCTETS);
+    }
+    __syncthreads();
+  }
+}
+
+template <int KIND>
+__device__ __forceinline__ void stage_plain(const __nv_bfloat16* from, int features, u8* x, u16* sums) {
+  const int octets = features / 8;
+  for (int b = 0; b < BATCH; ++b)
+#pragma unroll 4
+    for (int start = 0; start < octets; start += THREADS) {
+      const int octet = start + threadIdx.x;
+      const uint4 v = __ldcg(reinterpret_cast<const uint4*>(from + b * features) + min(octet, octets - 1));
+      float value[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) value[i] = i & 1 ? high(component(v, i >> 1)) : low(component(v, i >> 1));
+      put_octet<BITS(KIND)>(x, sums, features, b, octet, value, octet < octets);
+    }
+  __syncthreads();
+}
+
+template <int KIND>
+__device__ __forceinline__ void add_to_stream(const Work& work, const float* parts) {
+  const Share share = share_of(KIND, 0);
+  for (int i = threadIdx.x; i < share.tiles * 16 * BATCH; i += THREADS) {
+    const int b = i % BATCH, row = i / BATCH;
+    work.stream[b * HIDDEN + share.first * 16 + row] += row_sum<KIND>(parts, share.tiles, row >> 4, row & 15, b);
+  }
+}
+
+__device__ __forceinline__ void step(const u8* const* table, const u32* token, const int* state, u8* memory,
+                                     const float* frequencies, __nv_bfloat16* logits, int* next_state, u8* smem) {
+  const Work work = work_at(memory);
+  u8* zeros = smem + SMEM_ZEROS;
+  float* reduce = reinterpret_cast<float*>(smem + SMEM_REDUCE);
+  u8* x = smem + SMEM_INPUT;
+  u16* sums = reinterpret_cast<u16*>(smem + SMEM_SUMS);
+  float* parts = reinterpret_cast<float*>(smem + SMEM_PARTS);
+  const int tid = threadIdx.x, warp = tid >> 5;
+  const u8* ring = smem + SMEM_RING + warp * STAGES * UNIT_BYTES;
+  Stream stream;
+  u32 slot = 0, target = 0;
+  stream.start(table, smem_address(ring));
+  for (int i = tid; i < 1024 / 16; i += THREADS) reinterpret_cast<uint4*>(zeros)[i] = make_uint4(0, 0, 0, 0);
+  {  // Each block looks up the rows of the residual stream that it will add to.
+    const Share share = share_of(1, 0);
+    for (int i = tid; i < share.tiles * 2 * BATCH; i += THREADS) {
+      float value[8];
+      const int b = i % BATCH, octet = share.first * 2 + i / BATCH;
+      embedding_octet(table, token[b], octet, value);
+      for (int j = 0; j < 8; ++j) work.stream[b * HIDDEN + octet * 8 + j] = value[j];
+    }
+  }
+#pragma unroll 1
+  for (int layer = 0; layer < LAYERS; ++layer) {
+    const u8* const* fields = table + layer * FIELDS;
+    stage_normed<0>(layer == 0, table, token, work.stream, fields[0], ATTENTION_EPSILON, x, sums, reduce);
+    product<0>(stream, slot, ring, x, sums, zeros, parts);
+    {
+      const Share share = share_of(0, 0);
+      for (int i = tid; i < share.tiles * 16 * BATCH; i += THREADS) {
+        const int b = i % BATCH, row = i / BATCH;
+        work.qkv[b * QKV_ROWS + share.first * 16 + row] = row_sum<0>(parts, share.tiles, row >> 4, row & 15, b);
+      }
+    }
+    grid_sync(work.counters, target);
+    attention(layer, table, state, frequencies, work, x);
+    grid_sync(work.counters, target);
+    stage_plain<1>(work.attended, QUERY_ROWS, x, sums);
+    product<1>(stream, slot, ring, x, sums, zeros, parts);
+    add_to_stream<1>(work, parts);
+    grid_sync(work.counters, target);
+    stage_normed<2>(false, table, token, work.stream, fields[1], FEED_FORWARD_EPSILON, x, sums, reduce);
+    product<2>(stream, slot, ring, x, sums, zeros, parts);
+    {
+      const Share share = share_of(2, 0);
+      for (int i = tid; i < share.tiles * 8 * BATCH; i += THREADS) {
+        const int b = i % BATCH, row = i / BATCH, tile = row >> 4 << 1;
+        const float gate = row_sum<2>(parts, share.tiles, tile, row & 15, b);
+        const float up = row_sum<2>(parts, share.tiles, tile + 1, row & 15, b);
+        const float decay = expf(-fabsf(gate));
+        const float value = gate * ((gate < 0.f ? decay : 1.f) / (1.f + decay)) * up;
+        work.activated[b * INTERMEDIATE + share.first * 16 + row] = __float2bfloat16_rn(value);
+      }
+    }
+    grid_sync(work.counters, target);
+    stage_plain<3>(work.activated, INTERMEDIATE, x, sums);
+    product<3>(stream, slot, ring, x, sums, zeros, parts);
+    add_to_stream<3>(work, parts);
+    grid_sync(work.counters, target);
+  }
+  stage_normed<4>(false, table, token, work.stream, table[NORM_FIELD], HEAD_EPSILON, x, sums, reduce);
+  product<4>(stream, slot, ring, x, sums, zeros, parts);
+  {
+    const Share share = share_of(4, 0);
+    for (int i = tid; i < share.tiles * 16 * BATCH; i += THREADS) {
+      const int b = i % BATCH, row = i / BATCH;
+      const float value = row_sum<4>(parts, share.tiles, row >> 4, row & 15, b);
+      logits[static_cast<u64>(b) * VOCABULARY + share.first * 16 + row] = __float2bfloat16_rn(value);
+    }
+  }
+  if (blockIdx.x == 0)
+    for (int i = tid; i < STATE_SIZE; i += THREADS) next_state[i] = i < BATCH ? state[i] + 1 : state[i];
+  if (tid == 0) {  // The last block to leave puts the counter back for the next step, which starts after this one.
+    __threadfence();
+    if (atomicAdd(work.counters + 32, 1u) == gridDim.x - 1) {
+      work.counters[0] = 0;
+      work.counters[32] = 0;
+      __threadfence();
+    }
+  }
+}
+"""
