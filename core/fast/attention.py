@@ -26,7 +26,9 @@ __device__ __forceinline__ void attention(int layer, const u8* const* table, con
   const int position = state[b], slot = position - state[STATE_BASE + kind * STATE_ROWS + b];
   const int capacity = state[STATE_CAPACITY + kind];
   const int first = window > 0 && slot + 1 > window ? slot + 1 - window : 0;
-  const int keys = slot + 1 - first, chunk = ((keys + splits - 1) / splits + 15) & ~15;
+  const int keys = slot + 1 - first;
+  // At least a tile for each warp: a merge of blocks costs more than they save on fewer keys.
+  const int chunk = max(((keys + splits - 1) / splits + 15) & ~15, WARPS * 16);
   const int active = (keys + chunk - 1) / chunk;
   if (split >= active) return;
   const int begin = first + split * chunk, end = min(begin + chunk, slot + 1);
@@ -61,9 +63,9 @@ __device__ __forceinline__ void attention(int layer, const u8* const* table, con
 #pragma unroll
   for (int c = 0; c < CHUNKS; ++c)
     q[c] = *reinterpret_cast<const uint4*>(queries + (g < GROUP ? g : 0) * ROW + c * 32 + t * 8);
-  float o[HALVES * 8][4];
+  float o[HALVES * 8][2];
 #pragma unroll
-  for (int i = 0; i < HALVES * 8; ++i) o[i][0] = o[i][1] = o[i][2] = o[i][3] = 0.f;
+  for (int i = 0; i < HALVES * 8; ++i) o[i][0] = o[i][1] = 0.f;
   float maximum = -INFINITY, sum = 0.f;
   for (int at = begin + warp * 16; at < end; at += WARPS * 16) {
     uint4 k[2][CHUNKS], v[HALVES][4];
@@ -79,16 +81,14 @@ __device__ __forceinline__ void attention(int layer, const u8* const* table, con
       for (int r = 0; r < 4; ++r)
         v[h][r] = __ldcg(reinterpret_cast<const uint4*>(
             cached_values + static_cast<u64>(min(at + (r >> 1) * 8 + t * 2 + (r & 1), end - 1)) * HEAD_DIM + h * 64 + g * 8));
-    float s[2][4];
+    float s[2][2] = {{0.f, 0.f}, {0.f, 0.f}};
 #pragma unroll
-    for (int a = 0; a < 2; ++a) {
-      s[a][0] = s[a][1] = s[a][2] = s[a][3] = 0.f;
+    for (int c = 0; c < CHUNKS; ++c)
 #pragma unroll
-      for (int c = 0; c < CHUNKS; ++c) {
-        mma(s[a], q[c].x, 0u, q[c].y, 0u, k[a][c].x, k[a][c].y);
-        mma(s[a], q[c].z, 0u, q[c].w, 0u, k[a][c].z, k[a][c].w);
+      for (int a = 0; a < 2; ++a) {
+        mma_top(s[a][0], s[a][1], q[c].x, q[c].y, k[a][c].x, k[a][c].y);
+        mma_top(s[a][0], s[a][1], q[c].z, q[c].w, k[a][c].z, k[a][c].w);
       }
-    }
     float p[4], best = maximum;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -111,11 +111,11 @@ __device__ __forceinline__ void attention(int layer, const u8* const* table, con
     for (int h = 0; h < HALVES; ++h)
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        float(&to)[4] = o[h * 8 + j];
+        float(&to)[2] = o[h * 8 + j];
         to[0] *= fade;
         to[1] *= fade;
         const u32 select = j & 1 ? 0x7632u : 0x5410u;
-        mma(to, p0, 0u, p1, 0u, __byte_perm(component(v[h][0], j >> 1), component(v[h][1], j >> 1), select),
+        mma_top(to[0], to[1], p0, p1, __byte_perm(component(v[h][0], j >> 1), component(v[h][1], j >> 1), select),
             __byte_perm(component(v[h][2], j >> 1), component(v[h][3], j >> 1), select));
       }
   }

@@ -12,7 +12,19 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from core.fast.layout import FIELDS, StepShape
-from core.nn import MLP, Attention, Cache, Decoder, FusedLinear, PreNorm, RoPE
+from core.nn import (
+    MLP,
+    Attention,
+    Cache,
+    Decoder,
+    ExpertLinear,
+    Experts,
+    FusedLinear,
+    PreNorm,
+    QuantizedExpertLinear,
+    RoPE,
+    SparseExperts,
+)
 from core.nn.cache import KeyValues
 from core.nn.parts import stated_parts
 
@@ -97,18 +109,18 @@ def _layer(block: nn.Module) -> _Layer:
     parts = stated_parts(block)
     if not isinstance(parts, PreNorm):
         raise Unsupported(f"blocks of type {type(block).__name__}, which do not state their parts")
-    attention, mlp = parts.attention, parts.feed_forward
+    attention = parts.attention
     if type(attention) is not Attention:
         raise Unsupported(f"attention of type {type(attention).__name__}")
-    if type(mlp) is not MLP:
-        raise Unsupported(f"a feed-forward layer of type {type(mlp).__name__}")
+    mlp, router, chosen = _feed_forward(parts.feed_forward)
+    linears = (ExpertLinear, QuantizedExpertLinear) if router is not None else (nn.Linear, nn.QuantizedLinear)
     attention_norm, attention_epsilon = _norm(parts.attention_norm)
     mlp_norm, mlp_epsilon = _norm(parts.feed_forward_norm)
     matrices = [
         _matrix(_whole(attention.qkv_proj), (nn.Linear, nn.QuantizedLinear)),
         _matrix(attention.o_proj, (nn.Linear, nn.QuantizedLinear)),
-        _matrix(_whole(mlp.gate_up_proj), (nn.Linear, nn.QuantizedLinear)),
-        _matrix(mlp.down_proj, (nn.Linear, nn.QuantizedLinear)),
+        _matrix(_whole(mlp.gate_up_proj), linears),
+        _matrix(mlp.down_proj, linears),
     ]
     rotary, frequencies = _rotary(attention.rope, attention.head_dim)
     sizes = {
@@ -117,6 +129,8 @@ def _layer(block: nn.Module) -> _Layer:
         "heads": attention.num_attention_heads,
         "kv_heads": attention.num_key_value_heads,
         "head_dim": attention.head_dim,
+        "experts": 0 if router is None else router.shape[0],
+        "chosen": chosen,
     }
     shape = (
         tuple(width for _, width in matrices),
@@ -124,9 +138,22 @@ def _layer(block: nn.Module) -> _Layer:
         (attention_epsilon, mlp_epsilon),
         rotary,
     )
-    fields = [attention_norm, mlp_norm, None, None, *(array for arrays, _ in matrices for array in arrays)]
+    fields = [attention_norm, mlp_norm, None, None, *(array for arrays, _ in matrices for array in arrays), router]
     assert len(fields) == FIELDS
     return _Layer(shape, fields, attention.sliding_window, frequencies)
+
+
+def _feed_forward(module: nn.Module) -> tuple[nn.Module, mx.array | None, int]:
+    """The SwiGLU layer or layers, the router's matrix, and how many experts a token uses."""
+    if type(module) is MLP:
+        return module, None, 1
+    parts = stated_parts(module)
+    if not isinstance(parts, SparseExperts) or type(parts.experts) is not Experts:
+        raise Unsupported(f"a feed-forward layer of type {type(module).__name__}")
+    router = parts.router
+    if not isinstance(router, nn.Linear) or type(router).__call__ is not nn.Linear.__call__ or "bias" in router:
+        raise Unsupported(f"a router of type {type(router).__name__}")
+    return parts.experts, _bfloat16(router.weight), parts.experts_per_token
 
 
 def _whole(fused: nn.Module) -> nn.Module:

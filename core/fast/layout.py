@@ -6,6 +6,7 @@ Knows sizes; knows no modules and no arrays.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.fast import attention, primitives, product, program, stream
@@ -13,7 +14,7 @@ from core.fast import attention, primitives, product, program, stream
 THREADS = 256
 WARPS = THREADS // 32
 SHARED_BYTES = 227 * 1024  # of one block on compute capability 9.0
-FIELDS = 16  # addresses a layer: two norms, keys, values, then weights, scales and biases of four matrices
+FIELDS = 17  # addresses a layer: two norms, keys, values, weights, scales and biases of four matrices, the router
 STATE_ROWS = 8
 STATE_BASE = 8  # state: positions, then each cache kind's base of each sequence, then each kind's capacity
 MAX_KINDS = 4
@@ -45,6 +46,8 @@ class StepShape:
     windows: tuple[int, ...]
     cache_kinds: tuple[int, ...]
     tied: bool
+    experts: int = 0
+    chosen: int = 1
 
     @property
     def layers(self) -> int:
@@ -60,12 +63,12 @@ class StepShape:
 
     @property
     def matrices(self) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of qkv, output, gate-up, down and head."""
+        """Rows and columns of qkv, output, gate-up, down and head, as one token meets them."""
         return (
             (self.qkv_rows, self.hidden),
             (self.hidden, self.query_rows),
-            (2 * self.intermediate, self.hidden),
-            (self.hidden, self.intermediate),
+            (2 * self.intermediate * self.chosen, self.hidden),
+            (self.hidden, self.intermediate * self.chosen),
             (self.vocabulary, self.hidden),
         )
 
@@ -82,8 +85,12 @@ class StepShape:
         if len(self.windows) > MAX_KINDS:
             return f"{len(self.windows)} kinds of cache (at most {MAX_KINDS})"
         for (rows, columns), width in zip(self.matrices, self.widths, strict=True):
-            if rows % 32 or columns * width % 2048 or columns % 64:
+            if rows % 32 or columns * width % 2048:
                 return f"a matrix [{rows}, {columns}] of {width} bits (rows in 32s, 256-byte pieces of a row)"
+        if self.experts and (self.batch > 1 or self.experts > 32 or self.chosen > min(8, self.experts)):
+            return f"{self.chosen} of {self.experts} experts for {self.batch} sequences"
+        if self.intermediate * self.widths[3] % 2048 or self.intermediate % 64:
+            return f"an intermediate size of {self.intermediate}"
         if self.hidden % 512 or self.hidden > 16384:
             return f"a hidden size of {self.hidden}"
         if _Memory.of(self, blocks).stages < 2:
@@ -96,6 +103,7 @@ class _Memory:
     """Bytes from the start of a block's shared memory."""
 
     zeros: int
+    chosen: int
     reduce: int
     input: int
     sums: int
@@ -111,15 +119,16 @@ class _Memory:
         columns = max(columns for _, columns in shape.matrices)
         attention_bytes = group * (shape.head_dim + 8) * 2 + WARPS * group * (shape.head_dim + 2) * 4 + 16
         zeros = _up(8 * (shape.layers * FIELDS + 8), 128) + 64
-        reduce = zeros + 1024 + 64
-        inputs = reduce + 128
+        chosen = zeros + 1024 + 64
+        reduce = chosen + 128
+        inputs = reduce + _up(4 * WARPS * (1 + shape.experts), 128)
         sums = inputs + _up(max(shape.batch * (columns * 2 + 64), attention_bytes), 128)
         parts = sums + _up(shape.batch * 4 * (columns // 64 + 8) * 2, 128)
         tiles = max(-(-rows // 32 // blocks) * 2 for rows, _ in shape.matrices)
         ring = parts + _up((tiles + WARPS) * 16 * shape.batch * 4, 128)
         unit = 4096 + max({4: 512, 8: 256, 16: 0}[width] for width in shape.widths)
         stages = min(8, (SHARED_BYTES - ring) // (WARPS * unit))
-        return cls(zeros, reduce, inputs, sums, parts, ring, unit, stages, ring + WARPS * stages * unit)
+        return cls(zeros, chosen, reduce, inputs, sums, parts, ring, unit, stages, ring + WARPS * stages * unit)
 
 
 def shared_bytes(shape: StepShape, blocks: int) -> int:
@@ -133,7 +142,7 @@ def _work(shape: StepShape, blocks: int) -> dict[str, int]:
         "WORK_QKV": shape.batch * shape.qkv_rows * 4,
         "WORK_PARTIAL": blocks * (shape.heads // shape.kv_heads) * (shape.head_dim + 2) * 4,
         "WORK_ATTENDED": shape.batch * shape.query_rows * 2,
-        "WORK_ACTIVATED": shape.batch * shape.intermediate * 2,
+        "WORK_ACTIVATED": shape.batch * shape.intermediate * shape.chosen * 2,
     }
     at, places = 1024, {}
     for name, size in sizes.items():
@@ -162,6 +171,9 @@ def header(shape: StepShape, blocks: int) -> str:
         "EMBEDDING_BITS": shape.embedding_width,
         "HIDDEN": shape.hidden,
         "INTERMEDIATE": shape.intermediate,
+        "ACTIVATED": shape.intermediate * shape.chosen,
+        "EXPERTS": shape.experts,
+        "CHOSEN": shape.chosen,
         "KV_HEADS": shape.kv_heads,
         "GROUP": shape.heads // shape.kv_heads,
         "HEAD_DIM": shape.head_dim,
@@ -174,7 +186,7 @@ def header(shape: StepShape, blocks: int) -> str:
         "STATE_SIZE": STATE_SIZE,
         "STAGES": memory.stages,
         "UNIT_BYTES": memory.unit,
-        **{f"SMEM_{name.upper()}": getattr(memory, name) for name in ("zeros", "reduce", "input", "sums", "parts", "ring")},
+        **{f"SMEM_{name.upper()}": getattr(memory, name) for name in ("zeros", "chosen", "reduce", "input", "sums", "parts", "ring")},
         **_work(shape, blocks),
     }
     floats = dict(zip(("ATTENTION_EPSILON", "FEED_FORWARD_EPSILON", "HEAD_EPSILON"), shape.epsilons, strict=True))
@@ -187,6 +199,7 @@ def header(shape: StepShape, blocks: int) -> str:
         _choice("BITS", "kind", shape.widths),
         _choice("TILES", "kind", [rows // 16 for rows, _ in shape.matrices]),
         _choice("UNITS", "kind", units),
+        _choice("SEGMENT", "kind", [*units[:3], units[3] // shape.chosen, units[4]]),
         _choice("PAIRED", "kind", [0, 0, 1, 0, 0]),
         _choice("WINDOW", "kind", shape.windows),
         _choice("CACHE_KIND", "layer", shape.cache_kinds),
@@ -204,24 +217,33 @@ def _choice(name: str, argument: str, values: tuple[int, ...] | list[int]) -> st
     return f"__host__ __device__ constexpr int {name}(int {argument}) {{ return {text}; }}"
 
 
-def body(names: list[str | None]) -> str:
+def declaration(kernel: str, parameters: Sequence[tuple[str, str]]) -> str:
+    """Declares the kernel that MLX will define, to say how many threads a block has: registers are shared out by that.
+
+    Args:
+        parameters: C++ type and name of each.
+    """
+    text = ", ".join(f"{ctype}* {name}" for ctype, name in parameters)
+    bounds = f"__launch_bounds__({THREADS}, 1)"
+    return f"namespace mlx::core::cu {{ __global__ void {bounds} custom_kernel_{kernel}({text}); }}\n"
+
+
+def body(names: Sequence[str | None]) -> str:
     """The kernel's body: the addresses of ``names`` (None: no such field) into shared memory, then the step."""
     lines = ["extern __shared__ __align__(128) unsigned char smem[];"]
     lines.append("const unsigned char** table = reinterpret_cast<const unsigned char**>(smem);")
-    lines.append("if ((threadIdx.x & 31) == 0) {")
     for warp in range(WARPS):
-        lines.append(f"if ((threadIdx.x >> 5) == {warp}) {{")
+        lines.append(f"if (threadIdx.x == {32 * warp}) {{")
         lines += [
             f"table[{i}] = reinterpret_cast<const unsigned char*>({name});"
             for i, name in enumerate(names)
             if name is not None and i % WARPS == warp
         ]
         lines.append("}")
-    lines.append("}")
     lines.append("__syncthreads();")
     lines.append(
-        "corelm::step(table, reinterpret_cast<const unsigned int*>(token), state,"
-        " const_cast<unsigned char*>(reinterpret_cast<const unsigned char*>(work)), frequencies, logits, next_state, smem);"
+        "corelm::step(table, token, state, reinterpret_cast<unsigned char*>(const_cast<uint32_t*>(work)), frequencies,"
+        " logits, next_state, smem);"
     )
     return "\n".join(lines)
 

@@ -25,10 +25,16 @@ __device__ __forceinline__ void copy_wait() {
 
 // d += a b on the tensor cores: a is 16 rows of 16, b 16 rows of 8 columns, bfloat16; d is float32.
 __device__ __forceinline__ void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+// The same where the lower 8 rows of a are zeros, and their results are not wanted.
+__device__ __forceinline__ void mma_top(float& d0, float& d1, u32 a0, u32 a2, u32 b0, u32 b1) {
+  float unused0, unused1;
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%8,%5,%8}, {%6,%7}, {%9,%10,%11,%11};"
+      : "=f"(d0), "=f"(d1), "=f"(unused0), "=f"(unused1)
+      : "r"(a0), "r"(a2), "r"(b0), "r"(b1), "r"(0), "f"(d0), "f"(d1), "f"(0.f));
 }
 
 __device__ __forceinline__ float low(u32 pair) { return __uint_as_float(pair << 16); }

@@ -97,30 +97,43 @@ __device__ __forceinline__ void product(Stream& stream, u32& slot, const u8* rin
         s0 = make_uint4(e0.x, e0.y, 0, 0);
         s1 = make_uint4(e1.x, e1.y, 0, 0);
       }
+      uint4 a[4], b[4];
+      float d[4][4];
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        const uint4 a = *reinterpret_cast<const uint4*>(at + c * 1024 + lane * 16);
-        const uint4 b = *reinterpret_cast<const uint4*>(at + c * 1024 + 512 + lane * 16);
-        float d[4] = {0.f, 0.f, 0.f, 0.f};
+        a[c] = *reinterpret_cast<const uint4*>(at + c * 1024 + lane * 16);
+        b[c] = *reinterpret_cast<const uint4*>(at + c * 1024 + 512 + lane * 16);
+        d[c][0] = d[c][1] = d[c][2] = d[c][3] = 0.f;
+      }
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const u32 p = component(a, i), q = component(b, i);
+      for (int i = 0; i < 4; ++i) {  // four independent sums in turn: one waits for the tensor cores
+        u32 v[4][4];
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
           if constexpr (W == 4) {
-            const uint4 v = *reinterpret_cast<const uint4*>(in + c * 256 + i * 64);
-            mma(d, nibbles(p), nibbles(q), nibbles(p >> 4), nibbles(q >> 4), v.x, v.y);
-            mma(d, nibbles(p >> 8), nibbles(q >> 8), nibbles(p >> 12), nibbles(q >> 12), v.z, v.w);
+            const uint4 quad = *reinterpret_cast<const uint4*>(in + c * 256 + i * 64);
+            v[c][0] = quad.x, v[c][1] = quad.y, v[c][2] = quad.z, v[c][3] = quad.w;
           } else {
-            const uint2 v = *reinterpret_cast<const uint2*>(in + c * 128 + (i >> 1) * 64 + (i & 1) * 8);
-            mma(d, nibbles(p), nibbles(q), nibbles(p >> 4), nibbles(q >> 4), v.x, times16(v.x));
-            mma(d, nibbles(p >> 8), nibbles(q >> 8), nibbles(p >> 12), nibbles(q >> 12), v.y, times16(v.y));
+            const uint2 pair = *reinterpret_cast<const uint2*>(in + c * 128 + (i >> 1) * 64 + (i & 1) * 8);
+            v[c][0] = pair.x, v[c][1] = times16(pair.x), v[c][2] = pair.y, v[c][3] = times16(pair.y);
           }
         }
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+          for (int c = 0; c < 4; ++c) {
+            const u32 p = component(a[c], i) >> (8 * half), q = component(b[c], i) >> (8 * half);
+            mma(d[c], nibbles(p), nibbles(q), nibbles(p >> 4), nibbles(q >> 4), v[c][2 * half], v[c][2 * half + 1]);
+          }
+      }
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
         if constexpr (W == 4) {
-          total[0] += low(component(s0, c)) * d[0] + high(component(s0, c)) * d[1];
-          total[1] += low(component(s1, c)) * d[2] + high(component(s1, c)) * d[3];
+          total[0] += low(component(s0, c)) * d[c][0] + high(component(s0, c)) * d[c][1];
+          total[1] += low(component(s1, c)) * d[c][2] + high(component(s1, c)) * d[c][3];
         } else {
-          total[0] += (c & 1 ? high(component(s0, c / 2)) : low(component(s0, c / 2))) * d[0];
-          total[1] += (c & 1 ? high(component(s1, c / 2)) : low(component(s1, c / 2))) * d[2];
+          total[0] += (c & 1 ? high(component(s0, c / 2)) : low(component(s0, c / 2))) * d[c][0];
+          total[1] += (c & 1 ? high(component(s1, c / 2)) : low(component(s1, c / 2))) * d[c][2];
         }
       }
       const u32* pairs = reinterpret_cast<const u32*>(scales) + (t < GROUPS / 2 ? t : 0);

@@ -45,10 +45,62 @@ __device__ __forceinline__ void embedding_octet(const u8* const* table, u32 toke
   }
 }
 
+// The experts of largest score, and the softmax over these alone, in every block alike; scores are rounded to bfloat16,
+// as the router's own product gives them.
+template <int PASSES, int OCTETS>
+__device__ __forceinline__ void choose_experts(const float (&value)[PASSES][8], const u8* router, float* reduce, int* chosen) {
+  constexpr int COUNT = EXPERTS > 0 ? EXPERTS : 1;
+  float* scores = reduce + WARPS;  // [WARPS][EXPERTS]
+  float score[COUNT];
+#pragma unroll
+  for (int e = 0; e < COUNT; ++e) score[e] = 0.f;
+#pragma unroll
+  for (int pass = 0; pass < PASSES; ++pass) {
+    const int octet = pass * THREADS + threadIdx.x;
+    if (octet < OCTETS) {
+#pragma unroll
+      for (int e = 0; e < COUNT; ++e) {
+        const uint4 w = *(reinterpret_cast<const uint4*>(router) + e * OCTETS + octet);
+#pragma unroll
+        for (int i = 0; i < 8; ++i)
+          score[e] += __bfloat162float(__float2bfloat16_rn(value[pass][i])) *
+                      (i & 1 ? high(component(w, i >> 1)) : low(component(w, i >> 1)));
+      }
+    }
+  }
+#pragma unroll
+  for (int e = 0; e < COUNT; ++e) {
+    score[e] = warp_sum(score[e]);
+    if ((threadIdx.x & 31) == 0) scores[(threadIdx.x >> 5) * COUNT + e] = score[e];
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int e = 0; e < COUNT; ++e) {
+      float sum = 0.f;
+      for (int w = 0; w < WARPS; ++w) sum += scores[w * COUNT + e];
+      scores[e] = __bfloat162float(__float2bfloat16_rn(sum));
+    }
+    float* shares = reinterpret_cast<float*>(chosen + 16);
+    float all = 0.f, largest = 0.f;
+    for (int i = 0; i < CHOSEN; ++i) {
+      int best = 0;
+      for (int e = 1; e < COUNT; ++e)
+        if (scores[e] > scores[best]) best = e;
+      if (i == 0) largest = scores[best];
+      chosen[i] = best;
+      shares[i] = expf(scores[best] - largest);
+      all += shares[i];
+      scores[best] = -INFINITY;
+    }
+    for (int i = 0; i < CHOSEN; ++i) shares[i] /= all;
+  }
+}
+
 // The residual stream, normed (Zhang and Sennrich, 2019), as the input of product KIND; the first layer's is looked up.
 template <int KIND>
 __device__ __forceinline__ void stage_normed(bool lookup, const u8* const* table, const u32* token, const float* stream,
-                                             const u8* norm, float epsilon, u8* x, u16* sums, float* reduce) {
+                                             const u8* norm, float epsilon, u8* x, u16* sums, float* reduce,
+                                             const u8* router = nullptr, int* chosen = nullptr) {
   constexpr int OCTETS = HIDDEN / 8, PASSES = (OCTETS + THREADS - 1) / THREADS;
   const __nv_bfloat16* weight = reinterpret_cast<const __nv_bfloat16*>(norm);
   for (int b = 0; b < BATCH; ++b) {
@@ -87,6 +139,7 @@ __device__ __forceinline__ void stage_normed(bool lookup, const u8* const* table
         value[pass][i] *= scale * (i & 1 ? high(component(w[pass], i >> 1)) : low(component(w[pass], i >> 1)));
       put_octet<BITS(KIND)>(x, sums, HIDDEN, b, octet, value[pass], octet < OCTETS);
     }
+    if constexpr (KIND == 2 && EXPERTS != 0) choose_experts<PASSES, OCTETS>(value, router, reduce, chosen);
     __syncthreads();
   }
 }
@@ -128,7 +181,8 @@ __device__ __forceinline__ void step(const u8* const* table, const u32* token, c
   const u8* ring = smem + SMEM_RING + warp * STAGES * UNIT_BYTES;
   Stream stream;
   u32 slot = 0, target = 0;
-  stream.start(table, smem_address(ring));
+  int* chosen = reinterpret_cast<int*>(smem + SMEM_CHOSEN);
+  stream.start(table, chosen, smem_address(ring));
   for (int i = tid; i < 1024 / 16; i += THREADS) reinterpret_cast<uint4*>(zeros)[i] = make_uint4(0, 0, 0, 0);
   {  // Each block looks up the rows of the residual stream that it will add to.
     const Share share = share_of(1, 0);
@@ -158,7 +212,9 @@ __device__ __forceinline__ void step(const u8* const* table, const u32* token, c
     product<1>(stream, slot, ring, x, sums, zeros, parts);
     add_to_stream<1>(work, parts);
     grid_sync(work.counters, target);
-    stage_normed<2>(false, table, token, work.stream, fields[1], FEED_FORWARD_EPSILON, x, sums, reduce);
+    stage_normed<2>(false, table, token, work.stream, fields[1], FEED_FORWARD_EPSILON, x, sums, reduce,
+                    fields[16], chosen);
+    if (EXPERTS != 0) stream.learn();
     product<2>(stream, slot, ring, x, sums, zeros, parts);
     {
       const Share share = share_of(2, 0);
@@ -167,12 +223,14 @@ __device__ __forceinline__ void step(const u8* const* table, const u32* token, c
         const float gate = row_sum<2>(parts, share.tiles, tile, row & 15, b);
         const float up = row_sum<2>(parts, share.tiles, tile + 1, row & 15, b);
         const float decay = expf(-fabsf(gate));
-        const float value = gate * ((gate < 0.f ? decay : 1.f) / (1.f + decay)) * up;
-        work.activated[b * INTERMEDIATE + share.first * 16 + row] = __float2bfloat16_rn(value);
+        float value = gate * ((gate < 0.f ? decay : 1.f) / (1.f + decay)) * up;
+        if (EXPERTS != 0)
+          value *= reinterpret_cast<const float*>(chosen + 16)[(share.first + (row >> 4)) / (INTERMEDIATE / 16)];
+        work.activated[b * ACTIVATED + share.first * 16 + row] = __float2bfloat16_rn(value);
       }
     }
     grid_sync(work.counters, target);
-    stage_plain<3>(work.activated, INTERMEDIATE, x, sums);
+    stage_plain<3>(work.activated, ACTIVATED, x, sums);
     product<3>(stream, slot, ring, x, sums, zeros, parts);
     add_to_stream<3>(work, parts);
     grid_sync(work.counters, target);

@@ -24,6 +24,7 @@ from core.fast.layout import (
     THREADS,
     FIELDS,
     body,
+    declaration,
     header,
     shared_bytes,
     work_bytes,
@@ -31,6 +32,7 @@ from core.fast.layout import (
 from core.nn import Cache
 from core.nn.cache import KeyValues
 
+_NAME = "corelm_step"
 _kernels: dict[Any, Callable[..., list[mx.array]]] = {}
 # Two steps in flight would wait for each other's blocks forever. Steps of one thread follow each other on its stream; a
 # step of another thread waits for this array, the last step's state.
@@ -77,6 +79,8 @@ class FastStep:
             self._enter(layout)
         assert self._state is not None
         shape = description.shape
+        if tokens.dtype != mx.uint32:
+            tokens = tokens.astype(mx.uint32)
         global _latest
         with _turn:
             if _latest is not None and _latest[0] != threading.get_ident():
@@ -132,15 +136,21 @@ def _kernel(description: Description, blocks: int) -> Callable[..., list[mx.arra
     key = shape, blocks
     if key not in _kernels:
         cached = {layer * FIELDS + field for layer in range(shape.layers) for field in (2, 3)}
-        names = [
-            f"p{i}" if array is not None or i in cached else None for i, array in enumerate(description.fields)
+        names = [f"p{i}" if array is not None or i in cached else None for i, array in enumerate(description.fields)]
+        inputs = [
+            ("uint32_t" if array is not None and array.dtype == mx.uint32 else "__nv_bfloat16", name)
+            for array, name in zip(description.fields, names, strict=True)
+            if name is not None
         ]
+        inputs += [("uint32_t", "token"), ("int32_t", "state"), ("uint32_t", "work"), ("float", "frequencies")]
+        outputs = [("__nv_bfloat16", "logits"), ("int32_t", "next_state")]
+        parameters = [*((f"const {ctype}", name) for ctype, name in inputs), *outputs]
         _kernels[key] = mx.fast.cuda_kernel(
-            name="corelm_step",
-            input_names=[*(name for name in names if name is not None), "token", "state", "work", "frequencies"],
-            output_names=["logits", "next_state"],
+            name=_NAME,
+            input_names=[name for _, name in inputs],
+            output_names=[name for _, name in outputs],
             source=body(names),
-            header=header(shape, blocks),
+            header=header(shape, blocks) + declaration(_NAME, parameters),
             ensure_row_contiguous=False,
             shared_memory=shared_bytes(shape, blocks),
         )

@@ -21,24 +21,45 @@ __device__ __forceinline__ Share share_of(int kind, int warp) {
   return {first, tiles, units * warp / WARPS, units * (warp + 1) / WARPS};
 }
 
-__device__ __forceinline__ int row_of(int kind, int first, int tile) {
-  return PAIRED(kind) ? (first + (tile >> 1)) * 16 + (tile & 1) * (TILES(kind) * 8) : (first + tile) * 16;
+// Rows of one tile, or with experts of one tile and expert: `segment` counts both, the experts of a tile in turn.
+__device__ __forceinline__ int row_of(int kind, int first, int segment, const int* chosen) {
+  if (kind == 2) {
+    const int pair = first + (segment >> 1), half = (segment & 1) * INTERMEDIATE;
+    if (EXPERTS == 0) return pair * 16 + half;
+    const int expert = pair / (INTERMEDIATE / 16);
+    return chosen[expert] * (2 * INTERMEDIATE) + (pair - expert * (INTERMEDIATE / 16)) * 16 + half;
+  }
+  if (kind == 3 && EXPERTS != 0)
+    return chosen[segment % CHOSEN] * HIDDEN + (first + segment / CHOSEN) * 16;
+  return (first + segment) * 16;
 }
 
 struct Stream {
   const u8* const* table;
-  const u8* weights;  // of row g of the next unit, and this lane's 16 bytes of each 64
-  const u8* scales;
-  int phase, left, column, odd, units, row_bytes, scale_bytes, width, advance, other_advance;
+  const int* chosen;                               // experts of the layer at hand
+  const u8 *weights, *scales;                      // this lane's bytes of the next unit
+  const u8 *all_weights, *all_scales;              // and of row 0
+  int phase, left, column, segment, first, units, row_bytes, scale_bytes, width, known;
   u32 ring, slot;
 
-  __device__ __forceinline__ void start(const u8* const* pointers, u32 my_ring) {
+  __device__ __forceinline__ void start(const u8* const* pointers, const int* experts, u32 my_ring) {
     table = pointers;
+    chosen = experts;
     ring = my_ring;
     slot = 0;
     phase = -1;
-    left = 0;
+    left = known = 0;
+    fill();
+  }
+
+  __device__ __forceinline__ void fill() {
     for (int i = 0; i < STAGES; ++i) issue();
+  }
+
+  // The experts of one more layer are known: what waited for them goes ahead. The ring is empty then.
+  __device__ __forceinline__ void learn() {
+    ++known;
+    fill();
   }
 
   __device__ __forceinline__ void open() {
@@ -48,24 +69,28 @@ struct Stream {
     const Share share = share_of(kind, warp);
     left = share.end - share.begin;
     if (left == 0) return;
-    units = UNITS(kind);
-    const int tile = share.begin / units;
-    column = share.begin - tile * units;
-    odd = tile & 1;
+    units = SEGMENT(kind);
+    first = share.first;
+    segment = share.begin / units;
+    column = share.begin - segment * units;
     width = BITS(kind);
     row_bytes = units * 256;
     scale_bytes = width == 16 ? 0 : units * (width == 4 ? 16 : 8);
-    advance = PAIRED(kind) ? TILES(kind) * 8 : 16;
-    other_advance = PAIRED(kind) ? 16 - TILES(kind) * 8 : 16;
-    const u64 row = row_of(kind, share.first, tile);
-    weights = at[0] + (row + (lane >> 2)) * row_bytes + column * 256 + (lane & 3) * 16;
-    if (width != 16)
-      scales = at[lane < 16 ? 1 : 2] + (row + (lane & 15)) * scale_bytes + column * (width == 4 ? 16 : 8);
+    all_weights = at[0] + static_cast<u64>(lane >> 2) * row_bytes + (lane & 3) * 16;
+    all_scales = width == 16 ? nullptr : at[lane < 16 ? 1 : 2] + (lane & 15) * scale_bytes;
+    place(kind);
+  }
+
+  __device__ __forceinline__ void place(int kind) {
+    const u64 row = row_of(kind, first, segment, chosen);
+    weights = all_weights + row * row_bytes + column * 256;
+    scales = all_scales + row * scale_bytes + column * (width == 4 ? 16 : 8);
   }
 
   // Copies the next unit into the ring; always ends one group of copies, so that groups count units.
   __device__ __forceinline__ void issue() {
     while (left == 0 && phase < 4 * LAYERS) {
+      if (EXPERTS != 0 && ((phase + 1) & 3) == 2 && phase < 4 * LAYERS - 1 && (phase + 1) >> 2 >= known) break;
       ++phase;
       open();
     }
@@ -84,11 +109,9 @@ struct Stream {
       weights += 256;
       scales += width == 4 ? 16 : 8;
       if (++column == units) {
-        const long long rows = odd ? other_advance : advance;
         column = 0;
-        odd ^= 1;
-        weights += (rows - 1) * row_bytes;
-        scales += (rows - 1) * scale_bytes;
+        ++segment;
+        if (left != 0) place(phase < 4 * LAYERS ? phase & 3 : 4);
       }
       slot = slot + 1 == STAGES ? 0 : slot + 1;
     }
