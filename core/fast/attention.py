@@ -7,31 +7,49 @@ warps and then blocks are merged by their maxima and sums, the last by whichever
 """
 
 SOURCE = r"""
-__device__ __forceinline__ void rotate(float& x, float& y, float position, float frequency) {
-  float sine, cosine;
-  sincosf(position * frequency, &sine, &cosine);
-  const float a = x * ROTARY_FACTOR, b = y * ROTARY_FACTOR;
-  x = a * cosine - b * sine;
-  y = b * cosine + a * sine;
+// Which keys a block attends to: of one key/value head, a part of those that are visible.
+struct Part {
+  int head, kind, slot, capacity, begin, end, active, split, splits;
+};
+
+__device__ __forceinline__ Part part_of(int layer, const int* state) {
+  Part part;
+  part.splits = static_cast<int>(gridDim.x) / (BATCH * KV_HEADS);
+  part.split = blockIdx.x % part.splits;
+  part.head = blockIdx.x / part.splits;
+  part.kind = CACHE_KIND(layer);
+  const int b = min(part.head / KV_HEADS, BATCH - 1), window = WINDOW(part.kind);
+  part.slot = state[b] - state[STATE_BASE + part.kind * STATE_ROWS + b];
+  part.capacity = state[STATE_CAPACITY + part.kind];
+  const int first = window > 0 && part.slot + 1 > window ? part.slot + 1 - window : 0, keys = part.slot + 1 - first;
+  // At least a tile for each warp: a merge of blocks costs more than they save on fewer keys.
+  const int chunk = max(((keys + part.splits - 1) / part.splits + 15) & ~15, WARPS * 16);
+  part.active = part.head < BATCH * KV_HEADS ? (keys + chunk - 1) / chunk : 0;
+  part.begin = first + part.split * chunk;
+  part.end = min(part.begin + chunk, part.slot + 1);
+  return part;
 }
 
-__device__ __forceinline__ void attention(int layer, const u8* const* table, const int* state, const float* frequencies,
+// Cached keys and values of the first round come to the L2 cache while the projections are computed.
+__device__ __forceinline__ void prefetch_keys(int layer, const u8* const* table, const int* state) {
+  const Part part = part_of(layer, state);
+  if (part.split >= part.active) return;
+  const u64 start = (static_cast<u64>(part.head) * part.capacity + part.begin) * HEAD_DIM * 2;
+  const int bytes = min(part.end - part.begin, 512) * HEAD_DIM * 2;
+  for (int i = threadIdx.x * 128; i < bytes; i += THREADS * 128) {
+    prefetch(table[layer * FIELDS + 2] + start + i);
+    prefetch(table[layer * FIELDS + 3] + start + i);
+  }
+}
+
+__device__ __forceinline__ void attention(int layer, const u8* const* table, const int* state, const float2* turns,
                                           const Work& work, u8* scratch) {
   constexpr int PAIRS = HEAD_DIM / 2, CHUNKS = HEAD_DIM / 32, HALVES = HEAD_DIM / 64, ROW = HEAD_DIM + 8;
-  const int splits = static_cast<int>(gridDim.x) / (BATCH * KV_HEADS);
-  const int split = blockIdx.x % splits, head = blockIdx.x / splits;
-  if (head >= BATCH * KV_HEADS) return;
+  const Part part = part_of(layer, state);
+  if (part.split >= part.active) return;
   const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
-  const int b = head / KV_HEADS, kv = head % KV_HEADS, kind = CACHE_KIND(layer), window = WINDOW(kind);
-  const int position = state[b], slot = position - state[STATE_BASE + kind * STATE_ROWS + b];
-  const int capacity = state[STATE_CAPACITY + kind];
-  const int first = window > 0 && slot + 1 > window ? slot + 1 - window : 0;
-  const int keys = slot + 1 - first;
-  // At least a tile for each warp: a merge of blocks costs more than they save on fewer keys.
-  const int chunk = max(((keys + splits - 1) / splits + 15) & ~15, WARPS * 16);
-  const int active = (keys + chunk - 1) / chunk;
-  if (split >= active) return;
-  const int begin = first + split * chunk, end = min(begin + chunk, slot + 1);
+  const int head = part.head, b = head / KV_HEADS, kv = head % KV_HEADS, slot = part.slot, capacity = part.capacity;
+  const int begin = part.begin, end = part.end, active = part.active, split = part.split, splits = part.splits;
 
   __nv_bfloat16* queries = reinterpret_cast<__nv_bfloat16*>(scratch);  // [GROUP][ROW]
   float* maxima = reinterpret_cast<float*>(scratch + GROUP * ROW * 2);  // [WARPS][GROUP]
@@ -47,11 +65,11 @@ __device__ __forceinline__ void attention(int layer, const u8* const* table, con
   for (int i = tid; i < (GROUP + (newest ? 1 : 0)) * PAIRS; i += THREADS) {
     const int row = i / PAIRS, d = i % PAIRS;
     const float* from = projected + (row < GROUP ? (kv * GROUP + row) * HEAD_DIM : QUERY_ROWS + kv * HEAD_DIM);
-    float x = __ldcg(from + d), y = __ldcg(from + d + PAIRS);
-    rotate(x, y, static_cast<float>(position), frequencies[d]);
+    const float x = ROTARY_FACTOR * __ldcg(from + d), y = ROTARY_FACTOR * __ldcg(from + d + PAIRS);
+    const float2 turn = turns[b * PAIRS + d];
     __nv_bfloat16* to = row < GROUP ? queries + row * ROW : cached_keys + static_cast<u64>(slot) * HEAD_DIM;
-    to[d] = __float2bfloat16_rn(x);
-    to[d + PAIRS] = __float2bfloat16_rn(y);
+    to[d] = __float2bfloat16_rn(x * turn.x - y * turn.y);
+    to[d + PAIRS] = __float2bfloat16_rn(y * turn.x + x * turn.y);
   }
   if (newest)
     for (int i = tid; i < HEAD_DIM; i += THREADS)

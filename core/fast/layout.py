@@ -102,6 +102,9 @@ class StepShape:
 class _Memory:
     """Bytes from the start of a block's shared memory."""
 
+    shares: int
+    turns: int
+    mine: int
     zeros: int
     chosen: int
     reduce: int
@@ -118,17 +121,28 @@ class _Memory:
         group = shape.heads // shape.kv_heads
         columns = max(columns for _, columns in shape.matrices)
         attention_bytes = group * (shape.head_dim + 8) * 2 + WARPS * group * (shape.head_dim + 2) * 4 + 16
-        zeros = _up(8 * (shape.layers * FIELDS + 8), 128) + 64
+        tiles = max(-(-rows // 32 // blocks) * 2 for rows, _ in shape.matrices)
+        own_tiles = -(-shape.hidden // 16 // blocks)
+        shares = _up(8 * (shape.layers * FIELDS + 8), 128)
+        turns = shares + _up(5 * WARPS * 24, 128)
+        mine = turns + _up(shape.batch * shape.head_dim * 4, 128)
+        zeros = mine + _up(own_tiles * 16 * shape.batch * 4, 128) + 64
         chosen = zeros + 1024 + 64
         reduce = chosen + 128
-        inputs = reduce + _up(4 * WARPS * (1 + shape.experts), 128)
+        inputs = reduce + _up(4 * (_reduce_floats(shape) + shape.batch), 128)
         sums = inputs + _up(max(shape.batch * (columns * 2 + 64), attention_bytes), 128)
         parts = sums + _up(shape.batch * 4 * (columns // 64 + 8) * 2, 128)
-        tiles = max(-(-rows // 32 // blocks) * 2 for rows, _ in shape.matrices)
         ring = parts + _up((tiles + WARPS) * 16 * shape.batch * 4, 128)
         unit = 4096 + max({4: 512, 8: 256, 16: 0}[width] for width in shape.widths)
         stages = min(8, (SHARED_BYTES - ring) // (WARPS * unit))
-        return cls(zeros, chosen, reduce, inputs, sums, parts, ring, unit, stages, ring + WARPS * stages * unit)
+        return cls(shares, turns, mine, zeros, chosen, reduce, inputs, sums, parts, ring, unit, stages, ring + WARPS * stages * unit)
+
+
+_PLACES = ("shares", "turns", "mine", "zeros", "chosen", "reduce", "input", "sums", "parts", "ring")
+
+
+def _reduce_floats(shape: StepShape) -> int:
+    return WARPS * (2 + shape.experts)
 
 
 def shared_bytes(shape: StepShape, blocks: int) -> int:
@@ -180,13 +194,14 @@ def header(shape: StepShape, blocks: int) -> str:
         "QUERY_ROWS": shape.query_rows,
         "QKV_ROWS": shape.qkv_rows,
         "VOCABULARY": shape.vocabulary,
+        "REDUCE_FLOATS": _reduce_floats(shape),
         "STATE_ROWS": STATE_ROWS,
         "STATE_BASE": STATE_BASE,
         "STATE_CAPACITY": STATE_CAPACITY,
         "STATE_SIZE": STATE_SIZE,
         "STAGES": memory.stages,
         "UNIT_BYTES": memory.unit,
-        **{f"SMEM_{name.upper()}": getattr(memory, name) for name in ("zeros", "chosen", "reduce", "input", "sums", "parts", "ring")},
+        **{f"SMEM_{name.upper()}": getattr(memory, name) for name in _PLACES},
         **_work(shape, blocks),
     }
     floats = dict(zip(("ATTENTION_EPSILON", "FEED_FORWARD_EPSILON", "HEAD_EPSILON"), shape.epsilons, strict=True))
@@ -205,7 +220,7 @@ def header(shape: StepShape, blocks: int) -> str:
         _choice("CACHE_KIND", "layer", shape.cache_kinds),
     ]
     texts = (primitives.SOURCE, stream.SOURCE, product.SOURCE, program.SOURCE, attention.SOURCE, program.STEP)
-    return "\n".join(["#include <cuda_bf16.h>", "namespace corelm {", *lines, *texts, "}  // namespace corelm\n"])
+    return "\n".join(["#include <cuda_bf16.h>", "#include <cuda_fp16.h>", "namespace corelm {", *lines, *texts, "}  // namespace corelm\n"])
 
 
 def _choice(name: str, argument: str, values: tuple[int, ...] | list[int]) -> str:

@@ -1,43 +1,43 @@
 """CUDA text: the matrix-vector product of one block's rows, on the tensor cores, and its input in shared memory.
 
-A quantized weight is an integer of 4 bits, OR-ed into the mantissa of bfloat16's 128 (an 8-bit one is two of 4 bits, the
-higher times 16 times the input), so that one logical operation unpacks two. The scale multiplies a group's float32 sum; the
-128s and the biases leave with one more product, of the group's scales and biases with the sums of its inputs, which are
-kept as two bfloat16 each. Sums over the input may run in any order, so weights keep the order they have in memory, and
-the input takes theirs.
+A quantized weight is an integer of 4 or 8 bits, OR-ed into the mantissa of float16's 1024, so that one logical operation
+unpacks two; a 4-bit one that stands 4 bits higher counts 16 times, and its input a sixteenth. The scale multiplies a
+group's float32 sum; the 1024s and the biases leave with one more product, in bfloat16, of the group's scales and biases
+with the sums of its inputs, which are kept as two bfloat16 each. The input is scaled by a power of two, so that its
+largest fits float16. Sums over the input may run in any order, so weights keep the order they have in memory, and the
+input takes theirs.
 """
 
 SOURCE = r"""
 // Input in shared memory, one row a sequence: octets of 8 features in the order in which units take them.
 template <int W>
 __device__ __forceinline__ void put_octet(u8* x, u16* sums, int features, int b, int octet, const float (&value)[8], bool real) {
-  u32 h[8];
-  float sum = 0.f;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    h[i] = bits(__float2bfloat16_rn(value[i]));
-    sum += __uint_as_float(h[i] << 16);
-  }
   uint4 v;
   int place = octet;
-  if (W == 4) {
-    v = make_uint4(h[0] | h[4] << 16, h[1] | h[5] << 16, h[2] | h[6] << 16, h[3] | h[7] << 16);
+  if constexpr (W == 16) {
+    v = make_uint4(pack(value[0], value[1]), pack(value[2], value[3]), pack(value[4], value[5]), pack(value[6], value[7]));
+  } else if constexpr (W == 4) {
+    constexpr float S = 0.0625f;
+    v = make_uint4(pack_half(value[0], value[4]), pack_half(value[1] * S, value[5] * S), pack_half(value[2], value[6]),
+                   pack_half(value[3] * S, value[7] * S));
     place = (octet & ~15) | (octet & 3) << 2 | (octet >> 2 & 3);
-  } else if (W == 8) {
-    v = make_uint4(h[0] | h[2] << 16, h[1] | h[3] << 16, h[4] | h[6] << 16, h[5] | h[7] << 16);
-    place = (octet & ~7) | (octet & 1) << 2 | (octet >> 1 & 3);
   } else {
-    v = make_uint4(h[0] | h[1] << 16, h[2] | h[3] << 16, h[4] | h[5] << 16, h[6] | h[7] << 16);
+    v = make_uint4(pack_half(value[0], value[2]), pack_half(value[1], value[3]), pack_half(value[4], value[6]),
+                   pack_half(value[5], value[7]));
+    place = (octet & ~7) | (octet & 1) << 2 | (octet >> 1 & 3);
   }
   if (real) *reinterpret_cast<uint4*>(x + b * (features * 2 + 64) + place * 16) = v;
-  if (W != 16) {  // 8 neighbouring lanes hold one group
-    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-    sum += __shfl_xor_sync(0xffffffffu, sum, 4);
+  if constexpr (W != 16) {  // 8 neighbouring lanes hold one group
+    float even = value[0] + value[2] + value[4] + value[6], odd = value[1] + value[3] + value[5] + value[7];
+    float sum = even + odd, offset = even * -1024.f + odd * (W == 4 ? -64.f : -1024.f);
+#pragma unroll
+    for (int lanes = 1; lanes < 8; lanes *= 2) {
+      sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
+      offset += __shfl_xor_sync(0xffffffffu, offset, lanes);
+    }
     if (real && (octet & 7) == 0) {
       const int stride = features / 64 + 8, group = octet >> 3;
       u16* to = sums + b * 4 * stride + group;
-      const float offset = sum * (W == 4 ? -128.f : -2176.f);
       const __nv_bfloat16 s = __float2bfloat16_rn(sum), o = __float2bfloat16_rn(offset);
       to[0] = bits(s);
       to[stride] = bits(__float2bfloat16_rn(sum - __bfloat162float(s)));
@@ -47,11 +47,13 @@ __device__ __forceinline__ void put_octet(u8* x, u16* sums, int features, int b,
   }
 }
 
-__device__ __forceinline__ u32 nibbles(u32 q) { return (q & 0x000f000fu) | 0x43004300u; }
-__device__ __forceinline__ u32 times16(u32 pair) {
-  const __nv_bfloat162 r = __hmul2(*reinterpret_cast<__nv_bfloat162*>(&pair), __float2bfloat162_rn(16.f));
-  return *reinterpret_cast<const u32*>(&r);
+// The power of two that takes the largest of an input to between 2^12 and 2^13; 1 for zeros.
+__device__ __forceinline__ float input_scale(float largest) {
+  const int exponent = static_cast<int>(__float_as_uint(largest) >> 23);
+  return largest > 0.f ? __uint_as_float(static_cast<u32>(min(max(266 - exponent, 1), 254)) << 23) : 1.f;
 }
+
+__device__ __forceinline__ u32 integers(u32 q, u32 mask) { return (q & mask) | 0x64006400u; }
 
 // The sums of this warp's units go to parts[tile + warp][row][sequence]: no two warps and tiles share a place, since
 // each step along the units moves to the next tile or the next warp.
@@ -59,7 +61,7 @@ template <int KIND>
 __device__ __forceinline__ void product(Stream& stream, u32& slot, const u8* ring, const u8* x, const u16* sums, const u8* zeros, float* parts) {
   constexpr int W = BITS(KIND), U = UNITS(KIND), FEATURES = U * 2048 / W;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-  const Share share = share_of(KIND, warp);
+  const Share share = stream.shares[KIND * WARPS + warp];
   const int batch = (g >> 1) < BATCH ? g >> 1 : 0;
   // Columns of the second operand: 2b and 2b + 1 are sequence b. With 4 bits, the two groups in 64 bytes of a row take
   // one column each, and the other's inputs are zeros there.
@@ -68,7 +70,8 @@ __device__ __forceinline__ void product(Stream& stream, u32& slot, const u8* rin
   const u8* my_input = mine ? input : zeros + t * 16;
   const int step = mine ? 2048 * 2 / W : 0;  // bytes of input a unit
   const u16* my_sums = sums + (batch * 4 + (g & 1)) * (FEATURES / 64 + 8);
-  int tile = share.begin / U, column = share.begin - tile * U;
+  int tile = KIND == 3 ? share.segment / CHOSEN : share.segment;
+  int column = share.column + (KIND == 3 ? share.segment % CHOSEN * SEGMENT(3) : 0);
   float total[2] = {0.f, 0.f}, fixed[4] = {0.f, 0.f, 0.f, 0.f}, even[4] = {0.f, 0.f, 0.f, 0.f};
   for (int unit = share.begin; unit < share.end; ++unit) {
     copy_wait<STAGES - 1>();
@@ -107,24 +110,30 @@ __device__ __forceinline__ void product(Stream& stream, u32& slot, const u8* rin
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {  // four independent sums in turn: one waits for the tensor cores
-        u32 v[4][4];
+        if constexpr (W == 4) {
+          uint4 v[4];
 #pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          if constexpr (W == 4) {
-            const uint4 quad = *reinterpret_cast<const uint4*>(in + c * 256 + i * 64);
-            v[c][0] = quad.x, v[c][1] = quad.y, v[c][2] = quad.z, v[c][3] = quad.w;
-          } else {
-            const uint2 pair = *reinterpret_cast<const uint2*>(in + c * 128 + (i >> 1) * 64 + (i & 1) * 8);
-            v[c][0] = pair.x, v[c][1] = times16(pair.x), v[c][2] = pair.y, v[c][3] = times16(pair.y);
-          }
-        }
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
+          for (int c = 0; c < 4; ++c) v[c] = *reinterpret_cast<const uint4*>(in + c * 256 + i * 64);
+          constexpr u32 L = 0x000f000fu, H = 0x00f000f0u;
 #pragma unroll
           for (int c = 0; c < 4; ++c) {
-            const u32 p = component(a[c], i) >> (8 * half), q = component(b[c], i) >> (8 * half);
-            mma(d[c], nibbles(p), nibbles(q), nibbles(p >> 4), nibbles(q >> 4), v[c][2 * half], v[c][2 * half + 1]);
+            const u32 p = component(a[c], i), q = component(b[c], i);
+            mma_half(d[c], integers(p, L), integers(q, L), integers(p, H), integers(q, H), v[c].x, v[c].y);
           }
+#pragma unroll
+          for (int c = 0; c < 4; ++c) {
+            const u32 p = component(a[c], i) >> 8, q = component(b[c], i) >> 8;
+            mma_half(d[c], integers(p, L), integers(q, L), integers(p, H), integers(q, H), v[c].z, v[c].w);
+          }
+        } else {
+          constexpr u32 L = 0x00ff00ffu;
+#pragma unroll
+          for (int c = 0; c < 4; ++c) {
+            const uint2 v = *reinterpret_cast<const uint2*>(in + c * 128 + (i >> 1) * 64 + (i & 1) * 8);
+            const u32 p = component(a[c], i), q = component(b[c], i);
+            mma_half(d[c], integers(p, L), integers(q, L), integers(p >> 8, L), integers(q >> 8, L), v.x, v.y);
+          }
+        }
       }
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
@@ -169,13 +178,12 @@ __device__ __forceinline__ void product(Stream& stream, u32& slot, const u8* rin
 
 // The product of one row: the sum of what the warps that met its tile left.
 template <int KIND>
-__device__ __forceinline__ float row_sum(const float* parts, int tiles, int tile, int row, int b) {
+__device__ __forceinline__ float row_sum(const Share* shares, const float* parts, int tile, int row, int b) {
   constexpr int U = UNITS(KIND);
-  const int units = tiles * U;
   float sum = 0.f;
 #pragma unroll
   for (int w = 0; w < WARPS; ++w) {
-    const int begin = units * w / WARPS, end = units * (w + 1) / WARPS;
+    const int begin = shares[KIND * WARPS + w].begin, end = shares[KIND * WARPS + w].end;
     if (begin < end && begin < (tile + 1) * U && end > tile * U) sum += parts[((tile + w) * 16 + row) * BATCH + b];
   }
   return sum;

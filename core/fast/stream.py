@@ -10,15 +10,22 @@ SOURCE = r"""
 // 2i and 2i + 1 are the same rows of both halves.
 struct Share {
   int first, tiles, begin, end;  // first tile, in pairs where paired; this warp's units among the tiles'
+  int segment, column;           // where in the tiles, and in the row, this warp begins
 };
 
-__device__ __forceinline__ Share share_of(int kind, int warp) {
+__device__ __forceinline__ Share make_share(int kind, int warp) {
   const int quanta = TILES(kind) >> PAIRED(kind);
   const int first = quanta * static_cast<int>(blockIdx.x) / static_cast<int>(gridDim.x);
   const int last = quanta * (static_cast<int>(blockIdx.x) + 1) / static_cast<int>(gridDim.x);
   const int tiles = (last - first) << PAIRED(kind);
   const int units = tiles * UNITS(kind);
-  return {first, tiles, units * warp / WARPS, units * (warp + 1) / WARPS};
+  const int begin = units * warp / WARPS, segment = begin / SEGMENT(kind);
+  return {first, tiles, begin, units * (warp + 1) / WARPS, segment, begin - segment * SEGMENT(kind)};
+}
+
+// Divisions are slow: they are done once, into a table in shared memory.
+__device__ __forceinline__ void make_shares(Share* shares) {
+  for (int i = threadIdx.x; i < 5 * WARPS; i += THREADS) shares[i] = make_share(i / WARPS, i % WARPS);
 }
 
 // Rows of one tile, or with experts of one tile and expert: `segment` counts both, the experts of a tile in turn.
@@ -36,14 +43,16 @@ __device__ __forceinline__ int row_of(int kind, int first, int segment, const in
 
 struct Stream {
   const u8* const* table;
+  const Share* shares;
   const int* chosen;                               // experts of the layer at hand
   const u8 *weights, *scales;                      // this lane's bytes of the next unit
   const u8 *all_weights, *all_scales;              // and of row 0
   int phase, left, column, segment, first, units, row_bytes, scale_bytes, width, known;
   u32 ring, slot;
 
-  __device__ __forceinline__ void start(const u8* const* pointers, const int* experts, u32 my_ring) {
+  __device__ __forceinline__ void start(const u8* const* pointers, const Share* all, const int* experts, u32 my_ring) {
     table = pointers;
+    shares = all;
     chosen = experts;
     ring = my_ring;
     slot = 0;
@@ -66,13 +75,13 @@ struct Stream {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int kind = phase < 4 * LAYERS ? phase & 3 : 4;
     const u8* const* at = table + (kind == 4 ? HEAD_FIELD : (phase >> 2) * FIELDS + 4 + 3 * kind);
-    const Share share = share_of(kind, warp);
+    const Share share = shares[kind * WARPS + warp];
     left = share.end - share.begin;
     if (left == 0) return;
     units = SEGMENT(kind);
     first = share.first;
-    segment = share.begin / units;
-    column = share.begin - segment * units;
+    segment = share.segment;
+    column = share.column;
     width = BITS(kind);
     row_bytes = units * 256;
     scale_bytes = width == 16 ? 0 : units * (width == 4 ? 16 : 8);
