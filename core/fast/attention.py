@@ -98,7 +98,8 @@ __device__ __forceinline__ void attention(int layer, const u8* const* table, con
 #pragma unroll
       for (int r = 0; r < 4; ++r)
         v[h][r] = __ldcg(reinterpret_cast<const uint4*>(
-            cached_values + static_cast<u64>(min(at + (r >> 1) * 8 + t * 2 + (r & 1), end - 1)) * HEAD_DIM + h * 64 + g * 8));
+            cached_values + static_cast<u64>(min(at + (r >> 1) * 8 + t * 2 + (r & 1), end - 1)) * HEAD_DIM + h * 64 +
+            g * 8));
     float s[2][2] = {{0.f, 0.f}, {0.f, 0.f}};
 #pragma unroll
     for (int c = 0; c < CHUNKS; ++c)
@@ -180,25 +181,37 @@ __device__ __forceinline__ void attention(int layer, const u8* const* table, con
   if (active == 1) return;
   __syncthreads();
   if (tid == 0) {
-    __threadfence();
-    *last = atomicAdd(work.counters + 64 + head, 1u) == static_cast<u32>(active - 1);
-    __threadfence();
+    u32 before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+                 : "=r"(before)
+                 : "l"(work.counters + 64 + head)
+                 : "memory");
+    *last = before == static_cast<u32>(active - 1);
   }
   __syncthreads();
   if (*last == 0) return;
   if (tid == 0) work.counters[64 + head] = 0;
   const float* others = work.partial + static_cast<u64>(head) * splits * GROUP * (HEAD_DIM + 2);
+  float* weights = maxima;  // [active][GROUP], then the sums
+  for (int i = tid; i < active * GROUP * 2; i += THREADS)
+    weights[i] = __ldcg(others + i / (2 * GROUP) * GROUP * (HEAD_DIM + 2) + i % (2 * GROUP));
+  __syncthreads();
   for (int i = tid; i < GROUP * HEAD_DIM; i += THREADS) {
     const int row = i / HEAD_DIM;
     float best = -INFINITY, all = 0.f, value = 0.f;
-#pragma unroll 4
-    for (int a = 0; a < active; ++a) best = fmaxf(best, __ldcg(others + a * GROUP * (HEAD_DIM + 2) + row));
-#pragma unroll 4
-    for (int a = 0; a < active; ++a) {
-      const float* from = others + a * GROUP * (HEAD_DIM + 2);
-      const float weight = exp2f(__ldcg(from + row) - best);
-      all += weight * __ldcg(from + GROUP + row);
-      value += weight * __ldcg(from + 2 * GROUP + i);
+    for (int a = 0; a < active; ++a) best = fmaxf(best, weights[a * 2 * GROUP + row]);
+    for (int start = 0; start < active; start += 8) {
+      float one[8];  // eight loads in flight
+#pragma unroll
+      for (int j = 0; j < 8; ++j)
+        one[j] = __ldcg(others + min(start + j, active - 1) * GROUP * (HEAD_DIM + 2) + 2 * GROUP + i);
+#pragma unroll
+      for (int j = 0; j < 8; ++j)
+        if (start + j < active) {
+          const float weight = exp2f(weights[(start + j) * 2 * GROUP + row] - best);
+          all += weight * weights[(start + j) * 2 * GROUP + GROUP + row];
+          value += weight * one[j];
+        }
     }
     result[i] = __float2bfloat16_rn(value / all);
   }

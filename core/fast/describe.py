@@ -7,11 +7,13 @@ parts means the ordinary path. Knows modules; knows no CUDA.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from core.fast.layout import FIELDS, StepShape
+from core.fast.layout import FIELDS
+from core.fast.shape import StepShape
 from core.nn import (
     MLP,
     Attention,
@@ -32,7 +34,7 @@ _GROUP_SIZE = 64
 _ROTARY_TYPES = ("default", "linear", "llama3", "yarn")
 
 
-class Unsupported(Exception):
+class Unsupported(Exception):  # noqa: N818 - it is no error: the ordinary path serves
     """No fast step for this model; the message says why, to follow "because of"."""
 
 
@@ -99,7 +101,7 @@ def describe(model: object, cache: Cache) -> Description:
 
 @dataclass(frozen=True)
 class _Layer:
-    shape: tuple  # what must be the same in all layers
+    shape: tuple[Any, ...]  # what must be the same in all layers
     fields: list[mx.array | None]
     window: int | None
     frequencies: mx.array
@@ -184,7 +186,7 @@ def _norm(module: nn.Module) -> tuple[mx.array, float]:
     return _bfloat16(module.weight), module.eps
 
 
-def _rotary(rope: object, head_dim: int) -> tuple[tuple, mx.array]:
+def _rotary(rope: object, head_dim: int) -> tuple[tuple[Any, ...], mx.array]:
     """What distinguishes one embedding from another, its factor last, and its frequencies."""
     if type(rope) is not RoPE:
         raise Unsupported(f"a rotary embedding of type {type(rope).__name__}")

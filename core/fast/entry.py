@@ -14,7 +14,8 @@ import weakref
 import mlx.core as mx
 
 from core.fast.describe import Description, Unsupported, describe
-from core.fast.layout import StepShape
+from core.fast.layout import problem
+from core.fast.shape import StepShape
 from core.fast.step import FastStep
 from core.kernels import KernelWarning
 from core.kernels.device import current_device
@@ -57,7 +58,7 @@ def reason(model: object, cache: Cache) -> str | None:
         shape = describe(model, cache).shape
     except Unsupported as unsupported:
         return str(unsupported)
-    return shape.problem(multiprocessors())
+    return problem(shape, multiprocessors())
 
 
 @functools.cache
@@ -68,7 +69,9 @@ def multiprocessors() -> int:
         device, count = ctypes.c_int(), ctypes.c_int()
         if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
             return 0
-        failed = driver.cuDeviceGetAttribute(ctypes.byref(count), 16, device)  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+        failed = driver.cuDeviceGetAttribute(
+            ctypes.byref(count), 16, device
+        )  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
     except OSError:
         return 0
     return 0 if failed else count.value
@@ -79,22 +82,22 @@ def _agrees(model: Decoder, description: Description) -> bool:
     known = _verdicts.get(key)
     if known is not None and known[0]() is model:
         return known[1]
-    problem = None
+    found = None
     try:
         error = _error(model, description.shape.batch)
         if not error <= _TOLERANCE:
-            problem = f"differs from the ordinary path by {error:.3g} of the logits' norm"
+            found = f"differs from the ordinary path by {error:.3g} of the logits' norm"
     except Exception as failure:  # building, compiling or launching: whatever it is, the ordinary path still works
-        problem = f"fails with {type(failure).__name__}: {str(failure).strip().partition(chr(10))[0]}"
-    _verdicts[key] = weakref.ref(model), problem is None
-    if problem is not None:
+        found = f"fails with {type(failure).__name__}: {str(failure).strip().partition(chr(10))[0]}"
+    _verdicts[key] = weakref.ref(model), found is None
+    if found is not None:
         warnings.warn(
-            f"the fast decode step is off for this model: it {problem}. The ordinary path is used instead: right, and "
+            f"the fast decode step is off for this model: it {found}. The ordinary path is used instead: right, and "
             "slower. CORE_KERNELS=reference skips all fused sources.",
             KernelWarning,
             stacklevel=4,
         )
-    return problem is None
+    return found is None
 
 
 def _error(model: Decoder, batch: int) -> float:
@@ -112,6 +115,6 @@ def _error(model: Decoder, batch: int) -> float:
     try:
         actual = mx.stack([step(mx.contiguous(ids[:, -2])), step(mx.contiguous(ids[:, -1]))], axis=1).astype(mx.float32)
         error = mx.linalg.norm(actual - expected) / mx.linalg.norm(expected)
-        return float(error.item())
+        return float(error.item())  # type: ignore[arg-type]
     finally:
         step.close()

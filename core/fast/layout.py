@@ -1,4 +1,4 @@
-"""The shape of a step and the constants its CUDA text is generated with: fields, work space, shared memory.
+"""The CUDA text of a step, from its shape: constants, work space, shared memory, and the texts of the other files.
 
 Knows sizes; knows no modules and no arrays.
 """
@@ -9,7 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.fast import attention, primitives, product, program, stream
+from core.fast import attention, primitives, product, program, staging, stream
+from core.fast.shape import StepShape
 
 THREADS = 256
 WARPS = THREADS // 32
@@ -20,82 +21,6 @@ STATE_BASE = 8  # state: positions, then each cache kind's base of each sequence
 MAX_KINDS = 4
 STATE_CAPACITY = STATE_BASE + MAX_KINDS * STATE_ROWS
 STATE_SIZE = 64
-
-
-@dataclass(frozen=True, slots=True)
-class StepShape:
-    """Everything that the text of a step depends on.
-
-    Attributes:
-        widths: bits of a weight (4, 8, or 16 for bfloat16) of qkv, output, gate-up, down and head.
-        windows: for each kind of cache, the keys that a query sees; 0 sees all.
-        cache_kinds: for each layer, which kind.
-    """
-
-    batch: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    widths: tuple[int, int, int, int, int]
-    embedding_width: int
-    epsilons: tuple[float, float, float]
-    rotary_factor: float
-    windows: tuple[int, ...]
-    cache_kinds: tuple[int, ...]
-    tied: bool
-    experts: int = 0
-    chosen: int = 1
-
-    @property
-    def layers(self) -> int:
-        return len(self.cache_kinds)
-
-    @property
-    def query_rows(self) -> int:
-        return self.heads * self.head_dim
-
-    @property
-    def qkv_rows(self) -> int:
-        return (self.heads + 2 * self.kv_heads) * self.head_dim
-
-    @property
-    def matrices(self) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of qkv, output, gate-up, down and head, as one token meets them."""
-        return (
-            (self.qkv_rows, self.hidden),
-            (self.hidden, self.query_rows),
-            (2 * self.intermediate * self.chosen, self.hidden),
-            (self.hidden, self.intermediate * self.chosen),
-            (self.vocabulary, self.hidden),
-        )
-
-    def problem(self, blocks: int) -> str | None:
-        """Why a step of this shape cannot be generated for a device of so many multiprocessors."""
-        if not 1 <= self.batch <= 4:
-            return f"a batch of {self.batch} (1 to 4 are supported)"
-        if self.head_dim not in (64, 128):
-            return f"a head of {self.head_dim} features (64 and 128 are supported)"
-        if self.heads % self.kv_heads or self.heads // self.kv_heads > 8:
-            return f"{self.heads} query heads for {self.kv_heads} key/value heads (at most 8 to 1)"
-        if self.batch * self.kv_heads > min(blocks, 128):
-            return f"{self.batch * self.kv_heads} key/value heads (at most {min(blocks, 128)})"
-        if len(self.windows) > MAX_KINDS:
-            return f"{len(self.windows)} kinds of cache (at most {MAX_KINDS})"
-        for (rows, columns), width in zip(self.matrices, self.widths, strict=True):
-            if rows % 32 or columns * width % 2048:
-                return f"a matrix [{rows}, {columns}] of {width} bits (rows in 32s, 256-byte pieces of a row)"
-        if self.experts and (self.batch > 1 or self.experts > 32 or self.chosen > min(8, self.experts)):
-            return f"{self.chosen} of {self.experts} experts for {self.batch} sequences"
-        if self.intermediate * self.widths[3] % 2048 or self.intermediate % 64:
-            return f"an intermediate size of {self.intermediate}"
-        if self.hidden % 512 or self.hidden > 16384:
-            return f"a hidden size of {self.hidden}"
-        if _Memory.of(self, blocks).stages < 2:
-            return "activations that leave no room in shared memory"
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +45,9 @@ class _Memory:
     def of(cls, shape: StepShape, blocks: int) -> _Memory:
         group = shape.heads // shape.kv_heads
         columns = max(columns for _, columns in shape.matrices)
-        attention_bytes = group * (shape.head_dim + 8) * 2 + WARPS * group * (shape.head_dim + 2) * 4 + 16
+        attention_bytes = (
+            group * (shape.head_dim + 8) * 2 + (WARPS * (shape.head_dim + 2) + 2 * blocks) * group * 4 + 16
+        )
         tiles = max(-(-rows // 32 // blocks) * 2 for rows, _ in shape.matrices)
         own_tiles = -(-shape.hidden // 16 // blocks)
         shares = _up(8 * (shape.layers * FIELDS + 8), 128)
@@ -135,7 +62,21 @@ class _Memory:
         ring = parts + _up((tiles + WARPS) * 16 * shape.batch * 4, 128)
         unit = 4096 + max({4: 512, 8: 256, 16: 0}[width] for width in shape.widths)
         stages = min(8, (SHARED_BYTES - ring) // (WARPS * unit))
-        return cls(shares, turns, mine, zeros, chosen, reduce, inputs, sums, parts, ring, unit, stages, ring + WARPS * stages * unit)
+        return cls(
+            shares,
+            turns,
+            mine,
+            zeros,
+            chosen,
+            reduce,
+            inputs,
+            sums,
+            parts,
+            ring,
+            unit,
+            stages,
+            ring + WARPS * stages * unit,
+        )
 
 
 _PLACES = ("shares", "turns", "mine", "zeros", "chosen", "reduce", "input", "sums", "parts", "ring")
@@ -143,6 +84,32 @@ _PLACES = ("shares", "turns", "mine", "zeros", "chosen", "reduce", "input", "sum
 
 def _reduce_floats(shape: StepShape) -> int:
     return WARPS * (2 + shape.experts)
+
+
+def problem(shape: StepShape, blocks: int) -> str | None:
+    """Why a step of this shape cannot be generated for a device of so many multiprocessors."""
+    if not 1 <= shape.batch <= 4:
+        return f"a batch of {shape.batch} (1 to 4 are supported)"
+    if shape.head_dim not in (64, 128):
+        return f"a head of {shape.head_dim} features (64 and 128 are supported)"
+    if shape.heads % shape.kv_heads or shape.heads // shape.kv_heads > 8:
+        return f"{shape.heads} query heads for {shape.kv_heads} key/value heads (at most 8 to 1)"
+    if shape.batch * shape.kv_heads > min(blocks, 128):
+        return f"{shape.batch * shape.kv_heads} key/value heads (at most {min(blocks, 128)})"
+    if len(shape.windows) > MAX_KINDS:
+        return f"{len(shape.windows)} kinds of cache (at most {MAX_KINDS})"
+    for (rows, columns), width in zip(shape.matrices, shape.widths, strict=True):
+        if rows % 32 or columns * width % 2048:
+            return f"a matrix [{rows}, {columns}] of {width} bits (rows in 32s, 256-byte pieces of a row)"
+    if shape.experts and (shape.batch > 1 or shape.experts > 32 or shape.chosen > min(8, shape.experts)):
+        return f"{shape.chosen} of {shape.experts} experts for {shape.batch} sequences"
+    if shape.intermediate * shape.widths[3] % 2048 or shape.intermediate % 64:
+        return f"an intermediate size of {shape.intermediate}"
+    if shape.hidden % 512 or shape.hidden > 16384:
+        return f"a hidden size of {shape.hidden}"
+    if _Memory.of(shape, blocks).stages < 2:
+        return "activations that leave no room in shared memory"
+    return None
 
 
 def shared_bytes(shape: StepShape, blocks: int) -> int:
@@ -219,8 +186,25 @@ def header(shape: StepShape, blocks: int) -> str:
         _choice("WINDOW", "kind", shape.windows),
         _choice("CACHE_KIND", "layer", shape.cache_kinds),
     ]
-    texts = (primitives.SOURCE, stream.SOURCE, product.SOURCE, program.SOURCE, attention.SOURCE, program.STEP)
-    return "\n".join(["#include <cuda_bf16.h>", "#include <cuda_fp16.h>", "namespace corelm {", *lines, *texts, "}  // namespace corelm\n"])
+    texts = (
+        primitives.SOURCE,
+        stream.SOURCE,
+        product.SOURCE,
+        program.SOURCE,
+        attention.SOURCE,
+        staging.SOURCE,
+        program.STEP,
+    )
+    return "\n".join(
+        [
+            "#include <cuda_bf16.h>",
+            "#include <cuda_fp16.h>",
+            "namespace corelm {",
+            *lines,
+            *texts,
+            "}  // namespace corelm\n",
+        ]
+    )
 
 
 def _choice(name: str, argument: str, values: tuple[int, ...] | list[int]) -> str:

@@ -54,7 +54,9 @@ __device__ __forceinline__ u32 pack_half(float x, float y) {
   const __half2 pair = __floats2half2_rn(x, y);
   return *reinterpret_cast<const u32*>(&pair);
 }
-__device__ __forceinline__ u32 component(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+__device__ __forceinline__ u32 component(const uint4& v, int i) {
+  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
 
 // Every block waits for every other: all must be resident. What any thread wrote before is seen by all after.
 __device__ __forceinline__ void grid_sync(u32* counter, u32& target) {

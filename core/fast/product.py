@@ -1,21 +1,23 @@
 """CUDA text: the matrix-vector product of one block's rows, on the tensor cores, and its input in shared memory.
 
-A quantized weight is an integer of 4 or 8 bits, OR-ed into the mantissa of float16's 1024, so that one logical operation
-unpacks two; a 4-bit one that stands 4 bits higher counts 16 times, and its input a sixteenth. The scale multiplies a
-group's float32 sum; the 1024s and the biases leave with one more product, in bfloat16, of the group's scales and biases
-with the sums of its inputs, which are kept as two bfloat16 each. The input is scaled by a power of two, so that its
-largest fits float16. Sums over the input may run in any order, so weights keep the order they have in memory, and the
-input takes theirs.
+A quantized weight is an integer of 4 or 8 bits, OR-ed into the mantissa of float16's 1024, so that one logical
+operation unpacks two; a 4-bit one that stands 4 bits higher counts 16 times, and its input a sixteenth. The scale
+multiplies a group's float32 sum; the 1024s and the biases leave with one more product, in bfloat16, of the group's
+scales and biases with the sums of its inputs, which are kept as two bfloat16 each. The input is scaled by a power of
+two, so that its largest fits float16. Sums over the input may run in any order, so weights keep the order they have in
+memory, and the input takes theirs.
 """
 
 SOURCE = r"""
 // Input in shared memory, one row a sequence: octets of 8 features in the order in which units take them.
 template <int W>
-__device__ __forceinline__ void put_octet(u8* x, u16* sums, int features, int b, int octet, const float (&value)[8], bool real) {
+__device__ __forceinline__ void put_octet(u8* x, u16* sums, int features, int b, int octet, const float (&value)[8],
+                                          bool real) {
   uint4 v;
   int place = octet;
   if constexpr (W == 16) {
-    v = make_uint4(pack(value[0], value[1]), pack(value[2], value[3]), pack(value[4], value[5]), pack(value[6], value[7]));
+    v = make_uint4(pack(value[0], value[1]), pack(value[2], value[3]), pack(value[4], value[5]),
+                   pack(value[6], value[7]));
   } else if constexpr (W == 4) {
     constexpr float S = 0.0625f;
     v = make_uint4(pack_half(value[0], value[4]), pack_half(value[1] * S, value[5] * S), pack_half(value[2], value[6]),
@@ -58,7 +60,8 @@ __device__ __forceinline__ u32 integers(u32 q, u32 mask) { return (q & mask) | 0
 // The sums of this warp's units go to parts[tile + warp][row][sequence]: no two warps and tiles share a place, since
 // each step along the units moves to the next tile or the next warp.
 template <int KIND>
-__device__ __forceinline__ void product(Stream& stream, u32& slot, const u8* ring, const u8* x, const u16* sums, const u8* zeros, float* parts) {
+__device__ __forceinline__ void product(Stream& stream, u32& slot, const u8* ring, const u8* x, const u16* sums,
+                                        const u8* zeros, float* parts) {
   constexpr int W = BITS(KIND), U = UNITS(KIND), FEATURES = U * 2048 / W;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
   const Share share = stream.shares[KIND * WARPS + warp];

@@ -16,13 +16,13 @@ import mlx.core as mx
 
 from core.fast.describe import Description
 from core.fast.layout import (
+    FIELDS,
     MAX_KINDS,
     STATE_BASE,
     STATE_CAPACITY,
     STATE_ROWS,
     STATE_SIZE,
     THREADS,
-    FIELDS,
     body,
     declaration,
     header,
@@ -145,7 +145,7 @@ def _kernel(description: Description, blocks: int) -> Callable[..., list[mx.arra
         inputs += [("uint32_t", "token"), ("int32_t", "state"), ("uint32_t", "work"), ("float", "frequencies")]
         outputs = [("__nv_bfloat16", "logits"), ("int32_t", "next_state")]
         parameters = [*((f"const {ctype}", name) for ctype, name in inputs), *outputs]
-        _kernels[key] = mx.fast.cuda_kernel(
+        kernel: Any = mx.fast.cuda_kernel(
             name=_NAME,
             input_names=[name for _, name in inputs],
             output_names=[name for _, name in outputs],
@@ -154,4 +154,5 @@ def _kernel(description: Description, blocks: int) -> Callable[..., list[mx.arra
             ensure_row_contiguous=False,
             shared_memory=shared_bytes(shape, blocks),
         )
+        _kernels[key] = kernel
     return _kernels[key]

@@ -107,7 +107,9 @@ def _generate(
                 ahead = stats.generated_tokens + 1 < max_tokens
                 if ahead:
                     position += 1
-                    logits = model.head(model.hidden_states(token[:, None], cache))[:, -1] if fast is None else fast(token)
+                    logits = (
+                        model.head(model.hidden_states(token[:, None], cache))[:, -1] if fast is None else fast(token)
+                    )
                     following = sample(logits, position)
                     mx.async_eval(following)
                 token_id = int(token.item())  # type: ignore[arg-type]
