@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from core.device import wired_memory
 from core.errors import UsageError
+from core.fast import FastStep, fast_step
 from core.generation.result import GenerationStats
 from core.generation.sampling import Sampling
 from core.nn import Cache, depends_on_length
@@ -100,12 +101,16 @@ def _generate(
         # The caches too: what a window has dropped of a long prompt would stay until the next step.
         mx.async_eval(token, cache.arrays())
         processed, yielded = cache.length, 0
+        fast = fast_step(model, cache) if max_tokens > 1 else None
         while True:
             try:
                 ahead = stats.generated_tokens + 1 < max_tokens
                 if ahead:
                     position += 1
-                    following = sample(model.head(model.hidden_states(token[:, None], cache))[:, -1], position)
+                    logits = (
+                        model.head(model.hidden_states(token[:, None], cache))[:, -1] if fast is None else fast(token)
+                    )
+                    following = sample(logits, position)
                     mx.async_eval(following)
                 token_id = int(token.item())  # type: ignore[arg-type]
                 now = time.perf_counter()
@@ -119,10 +124,10 @@ def _generate(
                 yielded += 1
                 yield token_id
             except BaseException:
-                _take_back(cache, processed + max(0, yielded - 1))
+                _leave(cache, processed + max(0, yielded - 1), fast)
                 raise
             if not ahead or token_id in eos:
-                _take_back(cache, processed + max(0, yielded - 1))
+                _leave(cache, processed + max(0, yielded - 1), fast)
                 return
             token = following
 
@@ -137,8 +142,10 @@ def _prefill(model: CausalLM, prompt: list[int], cache: Cache, chunk: int) -> mx
     return model.head(hidden[:, -1:])[:, -1]
 
 
-def _take_back(cache: Cache, length: int) -> None:
+def _leave(cache: Cache, length: int, fast: FastStep | None) -> None:
     """Forgets what ran ahead, so that the cache holds ``length`` tokens."""
+    if fast is not None:
+        fast.close()
     if cache.length > length:
         cache.rewind(cache.length - length)
 

@@ -9,6 +9,7 @@ from core.nn.decoder import Decoder
 from core.nn.experts import Experts
 from core.nn.linear import ExpertLinear, FusedLinear, Linear
 from core.nn.mlp import MLP
+from core.nn.parts import PreNorm, SparseExperts
 from core.nn.quantized import QuantizedExpertLinear, QuantizedLinear
 from core.nn.rope import RoPE, depends_on_length
 from core.nn.spec import CacheSpec
@@ -24,9 +25,11 @@ __all__ = [
     "Experts",
     "FusedLinear",
     "Linear",
+    "PreNorm",
     "QuantizedExpertLinear",
     "QuantizedLinear",
     "RoPE",
+    "SparseExperts",
     "State",
     "Step",
     "depends_on_length",

@@ -34,6 +34,11 @@ class KeyValues:
             self.keys, self.values = _move(self.keys, write.after), _move(self.values, write.after)
         return buffers
 
+    def move(self, move: Move, after: mx.array) -> None:
+        """Moves the kept slots to new buffers, once ``after`` has been computed."""
+        keys, values = mx.depends(self.arrays(), [after])
+        self.keys, self.values = _move(keys, move), _move(values, move)
+
     def arrays(self) -> list[mx.array]:
         """The arrays held, for evaluation and accounting."""
         return [] if self.keys is None or self.values is None else [self.keys, self.values]
@@ -127,6 +132,10 @@ class Cache:
     def arrays(self) -> list[mx.array]:
         """Every array held; evaluating them finishes the steps so far."""
         return [array for block in self.blocks for array in block.arrays()]
+
+    def capacity(self, window: int | None) -> int:
+        """Slots of the buffers of the blocks with this window (None: full)."""
+        return self._spans[window].capacity
 
     def positions(self) -> mx.array:
         """int32 ``[batch]``: the position of the next token of each row."""

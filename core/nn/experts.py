@@ -16,7 +16,7 @@ from core.nn.linear import ExpertLinear, FusedLinear
 # Rows from which sorting tokens by expert is cheaper than fetching an expert's weights again for each of them.
 _SORT_FROM = 64
 _BATCH_FROM = 128
-"""Rows from which a batch of dense products is faster on CUDA than MLX's gathered one (benchmarks/LOG.md, 4)."""
+"""Rows from which a batch of dense products is faster on CUDA than MLX's gathered one (benchmarks/LOG.md, 5)."""
 _ROUND = 64  # rows of each expert's share of the batch are a multiple of this
 _MOST = 4  # rows of the batch for each row that is wanted, at most: experts are never used equally
 

@@ -15,7 +15,7 @@ from core.device import backend
 from core.kernels.dequantize import dequantize
 
 _DENSE_FROM = 128
-"""Rows from which MLX's CUDA backend multiplies faster by a matrix that it has dequantized (benchmarks/LOG.md, 4)."""
+"""Rows from which MLX's CUDA backend multiplies faster by a matrix that it has dequantized (benchmarks/LOG.md, 5)."""
 
 
 def _densely(rows: int) -> bool:

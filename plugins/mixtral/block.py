@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from core.nn import Attention, RoPE, Step
+from core.nn import Attention, PreNorm, RoPE, Step
 
 from .config import MixtralConfig
 from .moe import SparseMoE
@@ -32,3 +32,7 @@ class Block(nn.Module):
         """``x``: ``[batch, seq, hidden_size]``; returns the same shape."""
         x = x + self.self_attn(self.input_layernorm(x), step)
         return x + self.block_sparse_moe(self.post_attention_layernorm(x))
+
+    def parts(self) -> PreNorm:
+        """What ``__call__`` is made of."""
+        return PreNorm(self.input_layernorm, self.self_attn, self.post_attention_layernorm, self.block_sparse_moe)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from core.nn import Experts
+from core.nn import Experts, SparseExperts
 
 
 class Router(nn.Linear):
@@ -27,3 +27,7 @@ class SparseMoE(nn.Module):
         # Softmax over the chosen logits equals transformers' softmax over all, chosen and renormalised.
         weights = mx.softmax(mx.take_along_axis(router_logits, chosen, axis=-1), axis=-1).astype(x.dtype)
         return (self.experts(x, chosen) * weights[..., None]).sum(axis=-2)
+
+    def parts(self) -> SparseExperts:
+        """What ``__call__`` is made of."""
+        return SparseExperts(self.gate, self.experts, self.num_experts_per_tok)

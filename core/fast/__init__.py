@@ -1,0 +1,10 @@
+"""The decode step as one kernel: a fast path for models made of ``core.nn``, derived from their modules.
+
+Deleting this room leaves everything working, slower. Knows modules, caches and CUDA; knows no sampling, no tokens'
+meaning and no architecture.
+"""
+
+from core.fast.entry import fast_step, reason
+from core.fast.step import FastStep
+
+__all__ = ["FastStep", "fast_step", "reason"]
