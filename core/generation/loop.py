@@ -5,16 +5,18 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Collection, Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import mlx.core as mx
 
 from core.device import wired_memory
 from core.errors import UsageError
-from core.fast import FastStep, fast_step
 from core.generation.result import GenerationStats
 from core.generation.sampling import Sampling
 from core.nn import Cache, depends_on_length
+
+if TYPE_CHECKING:
+    from core.fast import FastStep
 
 PREFILL_CHUNK = 2048
 """Prompt tokens processed at once: enough to fill a device, and a bound on the memory of activations."""
@@ -101,7 +103,7 @@ def _generate(
         # The caches too: what a window has dropped of a long prompt would stay until the next step.
         mx.async_eval(token, cache.arrays())
         processed, yielded = cache.length, 0
-        fast = fast_step(model, cache) if max_tokens > 1 else None
+        fast = _fast_step(model, cache) if max_tokens > 1 else None
         while True:
             try:
                 ahead = stats.generated_tokens + 1 < max_tokens
@@ -140,6 +142,15 @@ def _prefill(model: CausalLM, prompt: list[int], cache: Cache, chunk: int) -> mx
         if start + chunk < len(prompt):
             mx.eval(cache.arrays())
     return model.head(hidden[:, -1:])[:, -1]
+
+
+def _fast_step(model: CausalLM, cache: Cache) -> FastStep | None:
+    """A fast step, where the room for it exists and has one for this model."""
+    try:
+        from core.fast import fast_step
+    except ImportError:
+        return None
+    return fast_step(model, cache)
 
 
 def _leave(cache: Cache, length: int, fast: FastStep | None) -> None:

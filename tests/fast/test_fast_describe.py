@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,6 +13,7 @@ from core import nn as core_nn
 from core.fast import fast_step, reason
 from core.fast.describe import Unsupported, describe
 from core.fast.layout import FIELDS, body, header, problem, shared_bytes
+from core.generation import generate_tokens
 
 from .models import build, filled
 
@@ -140,6 +142,11 @@ def test_other_parameters_take_the_ordinary_path() -> None:
 )
 def test_shapes_that_no_step_takes(change: dict[str, int]) -> None:
     assert problem(dataclasses.replace(shape_of(build()), **change), BLOCKS) is not None
+
+
+def test_generation_works_without_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "core.fast", None)
+    assert len(list(generate_tokens(build(), [1, 2, 3], max_tokens=4))) == 4
 
 
 def test_no_step_without_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:
