@@ -7,7 +7,6 @@ the model does. (AWQ's, whose integers are put into another order, four times.) 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 from typing import cast
@@ -20,7 +19,6 @@ from core.errors import CheckpointError, QuantizationError, WeightsError
 from core.weights.axes import rows_axis
 from core.weights.dtypes import spelling
 from core.weights.finite import has_non_finite, is_float
-from core.weights.joint import Extent, JointReader, extent, joins_in_files
 from core.weights.nodes import Joined, Leaf, Node, Operation, Permuted, Stacked, leaves, outer_operation
 from core.weights.permute import to_halves
 from core.weights.plan import Entry, Plan
@@ -80,24 +78,24 @@ def execute_blocks(
     Who takes a block's arrays out of the model again before asking for the next holds one block at a time.
     """
     plan.check()
+    reader = _Reader(checkpoint, check_finite and not lazy, not lazy)
     done, total = 0, plan.bytes
-    with closing(_Reader(checkpoint, check_finite and not lazy, not lazy)) as reader:
-        for entries in _blocks(plan.entries):
-            arrays = []
-            for entry in entries:
-                axis = rows_axis(entry.parameter.rpartition(".")[2], len(entry.shape))
-                array = reader.build(entry.source, axis).astype(entry.dtype)
-                replace(model, entry.parameter, array)
-                arrays.append(array)
-            if not lazy:
-                lost = _evaluate(arrays, entries, reader, check_finite, checkpoint)
-                if losses is not None:
-                    losses += lost
-            arrays.clear()
-            done += sum(entry.nbytes for entry in entries)
-            if progress is not None and not lazy:
-                progress(done, total)
-            yield entries
+    for entries in _blocks(plan.entries):
+        arrays = []
+        for entry in entries:
+            axis = rows_axis(entry.parameter.rpartition(".")[2], len(entry.shape))
+            array = reader.build(entry.source, axis).astype(entry.dtype)
+            replace(model, entry.parameter, array)
+            arrays.append(array)
+        if not lazy:
+            lost = _evaluate(arrays, entries, reader, check_finite, checkpoint)
+            if losses is not None:
+                losses += lost
+        arrays.clear()
+        done += sum(entry.nbytes for entry in entries)
+        if progress is not None and not lazy:
+            progress(done, total)
+        yield entries
     if not lazy:
         mx.clear_cache()
 
@@ -152,15 +150,12 @@ class _Reader:
         self._losses: list[mx.array] = []
         self._computed: dict[Hashable, dict[str, mx.array]] = {}
         self._open: dict[str, dict[str, mx.array]] = {}
-        self._joint = JointReader(checkpoint.shard_path) if measure and joins_in_files() else None
 
     def build(self, node: Node, axis: int) -> mx.array:
         if isinstance(node, Leaf):
             return self._take(node.name)
         if isinstance(node, Operation):
             return self._compute(node, axis)
-        if self._joint is not None and (found := extent(node, axis, self._checkpoint.tensors)) is not None:
-            return self._read_joint(found)
         if isinstance(node, Permuted):
             return to_halves(self.build(node.part, axis), node.heads, axis)
         if isinstance(node, Stacked) and all(map(_is_flat, node.parts)):
@@ -170,15 +165,6 @@ class _Reader:
             return rows.reshape(len(node.parts), -1, *rows.shape[1:])
         parts = [self.build(part, axis) for part in node.parts]
         return mx.concatenate(parts, axis=axis) if isinstance(node, Joined) else mx.stack(parts)
-
-    def _read_joint(self, found: Extent) -> mx.array:
-        assert self._joint is not None
-        try:
-            return self._joint.array(found)
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(
-                "reading the weights failed", where=self._checkpoint.where(), found=str(error).split("\n")[0]
-            ) from error
 
     def _compute(self, operation: Operation, axis: int) -> mx.array:
         """One result of an operation; all are computed when the first is asked for, and kept until each has been."""
@@ -200,11 +186,6 @@ class _Reader:
         if results:
             self._computed[operation.key] = results
         return result
-
-    def close(self) -> None:
-        """Ends what reads ahead of MLX; arrays that are not evaluated by now cannot be any more."""
-        if self._joint is not None:
-            self._joint.close()
 
     def take_losses(self) -> list[mx.array]:
         """The largest errors of what has been approximated, unevaluated; each is handed out once."""
