@@ -49,7 +49,7 @@ def bench(
         prompt_tokens: lengths of prompts; None takes 32, 512, 2,048 and 8,192, as far as the model was made for them.
         generate: new tokens of each run.
         iterations: counted runs of each length.
-        against: ``"mlx-lm"``, which must be installed, or None.
+        against: ``"mlx-lm"`` or ``"transformers"`` (bfloat16 only), which must be installed, or None.
         progress: called with the runs done so far and in all.
         loading: options of ``core.load``; of them, a shape takes ``dtype``.
 

@@ -1,4 +1,4 @@
-"""The peer's process: started, asked, and ended. Knows the protocol of ``mlx_lm_side``; never imports mlx-lm itself."""
+"""The peer's process: started, asked, and ended. Knows the protocol of ``mlx_lm_side``; never imports a peer itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from core.benchmark.measure import Run
 from core.benchmark.shapes import Shape
 from core.errors import BenchmarkError, UsageError
 
-PEERS = {"mlx-lm": ("mlx_lm", "mlx_lm_side.py")}
+PEERS = {"mlx-lm": ("mlx_lm", "mlx_lm_side.py"), "transformers": ("transformers", "transformers_side.py")}
 """Name → the module that must be installed, and the program that runs it."""
 
 

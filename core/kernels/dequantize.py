@@ -37,10 +37,15 @@ _CUDA = """
 """
 
 
+def rounded_once(weight: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int) -> mx.array:
+    """``mx.dequantize`` in float32, rounded to the scales' dtype."""
+    wide = scales.astype(mx.float32), biases.astype(mx.float32)
+    return mx.dequantize(weight, wide[0], wide[1], group_size, bits).astype(scales.dtype)
+
+
 def _reference(bits: int, group_size: int) -> Callable[[mx.array, mx.array, mx.array], mx.array]:
     def dequantize(weight: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
-        wide = scales.astype(mx.float32), biases.astype(mx.float32)
-        return mx.dequantize(weight, wide[0], wide[1], group_size, bits).astype(scales.dtype)
+        return rounded_once(weight, scales, biases, group_size, bits)
 
     return dequantize
 

@@ -105,11 +105,15 @@ class FusedSource:
 
     def _run(self, inputs: tuple[mx.array, ...], arguments: dict[str, Any]) -> mx.array:
         if self._launcher is None:
+            more: dict[str, Any] = {"header": self.kernel.header} if self.kernel.header else {}
+            if self.kernel.shared_memory and self.device.language == "cuda":
+                more["shared_memory"] = self.kernel.shared_memory
             self._launcher = self.device.build(
                 name=self.kernel.name.replace(".", "_"),
                 input_names=list(self.kernel.input_names),
                 output_names=["out"],
                 source=self.source,
+                **more,
             )
         return self._launcher(inputs=list(inputs), **arguments)[0]
 

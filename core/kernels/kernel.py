@@ -37,6 +37,8 @@ class Kernel:
         sample_inputs: random inputs from ``(key, dtype)``, in several shapes (odd sizes, one row, every template);
             must use the key given, and leave ``mx.random.state`` alone.
         metal, cuda: bodies for ``mx.fast.metal_kernel`` and ``mx.fast.cuda_kernel``, which write ``out``.
+        header: text before the body: includes, and functions that it calls.
+        shared_memory: bytes of dynamic shared memory that a block of the CUDA source takes.
         tolerance: allowed error for each dtype of the output; one that it does not list has the default of
             ``core.kernels.compare``, and an integer none at all.
         supports: whether the sources take these inputs; reads shapes and dtypes only. Empty arrays never reach it.
@@ -54,6 +56,8 @@ class Kernel:
         sample_inputs: Callable[[mx.array, mx.Dtype], Sequence[tuple[mx.array, ...]]],
         metal: str | None = None,
         cuda: str | None = None,
+        header: str = "",
+        shared_memory: int = 0,
         tolerance: Mapping[mx.Dtype, Tolerance] | None = None,
         supports: Callable[..., bool] | None = None,
     ) -> None:
@@ -63,6 +67,8 @@ class Kernel:
         self.sample_inputs = sample_inputs
         self.metal = metal
         self.cuda = cuda
+        self.header = header
+        self.shared_memory = shared_memory
         self.tolerance = {**DEFAULT_TOLERANCE, **(tolerance or {})}
         self.supports = supports or _supports_all
         self.input_names = tuple(inspect.signature(reference).parameters)
@@ -86,6 +92,11 @@ class Kernel:
         if device is None or (plan := self._plan(device, inputs)) is None:
             return self.reference(*inputs)
         return plan.run(*inputs)
+
+    def takes(self, *inputs: mx.array) -> bool:
+        """Whether a fused source would run on these inputs, here; may run its check."""
+        device = current_device()
+        return device is not None and self._plan(device, inputs) is not None
 
     def tolerance_of(self, dtype: mx.Dtype) -> Tolerance:
         """The error allowed in an output of this dtype."""

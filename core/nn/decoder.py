@@ -13,6 +13,7 @@ import mlx.nn as nn
 from core.errors import UsageError
 from core.nn.cache import Cache
 from core.nn.linear import Linear
+from core.nn.pacing import Pace
 from core.nn.spec import CacheSpec
 from core.nn.step import StepPlan
 
@@ -76,9 +77,11 @@ class Decoder(nn.Module):
             raise UsageError("tokens must be integers", found=str(tokens.dtype))
         batch, seq = tokens.shape
         plan = StepPlan(batch, seq, len(self.layers), cache, lengths)
+        pace = Pace(batch * seq)
         x = self.embed_tokens(tokens)
         for layer, step in zip(self.layers, plan.steps(), strict=True):
             x = layer(x, step)
+            pace.after(x)
         if cache is not None:
             cache.commit()
         return x

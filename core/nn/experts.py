@@ -1,10 +1,12 @@
 """Many SwiGLU layers, of which each token uses a few (Shazeer et al., 2017): three ways to one result.
 
-Few rows visit their experts' matrices one by one; more are sorted, so that each matrix is fetched once; many on a GPU
-are laid out expert by expert, and multiplied as one batch of dense products.
+Few rows visit their experts' matrices one by one; more are sorted, so that each matrix is fetched once; many on CUDA
+are multiplied expert by expert, because shapes are known then, and the dense product is the fastest one there is.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,13 +14,12 @@ import mlx.nn as nn
 from core.device import backend
 from core.kernels import swiglu
 from core.nn.linear import ExpertLinear, FusedLinear
+from core.nn.pacing import begin
 
 # Rows from which sorting tokens by expert is cheaper than fetching an expert's weights again for each of them.
 _SORT_FROM = 64
-_BATCH_FROM = 128
-"""Rows from which a batch of dense products is faster on CUDA than MLX's gathered one (benchmarks/LOG.md, 5)."""
-_ROUND = 64  # rows of each expert's share of the batch are a multiple of this
-_MOST = 4  # rows of the batch for each row that is wanted, at most: experts are never used equally
+_APART_FROM = 128
+"""Rows from which a product for each expert is faster on CUDA than MLX's gathered one (benchmarks/LOG.md, 5 and 8)."""
 
 
 class Experts(nn.Module):
@@ -49,8 +50,8 @@ class Experts(nn.Module):
         if indices.size < _SORT_FROM:
             y = x[..., None, None, :]
             return self._feed(y, indices, False).squeeze(-2)
-        share = self._share(indices) if _batches(indices.size) else None
-        return self._sorted(x, indices) if share is None else self._batched(x, indices, share)
+        counts = self._counts(indices) if _apart(indices.size) else None
+        return self._sorted(x, indices) if counts is None else self._one_by_one(x, indices, counts)
 
     def _sorted(self, x: mx.array, indices: mx.array) -> mx.array:
         k = indices.shape[-1]
@@ -62,42 +63,37 @@ class Experts(nn.Module):
         # in a sorted product, and the gradients of all that lies before would be wrong.
         return y[mx.argsort(order)].reshape(*indices.shape, -1)
 
-    def _share(self, indices: mx.array) -> int | None:
-        """Rows of the busiest expert, rounded up; None where nothing can be evaluated, or a batch would waste too much.
+    def _counts(self, indices: mx.array) -> list[int] | None:
+        """How many rows each expert has; None where nothing can be evaluated.
 
-        The host waits for the router here, once a layer, because the batch's shape depends on it.
+        The host waits for the router here, once a layer, because shapes depend on it.
         """
+        experts = mx.arange(self._count, dtype=indices.dtype)
+        counts = mx.sum(indices.reshape(1, -1) == experts[:, None], axis=1)
         try:
-            most = int(self._counts(indices.flatten()).max().item())  # type: ignore[arg-type]
+            return counts.tolist()  # type: ignore[return-value]
         except (RuntimeError, ValueError):  # while a transformation traces
             return None
-        share = -(-most // _ROUND) * _ROUND
-        return share if share * self._count <= _MOST * max(indices.size, _ROUND * self._count) else None
 
-    def _counts(self, flat: mx.array) -> mx.array:
-        """How many rows each expert has, ``[experts]``."""
-        return mx.sum(flat[None] == mx.arange(self._count, dtype=flat.dtype)[:, None], axis=1)
-
-    def _batched(self, x: mx.array, indices: mx.array, share: int) -> mx.array:
-        """All experts at once, ``[experts, share, …]``; what an expert does not fill holds any token's numbers."""
-        flat = indices.flatten()
-        order = mx.argsort(flat)
-        expert = flat[order]
-        counts = self._counts(flat)
-        first = mx.cumsum(counts) - counts
-        place = expert * share + mx.arange(flat.size) - first[expert]  # of each row, in order of experts
-        place = place.astype(mx.uint32)  # MLX's CUDA backend scatters no 64-bit integers
-        source = mx.zeros((self._count * share,), mx.uint32)
-        source[place] = (order // indices.shape[-1]).astype(mx.uint32)
-        y = x.reshape(-1, x.shape[-1])[source].reshape(self._count, share, -1)
-        y = self.down_proj(swiglu(self.gate_up_proj.joined(y)))
-        back = mx.zeros((flat.size,), mx.uint32)
-        back[order] = place
-        return y.reshape(-1, y.shape[-1])[back].reshape(*indices.shape, -1)
+    def _one_by_one(self, x: mx.array, indices: mx.array, counts: list[int]) -> mx.array:
+        """A product for each expert that has rows: no row is computed in vain, however unequal their shares are."""
+        k = indices.shape[-1]
+        order = mx.argsort(indices.flatten())
+        rows = x.reshape(-1, x.shape[-1])[order // k]
+        starts = list(itertools.accumulate(counts, initial=0))
+        results: dict[int, mx.array] = {}
+        # The largest first, and at once: the device works on it while the host builds the others.
+        for expert in sorted(range(self._count), key=lambda one: -counts[one]):
+            if counts[expert]:
+                mine = rows[starts[expert] : starts[expert + 1]]
+                results[expert] = self.down_proj(swiglu(self.gate_up_proj.joined(mine, expert)), expert)
+                begin(results[expert])
+        y = mx.concatenate([results[expert] for expert in sorted(results)])
+        return y[mx.argsort(order)].reshape(*indices.shape, -1)
 
     def _feed(self, x: mx.array, indices: mx.array, in_order: bool) -> mx.array:
         return self.down_proj(swiglu(self.gate_up_proj.joined(x, indices, in_order)), indices, in_order)
 
 
-def _batches(rows: int) -> bool:
-    return rows >= _BATCH_FROM and backend() == "cuda"
+def _apart(rows: int) -> bool:
+    return rows >= _APART_FROM and backend() == "cuda"

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from core.nn.quantized import QuantizedExpertLinear, QuantizedLinear
+from core.nn.quantized import QuantizedExpertLinear, QuantizedLinear, row
 
 
 class FusedLinear(nn.Module):
@@ -120,20 +120,21 @@ class ExpertLinear(nn.Module):
         if bias:
             self.bias = mx.zeros((experts, output_dims))
 
-    def __call__(self, x: mx.array, indices: mx.array | None = None, sorted_indices: bool = False) -> mx.array:
+    def __call__(self, x: mx.array, indices: mx.array | int, sorted_indices: bool = False) -> mx.array:
         """Applies expert ``indices[...]`` to ``x[...]``.
 
         Args:
             x: ``[..., rows, input_dims]``, its leading axes broadcast against ``indices``.
-            indices: unsigned integers ``[...]``; None applies each expert to its own ``x``, ``[experts, rows, …]``.
+            indices: unsigned integers ``[...]``, or the one expert of all rows.
             sorted_indices: the indices ascend, which lets the product visit each expert once.
 
         Returns:
             ``[..., rows, output_dims]``.
         """
+        if isinstance(indices, int):
+            y = x @ row(self.weight, indices).T
+            return y + row(self.bias, indices) if "bias" in self else y
         weight = self.weight.swapaxes(-1, -2)
-        if indices is None:
-            return x @ weight + self.bias[:, None] if "bias" in self else x @ weight
         if weight.dtype != mx.float32 and mx.default_device().type == mx.DeviceType.cpu:
             # MLX's CPU backend gathers in float32 only. A load computes in it there: this is for models cast by hand.
             y = mx.gather_mm(

@@ -1,7 +1,7 @@
 """Linear layers with quantized weights, dense and as a stack of experts.
 
-Few rows read packed weights; many rows on a GPU make floats of them first, once, and multiply densely: the dense
-product is several times faster there than one that unpacks as it goes. Knows MLX's own formats; knows no names.
+Few rows read packed weights; many rows on CUDA make floats of them first, once, and multiply densely: the dense product
+is several times faster there than one that unpacks as it goes. Knows MLX's own formats; knows no names.
 """
 
 from __future__ import annotations
@@ -13,13 +13,35 @@ import mlx.nn as nn
 
 from core.device import backend
 from core.kernels.dequantize import dequantize
+from core.kernels.few_rows import MOST_ROWS, few_rows_kernel
 
-_DENSE_FROM = 128
-"""Rows from which MLX's CUDA backend multiplies faster by a matrix that it has dequantized (benchmarks/LOG.md, 5)."""
+
+def _product(
+    x: mx.array,
+    weight: mx.array,
+    scales: mx.array,
+    biases: mx.array | None,
+    group_size: int,
+    bits: int,
+    mode: str,
+) -> mx.array:
+    """``x`` times the transposed matrix, in whichever way is fastest for so many rows."""
+    rows = x.size // x.shape[-1]
+    if _densely(rows):
+        return x @ dequantize(weight, scales, biases, group_size, bits, mode).T
+    kernel = few_rows_kernel(rows, weight, bits, group_size, mode)
+    if kernel is not None and biases is not None and kernel.takes(x, weight, scales, biases):
+        return kernel(x, weight, scales, biases)
+    return mx.quantized_matmul(x, weight, scales, biases, True, group_size, bits, mode)
+
+
+def row(array: mx.array, index: int) -> mx.array:
+    """``array[index]`` as a view: an index makes MLX copy, a slice does not."""
+    return array[index : index + 1].squeeze(0)
 
 
 def _densely(rows: int) -> bool:
-    return rows >= _DENSE_FROM and backend() == "cuda"
+    return rows > MOST_ROWS and backend() == "cuda"
 
 
 class QuantizedLinear(nn.QuantizedLinear):
@@ -41,15 +63,8 @@ class QuantizedLinear(nn.QuantizedLinear):
 
     def __call__(self, x: mx.array) -> mx.array:
         """``x``: ``[..., input_dims]``; returns ``[..., output_dims]`` in the dtype of ``x``."""
-        if not _densely(x.size // x.shape[-1]):
-            return super().__call__(x).astype(x.dtype)
-        y = x @ self.floats().T
+        y = _product(x, self.weight, self.scales, self.get("biases"), self.group_size, self.bits, self.mode)
         return (y + self.bias if "bias" in self else y).astype(x.dtype)
-
-    def floats(self) -> mx.array:
-        """The matrix ``[output_dims, input_dims]`` in the dtype of the scales, unevaluated."""
-        biases = self.get("biases")
-        return dequantize(self.weight, self.scales, biases, self.group_size, self.bits, self.mode)
 
 
 class QuantizedExpertLinear(nn.Module):
@@ -80,13 +95,13 @@ class QuantizedExpertLinear(nn.Module):
         self.mode = mode
         self.freeze()
 
-    def __call__(self, x: mx.array, indices: mx.array | None = None, sorted_indices: bool = False) -> mx.array:
+    def __call__(self, x: mx.array, indices: mx.array | int, sorted_indices: bool = False) -> mx.array:
         """As ``ExpertLinear``; scales of a wider float type than ``x`` compute in theirs, and return that of ``x``."""
-        if indices is None:
-            biases = self.get("biases")
-            weight = dequantize(self.weight, self.scales, biases, self.group_size, self.bits, self.mode)
-            y = (x @ weight.swapaxes(-1, -2)).astype(x.dtype)
-            return y + self.bias[:, None] if "bias" in self else y
+        if isinstance(indices, int):
+            biases = row(self.biases, indices) if "biases" in self else None
+            packed = row(self.weight, indices), row(self.scales, indices), biases
+            y = _product(x, *packed, self.group_size, self.bits, self.mode).astype(x.dtype)
+            return y + row(self.bias, indices) if "bias" in self else y
         y = mx.gather_qmm(
             x,
             self.weight,

@@ -45,11 +45,11 @@ def two_of_four(tokens: int) -> mx.array:
 
 @pytest.mark.parametrize("quantize", [False, True], ids=["float", "quantized"])
 @pytest.mark.parametrize("tokens", [1, 5, 70, 300])
-@pytest.mark.parametrize("batches", [False, True], ids=["gathered", "batched"])
+@pytest.mark.parametrize("apart", [False, True], ids=["gathered", "apart"])
 def test_every_way_is_the_definition(
-    tokens: int, quantize: bool, batches: bool, monkeypatch: pytest.MonkeyPatch
+    tokens: int, quantize: bool, apart: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_batches", lambda rows: batches)
+    monkeypatch.setattr(module, "_apart", lambda rows: apart)
     made = experts(quantize)
     x, indices = mx.random.normal((1, tokens, SIZE)), two_of_four(tokens)[None]
     found = made(x, indices)
@@ -57,31 +57,31 @@ def test_every_way_is_the_definition(
     np.testing.assert_allclose(np.array(found), by_definition(made, x, indices), atol=2e-4, rtol=0)
 
 
-def test_a_batch_with_idle_and_busy_experts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_batches", lambda rows: True)
+def test_idle_and_busy_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_apart", lambda rows: True)
     made, x = experts(False), mx.random.normal((2, 200, SIZE))
     indices = mx.zeros((2, 200, 1), mx.uint32)
     indices[0, :7] = 3
     np.testing.assert_allclose(np.array(made(x, indices)), by_definition(made, x, indices), atol=2e-4, rtol=0)
 
 
-def test_a_batch_has_the_gradients_of_the_gathered_product(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experts_apart_have_the_gradients_of_the_gathered_product(monkeypatch: pytest.MonkeyPatch) -> None:
     made, x, indices = experts(False), mx.random.normal((90, SIZE)), two_of_four(90)
 
-    def gradients(batches: bool) -> dict[str, np.ndarray]:
-        monkeypatch.setattr(module, "_batches", lambda rows: batches)
+    def gradients(apart: bool) -> dict[str, np.ndarray]:
+        monkeypatch.setattr(module, "_apart", lambda rows: apart)
         found = nn.value_and_grad(made, lambda x: (made(x, indices) ** 2).sum())(x)[1]
         gate_up, down = found["gate_up_proj"]["linears"][0]["weight"], found["down_proj"]["weight"]
         return {"gate_up": np.array(gate_up), "down": np.array(down)}
 
-    gathered, batched = gradients(False), gradients(True)
+    gathered, one_by_one = gradients(False), gradients(True)
     for name in gathered:
-        np.testing.assert_allclose(batched[name], gathered[name], atol=1e-3, rtol=1e-4)
+        np.testing.assert_allclose(one_by_one[name], gathered[name], atol=1e-3, rtol=1e-4)
 
 
 def test_a_compiled_call_is_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its shapes cannot depend on numbers."""
-    monkeypatch.setattr(module, "_batches", lambda rows: True)
+    monkeypatch.setattr(module, "_apart", lambda rows: True)
     made, x, indices = experts(False), mx.random.normal((90, SIZE)), two_of_four(90)
     found = mx.compile(lambda x, indices: made(x, indices))(x, indices)
     np.testing.assert_allclose(np.array(found), np.array(made(x, indices)), atol=1e-4, rtol=0)

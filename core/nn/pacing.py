@@ -1,0 +1,46 @@
+"""How far the host runs ahead of the device: far enough, and not so far that temporary arrays fill the memory.
+
+MLX frees what a kernel has used when the kernel is done, and asks for new memory when one is built: the floats of many
+quantized matrices would be alive at once. Knows blocks' outputs; knows nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import mlx.core as mx
+
+from core.device import backend
+
+_FROM = 128
+"""Tokens from which quantized matrices become floats on CUDA, and a block takes longer than the host's wait for one."""
+_AHEAD = 2  # blocks that may be under way: enough that the device never waits
+
+
+def begin(x: mx.array) -> bool:
+    """Lets the device begin with ``x`` while the host builds on; false while a transformation traces."""
+    try:
+        mx.async_eval(x)
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
+class Pace:
+    """Paces one pass over the blocks; does nothing where it is not needed, or where a transformation traces.
+
+    Args:
+        tokens: of the pass, all rows together.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self._paces = tokens >= _FROM and backend() == "cuda"
+        self._under_way: deque[mx.array] = deque()
+
+    def after(self, x: mx.array) -> None:
+        """Call it with each block's output."""
+        self._paces = self._paces and begin(x)
+        if self._paces:
+            self._under_way.append(x)
+            if len(self._under_way) > _AHEAD:
+                mx.eval(self._under_way.popleft())
