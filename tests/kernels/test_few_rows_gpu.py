@@ -11,7 +11,7 @@ from core.kernels.few_rows import MOST_ROWS, few_rows_kernel
 from core.nn import Linear, QuantizedLinear
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not mx.cuda.is_available(), reason="no CUDA device")]
-EPSILON = 2.0**-8  # of bfloat16
+EPSILON = 2.0**-8  # half a unit in the last place of bfloat16
 
 
 def matrix(rows: int, features: int, bits: int, seed: int = 0) -> tuple[mx.array, mx.array, mx.array]:
@@ -46,7 +46,7 @@ def test_value(rows: int, sizes: tuple[int, int], bits: int) -> None:
     assert kernel.takes(x, *packed)
     expected, magnitude = exact(x[0], *packed, bits)
     error = np.abs(np.array(kernel(x, *packed)[0].astype(mx.float32)) - expected)
-    assert (error <= EPSILON / 2 * np.abs(expected) + 2e-6 * magnitude).all(), error.max()
+    assert (error <= EPSILON * np.abs(expected) + 2e-6 * magnitude).all(), error.max()
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -59,7 +59,7 @@ def test_arrays_that_begin_anywhere(bits: int) -> None:
         assert kernel is not None
         expected, magnitude = exact(x, packed, scales, biases, bits)
         error = np.abs(np.array(kernel(x, packed, scales, biases).astype(mx.float32)) - expected)
-        assert (error <= EPSILON / 2 * np.abs(expected) + 2e-6 * magnitude).all()
+        assert (error <= EPSILON * np.abs(expected) + 2e-6 * magnitude).all()
 
 
 def test_what_it_does_not_claim_goes_another_way() -> None:
