@@ -79,7 +79,7 @@ class Chooser:
         Raises:
             UsageError: an id that the vocabulary has not, or a bad number of log-probabilities. No row is added.
         """
-        _check(sampling, prompt_ids, logprobs, self.vocab_size)
+        check_request(sampling, prompt_ids, logprobs, self.vocab_size)
         self._make_room(sampling)
         self._rows.append(sampling)
         self._logprobs.append(logprobs)
@@ -210,7 +210,12 @@ class Chooser:
             self._history = None
 
 
-def _check(sampling: Sampling, prompt_ids: Sequence[int], logprobs: int | None, vocab_size: int) -> None:
+def check_request(sampling: Sampling, prompt_ids: Sequence[int], logprobs: int | None, vocab_size: int) -> None:
+    """Whether a row may join, before anything is computed for it.
+
+    Raises:
+        UsageError: an id that the vocabulary has not, or a bad number of log-probabilities.
+    """
     for name, ids in (
         ("logit_bias", list(sampling.logit_bias)),
         ("dry_breakers", sampling.dry_breakers),
@@ -219,7 +224,7 @@ def _check(sampling: Sampling, prompt_ids: Sequence[int], logprobs: int | None, 
         if len(ids) and not 0 <= min(ids) <= max(ids) < vocab_size:
             wrong = next(item for item in ids if not 0 <= item < vocab_size)
             raise UsageError(f"id {wrong} in {name} is not in the vocabulary", expected=f"0 to {vocab_size - 1}")
-    if logprobs is not None and not 0 <= logprobs <= vocab_size:
-        raise UsageError("logprobs is out of range", expected=f"0 to {vocab_size}, or None", found=logprobs)
+    if logprobs is not None and (type(logprobs) is not int or not 0 <= logprobs <= vocab_size):
+        raise UsageError("logprobs is out of range", expected=f"0 to {vocab_size}, or None", found=repr(logprobs))
     if sampling.seed is None and not sampling.greedy:
         raise UsageError("these settings have no seed", hint="Call .checked() on them first.")

@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from core.device import wired_memory
 from core.errors import UsageError
-from core.generation.chooser import Choice, Chooser
+from core.generation.chooser import Choice, Chooser, check_request
 from core.generation.result import FinishReason, GenerationStats
 from core.generation.sampling import Sampling, SamplingOptions, sampling_from
 from core.nn import Cache, depends_on_length
@@ -119,11 +119,12 @@ def stream_tokens(
     Raises:
         UsageError: as ``generate_tokens``, or a prompt that fills the context.
     """
-    prompt = _checked_ids(prompt_ids, getattr(model, "vocab_size", None))
+    vocab_size = getattr(model, "vocab_size", None)
+    prompt = _checked_ids(prompt_ids, vocab_size)
     if max_tokens < 0 or prefill_chunk < 1:
         raise UsageError("max_tokens must not be negative, and prefill_chunk positive")
-    if logprobs is not None and (isinstance(logprobs, bool) or not isinstance(logprobs, int) or logprobs < 0):
-        raise UsageError("logprobs is out of range", expected="0 or more likeliest tokens, or None", found=logprobs)
+    if vocab_size is not None:
+        check_request(sampling, prompt, logprobs, vocab_size)
     held = 0 if cache is None else cache.length
     if context is not None and held + len(prompt) >= context and max_tokens > 0:
         before = f" after {held} in the cache" if held else ""
