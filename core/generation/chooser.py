@@ -129,6 +129,16 @@ class Chooser:
             ids = self._record(ids)
         return Choice(ids) if self._most_logprobs is None else self._with_logprobs(logits, ids)
 
+    def processed(self, logits: mx.array, positions: Sequence[int]) -> mx.array:
+        """What ``choose`` would draw from: float32 ``[rows, vocab]``, minus infinity where a token is hidden.
+
+        Not divided by the temperature, which only changes what is hidden, and how tokens are drawn. Arguments and
+        errors are those of ``choose``.
+        """
+        scores = Scores(logits)
+        self._pipeline(scores, Now(positions, self._history, self._counts, self._repetitions))
+        return scores.logits
+
     def _plan(self) -> None:
         """Whatever follows from the rows alone."""
         rows = self._rows
@@ -142,13 +152,12 @@ class Chooser:
             self._temperature = column([0.0 if row.greedy else min(row.temperature, _HOTTEST) for row in rows])
 
     def _drawn(self, logits: mx.array, positions: Sequence[int]) -> mx.array:
-        scores = Scores(logits)
-        self._pipeline(scores, Now(positions, self._history, self._counts, self._repetitions))
+        scores = self.processed(logits, positions)
         if not self._noisy:
-            return mx.argmax(scores.logits, axis=-1)
+            return mx.argmax(scores, axis=-1)
         noise = gumbel(self._seeds, positions, self.vocab_size)
         # Noise times the temperature, not logits divided by it: a row at 0 is then greedy, exactly.
-        return mx.argmax(scores.logits + noise * self._temperature, axis=-1)
+        return mx.argmax(scores + noise * self._temperature, axis=-1)
 
     def _record(self, ids: mx.array) -> mx.array:
         """The same ids; whoever computes them computes the states too, which would otherwise grow a chain of steps."""

@@ -33,6 +33,18 @@ def draws(settings: Sampling) -> np.ndarray:
     return np.array(mx.concatenate(steps))
 
 
+def assert_drawn_from(expected: np.ndarray, drawn: np.ndarray) -> None:
+    """Pearson's chi-squared test."""
+    counts = np.bincount(drawn, minlength=len(expected))
+    assert not counts[expected == 0].any(), "nothing outside the kept set"
+    possible = expected > 0
+    wanted = len(drawn) * expected[possible]
+    statistic = ((counts[possible] - wanted) ** 2 / wanted).sum()
+    degrees = int(possible.sum()) - 1
+    # The chi-squared distribution has mean d and variance 2 d: six standard deviations.
+    assert statistic <= degrees + 6 * np.sqrt(2 * max(degrees, 1))
+
+
 def distribution(temperature: float, top_k: int, top_p: float) -> np.ndarray:
     """Temperature, then top-k, then the smallest nucleus that reaches ``top_p``."""
     scaled = LOGITS / temperature
@@ -60,14 +72,8 @@ def distribution(temperature: float, top_k: int, top_p: float) -> np.ndarray:
     ],
 )
 def test_frequencies_match_the_formula(temperature: float, top_k: int, top_p: float) -> None:
-    counts = np.bincount(draws(Sampling(temperature, top_p, top_k, seed=11)), minlength=len(LOGITS))
-    expected = distribution(temperature, top_k, top_p)
-    assert not counts[expected == 0].any(), "nothing outside the kept set"
-    possible = expected > 0
-    statistic = ((counts - DRAWS * expected)[possible] ** 2 / (DRAWS * expected[possible])).sum()
-    degrees = int(possible.sum()) - 1
-    # The chi-squared distribution has mean d and variance 2 d: six standard deviations.
-    assert statistic <= degrees + 6 * np.sqrt(2 * max(degrees, 1))
+    drawn = draws(Sampling(temperature, top_p, top_k, seed=11))
+    assert_drawn_from(distribution(temperature, top_k, top_p), drawn)
 
 
 def test_greedy_takes_the_most_likely() -> None:
