@@ -112,6 +112,18 @@ class CacheError(CoreError):
     """A cache cannot do what is asked of it: wrong batch, wrong model, or a rewind past what it still holds."""
 
 
+class ProcessorError(CoreError):
+    """A user's own logits processor failed, or returned something else than logits.
+
+    Attributes:
+        row: of the batch, whose processor it is.
+    """
+
+    def __init__(self, problem: str, *, row: int = 0, expected: object = None, found: object = None) -> None:
+        self.row = row
+        super().__init__(problem, expected=expected, found=found)
+
+
 class EvaluationError(CoreError):
     """A text cannot be scored, or two models cannot be compared on it."""
 

@@ -6,13 +6,28 @@ The seam between ids and text: the loop in ``core.generation`` knows only ids, `
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
 
+from core.config.context import context_length
 from core.errors import TokenizerError, UsageError
-from core.generation import GenerationChunk, GenerationResult, GenerationStats, Sampling, generate_tokens
+from core.generation import (
+    FinishReason,
+    GenerationChunk,
+    GenerationResult,
+    GenerationStats,
+    Sampling,
+    SamplingOptions,
+    Token,
+    sampling_from,
+    stream_tokens,
+)
 from core.nn import Cache
+from core.text.breakers import breaker_ids
+from core.text.stops import StopStrings
 
 if TYPE_CHECKING:
     from core.config import ModelConfig
@@ -23,6 +38,14 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """A raw text, token ids, or a conversation: a list of messages with ``role`` and ``content``."""
 
 _DEFAULT_MAX_TOKENS = 256
+_CHECKPOINT_SETTINGS = {
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "typical_p": float,
+    "repetition_penalty": float,
+}
+"""Settings of generation_config.json that transformers has too, beside the temperature."""
 
 
 class LanguageModel:
@@ -72,33 +95,69 @@ class LanguageModel:
         prompt: Prompt,
         *,
         max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        logprobs: int | None = None,
         cache: Cache | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> Iterator[GenerationChunk]:
-        """Generates text piece by piece, until an end-of-sequence token or ``max_tokens``.
+        """Generates text piece by piece, until an end-of-sequence token, a stop string or ``max_tokens``.
 
-        Settings that are None come from the checkpoint's generation config, else are greedy; the result says which were
-        used. The last chunk carries the result. A closed stream leaves the cache as ``generate_tokens`` says.
+        Settings that are None come from the checkpoint's generation config, else do nothing: without any, the likeliest
+        token is taken. The result says which were used. The last chunk carries the result. A closed stream leaves the
+        cache as ``generate_tokens`` says; one that a stop string ended, as if closed after the token that completed it.
 
         Args:
             prompt: a string is continued as it is; a list of messages goes through the chat template; ids are ids.
+            stop: strings that end the new text and are not part of it, wherever tokens begin and end; text is held back
+                as long as one may still come of it. The first to be complete ends the text.
+            logprobs: also give the log-probabilities of each token and of this many of the likeliest in its place, in
+                the model's own distribution, before any setting; 0 gives the token's alone.
             cache: continues what it holds; BOS is not added again to a cache that holds tokens.
             tools: descriptions of tools for the chat template.
+            sampling: the fields of ``core.generation.Sampling``. ``dry_breakers`` are by default the tokens with a line
+                end, a colon, a quote or an asterisk in them.
 
         Raises:
-            TokenizerError: text without a tokenizer.
+            TokenizerError: text, or a stop string, without a tokenizer.
             ChatTemplateError: a conversation that the template refuses, or no template.
-            UsageError: an empty prompt or a setting out of range.
+            UsageError: an empty prompt, one that fills the model's ``context``, or a setting out of range.
+            ProcessorError: while it runs: a processor of the user's own failed.
         """
+        if stop and self.tokenizer is None:
+            raise TokenizerError("stop strings need a tokenizer", hint="Load with one, or look for ids yourself.")
+        watch = StopStrings(() if stop is None else stop)
         ids = self.encode(prompt, tools=tools, begins=cache is None or not any(cache.lengths))
-        sampling = self.sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+        chosen = self.sampling(**sampling)
         if max_tokens is None:
             max_tokens = self._default("max_new_tokens", int, _DEFAULT_MAX_TOKENS)
-        return self._stream(ids, max_tokens, sampling, cache)
+        stats = GenerationStats()
+        tokens = stream_tokens(
+            self.model,
+            ids,
+            chosen,
+            max_tokens=max_tokens,
+            eos=self._eos_ids(),
+            context=self.context,
+            logprobs=logprobs,
+            cache=cache,
+            stats=stats,
+        )
+        return self._stream(tokens, ids, watch, GenerationResult("", [], ids, "length", chosen, stats), logprobs)
+
+    @functools.cached_property
+    def context(self) -> int | None:
+        """Tokens that fit a sequence, prompt and output; None where there is no limit.
+
+        The config's ``max_position_embeddings``, with its rotary scaling. A model all of whose blocks attend within a
+        window, or keep a state, has no limit: no distance between two tokens becomes larger than in training.
+        """
+        length = context_length(self.config)
+        specs = [block.spec for block in self.make_cache().blocks]
+        bounded = all(
+            spec.kind == "state" or (spec.window is not None and spec.window <= (length or 0)) for spec in specs
+        )
+        return None if specs and bounded else length
 
     def encode(
         self, prompt: Prompt, *, tools: Sequence[Mapping[str, Any]] | None = None, begins: bool = True
@@ -126,23 +185,38 @@ class LanguageModel:
         ids = self.tokenizer.encode_chat(messages, tools=tools)
         return ids[1:] if not begins and ids[:1] == [self.tokenizer.bos_id] else ids
 
-    def sampling(
-        self,
-        *,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        seed: int | None = None,
-    ) -> Sampling:
-        """The settings that a generation would use: those given, else the checkpoint's, else greedy."""
-        samples = self.generation_config.get("do_sample") is True
-        if temperature is None:
-            temperature = self._default("temperature", float, 1.0) if samples else 0.0
-        if top_p is None:
-            top_p = self._default("top_p", float, 1.0)
-        if top_k is None:
-            top_k = self._default("top_k", int, 0)
-        return Sampling(temperature, top_p, top_k, seed).checked()
+    def sampling(self, **options: Unpack[SamplingOptions]) -> Sampling:
+        """The settings that a generation would use: those given, else the checkpoint's, else none.
+
+        Raises:
+            UsageError: a setting out of range.
+        """
+        settings: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        if "temperature" not in settings and self.generation_config.get("do_sample") is True:
+            settings["temperature"] = self._checkpoint_setting("temperature", float, 1.0)
+        for name, kind in _CHECKPOINT_SETTINGS.items():
+            if name not in settings:
+                settings[name] = self._checkpoint_setting(name, kind, None)
+        if settings.get("dry_multiplier") and "dry_breakers" not in settings and self.tokenizer is not None:
+            settings["dry_breakers"] = self._breakers
+        return sampling_from(settings)
+
+    @functools.cached_property
+    def _breakers(self) -> tuple[int, ...]:
+        assert self.tokenizer is not None
+        rows = getattr(self.model, "vocab_size", self.tokenizer.vocab_size)
+        return tuple(token_id for token_id in breaker_ids(self.tokenizer) if token_id < rows)
+
+    def _checkpoint_setting(self, name: str, kind: Any, otherwise: Any) -> Any:
+        value = self._default(name, kind, otherwise)
+        try:
+            sampling_from({name: value})
+        except UsageError as error:
+            hint = f"Give {name} yourself."
+            raise UsageError(
+                f"generation_config.json: {error.problem}", expected=error.expected, found=error.found, hint=hint
+            ) from None
+        return value
 
     def _default(self, key: str, kind: Any, otherwise: Any) -> Any:
         value = self.generation_config.get(key)
@@ -162,35 +236,43 @@ class LanguageModel:
         return frozenset(item for item in ids if isinstance(item, int))
 
     def _stream(
-        self, ids: list[int], max_tokens: int, sampling: Sampling, cache: Cache | None
+        self,
+        tokens: Generator[Token, None, None],
+        ids: list[int],
+        stops: StopStrings,
+        result: GenerationResult,
+        logprobs: int | None,
     ) -> Iterator[GenerationChunk]:
-        stats = GenerationStats()
         eos = self._eos_ids()
-        tokens = generate_tokens(
-            self.model,
-            ids,
-            max_tokens=max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            seed=sampling.seed,
-            eos=eos,
-            cache=cache,
-            stats=stats,
-        )
         detokenizer = self.tokenizer.detokenizer(ids) if self.tokenizer is not None else None
-        generated: list[int] = []
+        generated: list[Token] = []
         pieces: list[str] = []
-        with contextlib.closing(tokens):  # type: ignore[type-var]
-            for token_id in tokens:
-                generated.append(token_id)
+        reason: FinishReason = "length"
+        stopped_by: str | int | None = None
+        with contextlib.closing(tokens):
+            for token in tokens:
+                generated.append(token)
                 text = ""
-                if detokenizer is not None and token_id not in eos:
-                    text = detokenizer.add(token_id)
+                if token.id in eos:
+                    stopped_by = token.id
+                elif detokenizer is not None:
+                    text = stops.add(detokenizer.add(token.id))
                     pieces.append(text)
-                yield GenerationChunk(text, token_id)
-        rest = detokenizer.finish() if detokenizer is not None else ""
+                reason = token.finish_reason or reason
+                yield GenerationChunk(text, token.id, None, token.logprob, token.top)
+                if stops.found is not None:
+                    break
+        rest = stops.add(detokenizer.finish()) + stops.finish() if detokenizer is not None else ""
         pieces.append(rest)
-        reason = "stop" if generated and generated[-1] in eos else "length"
-        result = GenerationResult("".join(pieces), generated, ids, reason, sampling, stats)  # type: ignore[arg-type]
-        yield GenerationChunk(rest, None, result)
+        if stops.found is not None:
+            reason, stopped_by = "stop", stops.found
+        whole = dataclasses.replace(
+            result,
+            text="".join(pieces),
+            token_ids=[token.id for token in generated],
+            finish_reason=reason,
+            stopped_by=stopped_by,
+            logprobs=None if logprobs is None else [token.logprob or 0.0 for token in generated],
+            top_logprobs=None if logprobs is None else [token.top for token in generated],
+        )
+        yield GenerationChunk(rest, None, whole)

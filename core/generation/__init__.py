@@ -1,7 +1,25 @@
 """Generation: token ids in, token ids out. Knows no text and no files."""
 
-from core.generation.loop import generate_tokens
-from core.generation.result import GenerationChunk, GenerationResult, GenerationStats
-from core.generation.sampling import Sampling
+from core.generation.chooser import Choice, Chooser
+from core.generation.loop import Token, generate_tokens, stream_tokens
+from core.generation.processors import Processor, ProcessorContext
+from core.generation.result import FinishReason, GenerationChunk, GenerationResult, GenerationStats
+from core.generation.sampling import DEFAULT_ORDER, Sampling, SamplingOptions, sampling_from
 
-__all__ = ["GenerationChunk", "GenerationResult", "GenerationStats", "Sampling", "generate_tokens"]
+__all__ = [
+    "Choice",
+    "Chooser",
+    "DEFAULT_ORDER",
+    "FinishReason",
+    "GenerationChunk",
+    "GenerationResult",
+    "GenerationStats",
+    "Processor",
+    "ProcessorContext",
+    "Sampling",
+    "SamplingOptions",
+    "Token",
+    "generate_tokens",
+    "sampling_from",
+    "stream_tokens",
+]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import time
-from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Collection, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 import mlx.core as mx
 
 from core.device import wired_memory
 from core.errors import UsageError
-from core.generation.result import GenerationStats
-from core.generation.sampling import Sampling
+from core.generation.chooser import Choice, Chooser, check_request
+from core.generation.result import FinishReason, GenerationStats
+from core.generation.sampling import Sampling, SamplingOptions, sampling_from
 from core.nn import Cache, depends_on_length
 
 if TYPE_CHECKING:
@@ -32,19 +35,33 @@ class CausalLM(Protocol):
     def head(self, x: mx.array) -> mx.array: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token.
+
+    Attributes:
+        id: in the vocabulary.
+        logprob: its log-probability in the model's own distribution, before any setting; None if not asked for.
+        top: the likeliest tokens' ids and log-probabilities, falling; empty if not asked for.
+        finish_reason: why the generation ends with it; None where it goes on.
+    """
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    finish_reason: FinishReason | None = None
+
+
 def generate_tokens(
     model: CausalLM,
     prompt_ids: Sequence[int],
     *,
     max_tokens: int = 256,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    seed: int | None = None,
     eos: Collection[int] = (),
     cache: Cache | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
     stats: GenerationStats | None = None,
+    **sampling: Unpack[SamplingOptions],
 ) -> Iterator[int]:
     """Generates token ids.
 
@@ -56,23 +73,75 @@ def generate_tokens(
     Args:
         model: has ``make_cache``, ``hidden_states`` and ``head``, as ``core.nn.Decoder``.
         prompt_ids: at least one id; they follow what the cache already holds.
-        temperature, top_p, top_k, seed: as in ``Sampling``.
         cache: for one sequence; None makes a new one.
         prefill_chunk: prompt tokens processed at once.
         stats: filled in as the generation goes.
+        sampling: the fields of ``Sampling``. Penalties look back on the prompt, not on what the cache held before.
 
     Raises:
         UsageError: an empty prompt, an id that the vocabulary has not, or a setting out of range.
+        ProcessorError: while it runs: a user's own processor failed.
     """
-    prompt = _checked_ids(prompt_ids, getattr(model, "vocab_size", None))
+    tokens = stream_tokens(
+        model,
+        prompt_ids,
+        sampling_from(sampling),
+        max_tokens=max_tokens,
+        eos=eos,
+        cache=cache,
+        prefill_chunk=prefill_chunk,
+        stats=stats,
+    )
+    return _ids(tokens)
+
+
+def stream_tokens(
+    model: CausalLM,
+    prompt_ids: Sequence[int],
+    sampling: Sampling,
+    *,
+    max_tokens: int = 256,
+    eos: Collection[int] = (),
+    context: int | None = None,
+    logprobs: int | None = None,
+    cache: Cache | None = None,
+    prefill_chunk: int = PREFILL_CHUNK,
+    stats: GenerationStats | None = None,
+) -> Generator[Token, None, None]:
+    """``generate_tokens`` with what is known of each token: log-probabilities, and why it was the last.
+
+    Args:
+        sampling: ``checked``.
+        context: positions that the model has; the prompt must leave room for a token, and the generation ends where
+            they do. None: no limit.
+        logprobs: compute the log-probabilities of the chosen token and of this many of the likeliest; None: none.
+
+    Raises:
+        UsageError: as ``generate_tokens``, or a prompt that fills the context.
+    """
+    vocab_size = getattr(model, "vocab_size", None)
+    prompt = _checked_ids(prompt_ids, vocab_size)
     if max_tokens < 0 or prefill_chunk < 1:
         raise UsageError("max_tokens must not be negative, and prefill_chunk positive")
-    sampling = Sampling(temperature, top_p, top_k, seed).checked()
+    if vocab_size is not None:
+        check_request(sampling, prompt, logprobs, vocab_size)
+    held = 0 if cache is None else cache.length
+    if context is not None and held + len(prompt) >= context and max_tokens > 0:
+        before = f" after {held} in the cache" if held else ""
+        raise UsageError(
+            "the prompt leaves no room in the model's context",
+            expected=f"fewer than {context} tokens",
+            found=f"{len(prompt)}{before}",
+            hint="core.generate_tokens knows no limit, but beyond it the model was not made to work.",
+        )
+    room = max_tokens if context is None else min(max_tokens, context - held - len(prompt))
     return _generate(
         model,
         prompt,
-        max_tokens,
+        room,
+        "length" if room == max_tokens else "context",
         sampling,
+        logprobs,
         frozenset(eos),
         model.make_cache() if cache is None else cache,
         # Where rotary frequencies depend on the length, keys of an early chunk would be rotated for a shorter prompt.
@@ -81,27 +150,37 @@ def generate_tokens(
     )
 
 
+def _ids(tokens: Generator[Token, None, None]) -> Iterator[int]:
+    with contextlib.closing(tokens):
+        for token in tokens:
+            yield token.id
+
+
 def _generate(
     model: CausalLM,
     prompt: list[int],
     max_tokens: int,
+    limit: FinishReason,
     sampling: Sampling,
+    logprobs: int | None,
     eos: frozenset[int],
     cache: Cache,
     chunk: int,
     stats: GenerationStats,
-) -> Iterator[int]:
+) -> Generator[Token, None, None]:
     if max_tokens == 0:
         return
-    sample = sampling.sampler()
     started = time.perf_counter()
     mx.reset_peak_memory()
     stats.prompt_tokens = len(prompt)
     position = cache.length + len(prompt)  # of the next token to choose
     with wired_memory():
-        token = sample(_prefill(model, prompt, cache, chunk), position)
+        logits = _prefill(model, prompt, cache, chunk)
+        chooser = Chooser(logits.shape[-1])
+        chooser.join(sampling, prompt, logprobs)
+        choice = chooser.choose(logits, (position,))
         # The caches too: what a window has dropped of a long prompt would stay until the next step.
-        mx.async_eval(token, cache.arrays())
+        mx.async_eval(choice.arrays(), cache.arrays())
         processed, yielded = cache.length, 0
         fast = _fast_step(model, cache) if max_tokens > 1 else None
         while True:
@@ -109,12 +188,13 @@ def _generate(
                 ahead = stats.generated_tokens + 1 < max_tokens
                 if ahead:
                     position += 1
+                    last = choice.ids
                     logits = (
-                        model.head(model.hidden_states(token[:, None], cache))[:, -1] if fast is None else fast(token)
+                        model.head(model.hidden_states(last[:, None], cache))[:, -1] if fast is None else fast(last)
                     )
-                    following = sample(logits, position)
-                    mx.async_eval(following)
-                token_id = int(token.item())  # type: ignore[arg-type]
+                    following = chooser.choose(logits, (position,))
+                    mx.async_eval(following.ids if logprobs is None else following.arrays())
+                token_id = int(choice.ids.item())  # type: ignore[arg-type]
                 now = time.perf_counter()
                 stats.generated_tokens += 1
                 if stats.generated_tokens == 1:
@@ -124,14 +204,26 @@ def _generate(
                     stats.decode_seconds = now - started
                 stats.peak_memory = mx.get_peak_memory()
                 yielded += 1
-                yield token_id
+                finish: FinishReason | None = "stop" if token_id in eos else None if ahead else limit
+                yield Token(token_id, None, (), finish) if logprobs is None else _told(choice, token_id, finish)
             except BaseException:
                 _leave(cache, processed + max(0, yielded - 1), fast)
                 raise
-            if not ahead or token_id in eos:
+            if finish is not None:
                 _leave(cache, processed + max(0, yielded - 1), fast)
                 return
-            token = following
+            choice = following
+
+
+def _told(choice: Choice, token_id: int, finish: FinishReason | None) -> Token:
+    """A token with its log-probabilities."""
+    assert choice.logprobs is not None
+    top: tuple[tuple[int, float], ...] = ()
+    if choice.top_ids is not None and choice.top_logprobs is not None:
+        ids: Any = choice.top_ids[0].tolist()
+        values: Any = choice.top_logprobs[0].tolist()
+        top = tuple(zip(ids, values, strict=True))
+    return Token(token_id, float(choice.logprobs.item()), top, finish)  # type: ignore[arg-type]
 
 
 def _prefill(model: CausalLM, prompt: list[int], cache: Cache, chunk: int) -> mx.array:

@@ -7,8 +7,12 @@ from typing import Literal
 
 from core.generation.sampling import Sampling
 
-FinishReason = Literal["stop", "length"]
-"""``stop``: an end-of-sequence token; ``length``: ``max_tokens`` were generated."""
+FinishReason = Literal["stop", "length", "context"]
+"""``stop``: an end-of-sequence token or a stop string; ``length``: ``max_tokens`` were generated; ``context``: the
+model's positions are used up."""
+
+TopLogprobs = tuple[tuple[int, float], ...]
+"""Ids and log-probabilities of the likeliest tokens, falling."""
 
 
 @dataclass(slots=True)
@@ -50,8 +54,12 @@ class GenerationResult:
             held before, the prompt, and these ids but the last.
         prompt_ids: the ids that were processed.
         finish_reason: why it ended.
+        stopped_by: the stop string that ended it, or the id of the end-of-sequence token; else None.
         sampling: the settings used, with the seed.
         stats: counts and times.
+        logprobs: of each new id, its log-probability in the model's own distribution, before any setting; None if not
+            asked for.
+        top_logprobs: for each new id, the likeliest tokens in its place; None if not asked for.
     """
 
     text: str
@@ -60,6 +68,9 @@ class GenerationResult:
     finish_reason: FinishReason
     sampling: Sampling
     stats: GenerationStats
+    stopped_by: str | int | None = None
+    logprobs: list[float] | None = None
+    top_logprobs: list[TopLogprobs] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +81,12 @@ class GenerationChunk:
         text: newly finished text; may be empty.
         token_id: the token that finished it; None in the last chunk.
         result: the whole, in the last chunk.
+        logprob: of the token, as in ``GenerationResult.logprobs``.
+        top_logprobs: the likeliest tokens in its place; empty if not asked for.
     """
 
     text: str
     token_id: int | None = None
     result: GenerationResult | None = None
+    logprob: float | None = None
+    top_logprobs: TopLogprobs = ()

@@ -1,0 +1,72 @@
+"""The stages of a batch, in the orders that its rows ask for.
+
+Knows which stages there are and which rows use them; knows nothing of how they compute. Rows with different orders go
+through one pass for each order, in which the others are neutral.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from core.generation.processors.bias import LogitBias
+from core.generation.processors.custom import Custom
+from core.generation.processors.dry import Dry
+from core.generation.processors.penalties import Penalties
+from core.generation.processors.scores import Scores
+from core.generation.processors.stage import Now, Stage
+from core.generation.processors.truncation import MinP, Temperature, TopK, TopP, TypicalP
+from core.generation.processors.xtc import Xtc
+from core.generation.sampling import Sampling
+
+_STAGES: dict[str, type[Stage]] = {
+    "logit_bias": LogitBias,
+    "penalties": Penalties,
+    "dry": Dry,
+    "processors": Custom,
+    "temperature": Temperature,
+    "top_k": TopK,
+    "top_p": TopP,
+    "min_p": MinP,
+    "typical_p": TypicalP,
+    "xtc": Xtc,
+}
+_NEUTRAL = Sampling()
+
+
+class Pipeline:
+    """What one step does to the logits of all rows.
+
+    Args:
+        settings: checked, one a row.
+    """
+
+    def __init__(self, settings: Sequence[Sampling], vocab_size: int) -> None:
+        orders = dict.fromkeys(tuple(row.order) for row in settings)
+        passes = [
+            _stages([row if row.order == order else _NEUTRAL for row in settings], vocab_size) for order in orders
+        ]
+        self._passes = [stages for stages in passes if stages]
+
+    @property
+    def empty(self) -> bool:
+        """Whether the logits stay as they are."""
+        return not self._passes
+
+    def __call__(self, scores: Scores, now: Now) -> None:
+        """Changes the scores."""
+        for stages in self._passes:
+            scores.temperature = None
+            for stage in stages:
+                stage(scores, now)
+
+
+def _stages(settings: Sequence[Sampling], vocab_size: int) -> list[Stage]:
+    order = next((row.order for row in settings if row is not _NEUTRAL), ())
+    used = [name for name in order if any(row.uses(name) for row in settings)]
+    # A temperature counts only for what comes after it.
+    if "temperature" in used and not any(name in _PROBABLE for name in used[used.index("temperature") :]):
+        used.remove("temperature")
+    return [_STAGES[name](settings, vocab_size) for name in used]
+
+
+_PROBABLE = ("top_p", "min_p", "typical_p", "xtc")
