@@ -92,6 +92,15 @@ class Cache:
         """Every array held; evaluating them finishes the steps so far."""
         return [array for block in self.blocks for array in block.arrays()]
 
+    @property
+    def failed(self) -> bool:
+        """A step on this cache failed half-way, so that it cannot be used any more."""
+        return self._broken
+
+    def resize(self, lengths: Sequence[int]) -> None:
+        """Says how many tokens each row holds, after the rows of all arrays and spans have become others."""
+        self.batch, self.lengths, self._last_counts = len(lengths), list(lengths), [0] * len(lengths)
+
     def capacity(self, reach: Reach) -> int:
         """Slots of the buffers of the blocks with this reach: a window, a limit, or None for full."""
         return self.spans[reach].capacity

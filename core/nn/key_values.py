@@ -57,6 +57,10 @@ class KeyValues:
         """The arrays held, rows on axis 0 and slots on axis 2; none before the first write."""
         return [] if self.keys is None or self.values is None else [self.keys, self.values]
 
+    def layout(self, slots: int) -> list[tuple[str, tuple[int, ...]]]:
+        """Kind (``float``) and shape of ``arrays()`` for one row with so many slots."""
+        return [("float", (1, self.spec.heads, slots, dim)) for dim in (self.spec.head_dim, self.spec.value_head_dim)]
+
     def replace(self, arrays: Sequence[mx.array]) -> None:
         """Holds these arrays instead, in the order of ``arrays()``; the span must know of what has changed."""
         self.keys, self.values = arrays or (None, None)

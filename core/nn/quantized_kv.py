@@ -102,6 +102,15 @@ class QuantizedKeyValues:
         """The arrays held, rows on axis 0 and slots on axis 2; none before the first write."""
         return list(self._arrays)
 
+    def layout(self, slots: int) -> list[tuple[str, tuple[int, ...]]]:
+        """Kind (``words`` or ``float``) and shape of ``arrays()`` for one row with so many slots."""
+        features = [
+            (kind, count)
+            for dim in (self.spec.head_dim, self.spec.value_head_dim)
+            for kind, count in (("words", dim * self._bits // 32), *[("float", dim // self._group_size)] * 2)
+        ]
+        return [(kind, (1, self.spec.heads, slots, count)) for kind, count in features]
+
     def replace(self, arrays: Sequence[mx.array]) -> None:
         """Holds these arrays instead, in the order of ``arrays()``; the span must know of what has changed."""
         self._arrays = list(arrays)

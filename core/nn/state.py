@@ -44,6 +44,10 @@ class State:
         """The arrays held, rows on axis 0."""
         return list(self._now.values())
 
+    def layout(self, slots: int) -> list[tuple[str, tuple[int, ...]]]:
+        """Kind (``any``) and shape of ``arrays()`` for one row, which has no slots."""
+        return [("any", (1, *shape)) for shape in self.spec.shapes.values()]
+
     def replace(self, arrays: Sequence[mx.array]) -> None:
         """Holds these arrays instead, in the order of ``arrays()``; there is then no last step to take back."""
         self._now = dict(zip(self._now, arrays, strict=True))
@@ -52,5 +56,7 @@ class State:
     def copy(self) -> State:
         """An independent cache with the same content."""
         twin = State.__new__(State)
-        twin.spec, twin._now, twin._before = self.spec, dict(self._now), dict(self._before)
+        twin.spec = self.spec
+        # An assignment to a slice changes a Python object.
+        twin._now, twin._before = ({n: a[:] for n, a in held.items()} for held in (self._now, self._before))
         return twin
