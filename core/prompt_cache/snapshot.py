@@ -39,24 +39,26 @@ def beginning(cache: Cache, length: int) -> Cache:
     """
     twin = cache.copy()
     twin.trim(length)
-    return _cut(twin, lambda array, slots: array[:, :, :slots])
+    return _cut(twin, _sliced)
 
 
-def _cut(cache: Cache, cut: Callable[[mx.array, int], mx.array]) -> Cache:
-    """A copy with no more slots than are filled."""
+def _cut(cache: Cache, cut: Callable[[mx.array, int, int], mx.array]) -> Cache:
+    """A copy with no more slots than are filled; ``cut(array, size, axis)`` gives an array's beginning."""
     twin = cache.copy()
     twin.resize(cache.lengths)  # state's arrays of the step before are not kept, so there is no step to take back
     for span in twin.spans.values():
         span.capacity = cache.length - span.base[0]
     for block in twin.blocks:
-        if isinstance(block, State):
-            # Each step replaces its arrays; a row of a larger batch would keep the others.
-            block.replace([mx.contiguous(array) for array in block.arrays()])
-        else:
-            block.replace([cut(array, twin.capacity(block.reach)) for array in block.arrays()])
+        size, axis = (1, 0) if isinstance(block, State) else (twin.capacity(block.reach), 2)
+        block.replace([cut(array, size, axis) for array in block.arrays()])
     return twin
 
 
-def _gathered(array: mx.array, slots: int) -> mx.array:
-    """The first slots in a buffer of their own: a gather makes one even where a slice would be the whole array."""
-    return mx.take(array, mx.arange(slots, dtype=mx.int32), axis=2)
+def _gathered(array: mx.array, size: int, axis: int) -> mx.array:
+    """In a buffer of its own: a gather makes one even where a slice would be the whole array."""
+    return mx.take(array, mx.arange(size, dtype=mx.int32), axis=axis)
+
+
+def _sliced(array: mx.array, size: int, axis: int) -> mx.array:
+    """In the same buffer."""
+    return array[:, :, :size] if axis == 2 else array[:size]

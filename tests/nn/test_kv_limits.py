@@ -103,6 +103,21 @@ def test_a_rewind_past_the_limit_is_refused_and_changes_nothing() -> None:
     take_step(cache, rows, 2, None, first_and_last(4, 12), rng)
 
 
+@pytest.mark.parametrize("window", [None, 12], ids=["limit", "window"])
+@pytest.mark.parametrize("ahead", [0, 10, 30])
+def test_as_far_back_as_it_can(window: int | None, ahead: int) -> None:
+    spec, sees = (FULL, first_and_last(4, 12)) if window is None else (CacheSpec.sliding(12, KV_HEADS, DIM), last(12))
+    cache, rows, rng = Cache([spec], 1, CacheSettings(max_kv_tokens=12)), [Row()], np.random.default_rng(8)
+    take_step(cache, rows, 100, None, sees, rng, window=window)
+    for _ in range(ahead):
+        take_step(cache, rows, 1, None, sees, rng, window=window)
+    back = max(count for count in range(cache.length) if cache.can_rewind(count))
+    assert SPARE <= back < 60
+    cache.rewind(back)
+    rows[0].cut(cache.length)
+    take_step(cache, rows, 1, None, sees, rng, window=window)
+
+
 def test_a_copy_is_independent() -> None:
     cache, rows, rng = limited(4, 12), [Row()], np.random.default_rng(3)
     take_step(cache, rows, 50, None, first_and_last(4, 12), rng)
