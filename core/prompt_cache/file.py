@@ -28,8 +28,9 @@ from core.prompt_cache.snapshot import snapshot
 from core.saving.table import DTYPES
 from core.saving.writer import refusals
 
-_KEY = "core.cache"  # of the description, in the header's metadata
+_DESCRIPTION, _CHECKSUM = "core.cache", "crc32"  # keys of the header's metadata
 _ALIGNMENT = 8
+_Entry = tuple[str, str, tuple[int, ...]]  # a tensor's name, dtype and shape
 
 
 def save_cache(path: str | os.PathLike[str], cache: Cache, model: Any, ids: Sequence[int]) -> None:
@@ -55,9 +56,11 @@ def save_cache(path: str | os.PathLike[str], cache: Cache, model: Any, ids: Sequ
         tensors.update(zip(names, block.arrays(), strict=False))
     data = {name: memoryview(_bytes(array)) for name, array in tensors.items()}  # type: ignore[arg-type]
     bases = {name_of(reach): span.base[0] for reach, span in kept.spans.items()}
-    saved = Saved(fingerprint(model), kept.settings, kept.length, bases, _checksum(data.values()))
+    text = Saved(fingerprint(model), kept.settings, kept.length, bases).to_json()
+    entries = [(name, DTYPES[array.dtype], array.shape) for name, array in tensors.items()]
+    metadata = {_DESCRIPTION: text, _CHECKSUM: _checksum(text, entries, data.values())}
     with refusals(place):
-        _write(place, [_header(tensors, {_KEY: saved.to_json()}), *data.values()])
+        _write(place, [_header(entries, metadata, data.values()), *data.values()])
 
 
 def load_cache(path: str | os.PathLike[str], model: Any) -> tuple[Cache, list[int]]:
@@ -75,7 +78,7 @@ def load_cache(path: str | os.PathLike[str], model: Any) -> tuple[Cache, list[in
     where = os.fspath(Path(path).expanduser())
     try:
         with FileIO(where) as file:
-            saved, tensors = _read_header(_File(file), where)
+            text, checksum, tensors = _read_header(_File(file), where)
     except OSError as error:
         raise CacheError(f"cannot be read: {error.strerror or error}", where=where) from error
     except CheckpointError as error:
@@ -83,6 +86,7 @@ def load_cache(path: str | os.PathLike[str], model: Any) -> tuple[Cache, list[in
         raise CacheError(
             problem, where=where, expected=error.expected, found=error.found, hint="Save it again."
         ) from error
+    saved = Saved.from_json(text, where)
     if parts := differing(saved.fingerprint, fingerprint(model)):
         raise CacheError(
             f"was saved for another model: {' and '.join(parts)} differ",
@@ -94,7 +98,9 @@ def load_cache(path: str | os.PathLike[str], model: Any) -> tuple[Cache, list[in
     held = check_tensors(cache, tensors, where)
     arrays: Any = mx.load(where, format="safetensors")
     mx.eval(list(arrays.values()))  # the file may go
-    if _checksum(memoryview(_bytes(arrays[name])) for name in tensors) != saved.checksum:  # type: ignore[arg-type]
+    entries = [(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors.values()]
+    data = (memoryview(_bytes(arrays[name])) for name in tensors)  # type: ignore[arg-type]
+    if _checksum(text, entries, data) != checksum:
         raise CacheError("is damaged: its data is not what was saved", where=where, hint="Save it again.")
     for names, block in zip(held, cache.blocks, strict=True):
         if names:
@@ -113,15 +119,15 @@ class _File:
         return os.pread(self._file.fileno(), stop - start, start)
 
 
-def _read_header(file: _File, where: str) -> tuple[Saved, dict[str, TensorInfo]]:
+def _read_header(file: _File, where: str) -> tuple[str, str, dict[str, TensorInfo]]:
+    """The description, the checksum and the tensors."""
     tensors = read_header(file, where=where, shard=Path(where).name)
     length = int.from_bytes(file.read(0, 8), "little")
-    header = parse_object(file.read(8, 8 + length), where=where, error=CacheError, part="header")
-    metadata = header.get("__metadata__")
-    text = metadata.get(_KEY) if isinstance(metadata, dict) else None
-    if not isinstance(text, str):
-        raise CacheError("is a safetensors file, but no saved cache", where=where)
-    return Saved.from_json(text, where), tensors
+    header = parse_object(file.read(8, 8 + length), where=where, error=CheckpointError, part="header")
+    metadata: Any = header.get("__metadata__") or {}
+    if _DESCRIPTION not in metadata or _CHECKSUM not in metadata:
+        raise CheckpointError("its header describes none", where=where)
+    return metadata[_DESCRIPTION], metadata[_CHECKSUM], tensors
 
 
 def _empty(model: Any, **settings: Any) -> Cache:
@@ -140,20 +146,21 @@ def _bytes(array: mx.array) -> mx.array:
     return mx.contiguous(array).reshape(-1).view(mx.uint8)
 
 
-def _checksum(parts: Iterable[memoryview]) -> int:
-    value = 0
-    for part in parts:
+def _checksum(text: str, entries: Sequence[_Entry], data: Iterable[memoryview]) -> str:
+    """CRC-32 of the description, of what the tensors are, and of what is in them."""
+    value = zlib.crc32(json.dumps([text, entries]).encode())
+    for part in data:
         value = zlib.crc32(part, value)
-    return value
+    return f"{value:08x}"
 
 
-def _header(tensors: dict[str, mx.array], metadata: dict[str, str]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": metadata}
+def _header(entries: Sequence[_Entry], metadata: dict[str, str], data: Iterable[memoryview]) -> bytes:
+    header: dict[str, object] = {"__metadata__": metadata}
     stop = 0
-    for name, array in tensors.items():
-        start, stop = stop, stop + array.nbytes
-        entries[name] = {"dtype": DTYPES[array.dtype], "shape": list(array.shape), "data_offsets": [start, stop]}
-    text = json.dumps(entries, separators=(",", ":")).encode()
+    for (name, dtype, shape), part in zip(entries, data, strict=True):
+        start, stop = stop, stop + part.nbytes
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
+    text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -59,13 +59,21 @@ def _weights(model: nn.Module) -> str:
     return _digest(repr((names, settings)), data)
 
 
-def _settings(module: nn.Module) -> list[tuple[str, str]]:
-    """The plain values among a module's attributes: sizes, epsilons, rotary parameters."""
-    return [
-        (name, repr(value))
-        for name, value in vars(module).items()
-        if not name.startswith("_") and (isinstance(value, int | float | str | None) or dataclasses.is_dataclass(value))
-    ]
+def _settings(owner: object, depth: int = 3) -> Iterator[tuple[str, str]]:
+    """The plain values among a module's attributes, and among theirs: sizes, epsilons, rotary parameters."""
+    for name, value in vars(owner).items():
+        if name.startswith("_") or isinstance(value, nn.Module):
+            continue
+        if _plain(value) or (isinstance(value, list | tuple) and all(map(_plain, value))):
+            yield name, repr(value)
+        elif depth and hasattr(value, "__dict__"):
+            yield from ((f"{name}.{inner}", text) for inner, text in _settings(value, depth - 1))
+        elif dataclasses.is_dataclass(value):  # with slots
+            yield name, repr(value)
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, int | float | str | None)
 
 
 def _sample(array: mx.array) -> mx.array:

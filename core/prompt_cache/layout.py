@@ -31,14 +31,12 @@ class Saved:
         settings: of the cache.
         length: tokens it holds.
         bases: for each reach, its span's base, in the order of ``reaches``.
-        checksum: CRC-32 of the tensors' data.
     """
 
     fingerprint: dict[str, Any]
     settings: CacheSettings
     length: int
     bases: dict[str, int]
-    checksum: int
 
     def to_json(self) -> str:
         return json.dumps({"version": VERSION, **dataclasses.asdict(self)}, sort_keys=True)
@@ -54,17 +52,14 @@ class Saved:
             raise CacheError("was saved by another version of core", where=where, hint="Save it again.")
         try:
             settings, fingerprint, bases = values["settings"], values["fingerprint"], values["bases"]
-            length, checksum = values["length"], values["checksum"]
+            length = values["length"]
             if not (isinstance(settings, dict) and isinstance(fingerprint, dict) and isinstance(bases, dict)):
                 raise TypeError("settings, fingerprint and bases are objects")
-            if (
-                not all(type(value) is int and value >= 0 for value in (length, checksum, *bases.values()))
-                or not length
-            ):
-                raise TypeError("length, checksum and bases are integers")
+            if not all(type(value) is int and value >= 0 for value in (length, *bases.values())) or not length:
+                raise TypeError("length and bases are counts")
             if not all(value is None or type(value) is int for value in settings.values()):
                 raise TypeError("settings are integers")
-            return cls(fingerprint, CacheSettings(**settings), length, bases, checksum)  # type: ignore[arg-type]
+            return cls(fingerprint, CacheSettings(**settings), length, bases)  # type: ignore[arg-type]
         except (KeyError, TypeError, UsageError) as error:
             raise CacheError(f"has a damaged description: {error}", where=where, hint="Save it again.") from None
 

@@ -47,9 +47,13 @@ def recurrent() -> Iterator[None]:
         core.unregister("recurrent")
 
 
-@functools.cache
 def model(kind: str, seed: int = 5) -> Decoder:
     """The model of a kind, in float32; another one for another seed."""
+    return _model(kind, seed)
+
+
+@functools.cache
+def _model(kind: str, seed: int) -> Decoder:
     changes = KINDS[kind][0]
     mx.random.seed(seed)
     with recurrent():
