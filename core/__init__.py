@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from core.language_model import LanguageModel
     from core.loading import build, load, load_config, load_tokenizer, plan
     from core.nn import Cache, CacheSpec
+    from core.prompt_cache import PrefixCache, load_cache, save_cache
     from core.registry import delegate, register, unregister
     from core.saving import convert, save
     from core.weights import Plan
@@ -32,6 +33,7 @@ _HOMES = {
     "GenerationResult": "core.generation",
     "LanguageModel": "core.language_model",
     "Plan": "core.weights",
+    "PrefixCache": "core.prompt_cache",
     "bench": "core.benchmark",
     "build": "core.loading",
     "convert": "core.saving",
@@ -40,11 +42,13 @@ _HOMES = {
     "generate_tokens": "core.generation",
     "hookimpl": "core.hookspecs",
     "load": "core.loading",
+    "load_cache": "core.prompt_cache",
     "load_config": "core.loading",
     "load_tokenizer": "core.loading",
     "plan": "core.loading",
     "register": "core.registry",
     "save": "core.saving",
+    "save_cache": "core.prompt_cache",
     "unregister": "core.registry",
 }
 
@@ -60,6 +64,7 @@ __all__ = [
     "LanguageModel",
     "PLUGIN_API",
     "Plan",
+    "PrefixCache",
     "__version__",
     "bench",
     "build",
@@ -69,11 +74,13 @@ __all__ = [
     "generate_tokens",
     "hookimpl",
     "load",
+    "load_cache",
     "load_config",
     "load_tokenizer",
     "plan",
     "register",
     "save",
+    "save_cache",
     "unregister",
 ]
 

@@ -31,6 +31,7 @@ from core.nn import (
 )
 from core.nn.cache import KeyValues
 from core.nn.parts import stated_parts
+from core.nn.span import Limit
 
 _GROUP_SIZE = 64
 _LINEARS = (nn.Linear, Linear), (nn.QuantizedLinear, QuantizedLinear)
@@ -77,6 +78,8 @@ def describe(model: object, cache: Cache) -> Description:
         fields += layer.fields
         if not isinstance(held, KeyValues) or held.spec.dtype not in (None, mx.bfloat16):
             raise Unsupported("a cache that keeps something else than bfloat16 keys and values")
+        if isinstance(held.reach, Limit):
+            raise Unsupported("a cache with max_kv_tokens")
         kind = held.spec.window, layer.window
         if kind not in kinds:
             kinds.append(kind)

@@ -4,7 +4,7 @@ Knows arrays; knows no files, no tokens' meaning and no architecture.
 """
 
 from core.nn.attention import Attention
-from core.nn.cache import Cache, State
+from core.nn.cache import Cache
 from core.nn.decoder import Decoder
 from core.nn.experts import Experts
 from core.nn.linear import ExpertLinear, FusedLinear, Linear
@@ -12,13 +12,16 @@ from core.nn.mlp import MLP
 from core.nn.parts import PreNorm, SparseExperts
 from core.nn.quantized import QuantizedExpertLinear, QuantizedLinear
 from core.nn.rope import RoPE, depends_on_length
+from core.nn.settings import CacheSettings
 from core.nn.spec import CacheSpec
+from core.nn.state import State
 from core.nn.step import Step
 
 __all__ = [
     "MLP",
     "Attention",
     "Cache",
+    "CacheSettings",
     "CacheSpec",
     "Decoder",
     "ExpertLinear",

@@ -14,6 +14,7 @@ from core.errors import UsageError
 from core.nn.cache import Cache
 from core.nn.linear import Linear
 from core.nn.pacing import Pace
+from core.nn.settings import CacheSettings
 from core.nn.spec import CacheSpec
 from core.nn.step import StepPlan
 
@@ -45,14 +46,28 @@ class Decoder(nn.Module):
         if not tie_word_embeddings:
             self.lm_head = Linear(hidden_size, vocab_size, bias=False)
         self._cache_specs: tuple[CacheSpec, ...] = ()
+        self._identity = object()  # what its caches know it by
 
     def set_cache_specs(self, specs: Sequence[CacheSpec]) -> None:
         """Says what each block asks of its cache; core calls it once, with the plugin's ``make_cache``."""
         self._cache_specs = tuple(specs)
 
-    def make_cache(self, batch: int = 1) -> Cache:
-        """An empty cache for ``batch`` sequences."""
-        return Cache(self._cache_specs, batch)
+    def make_cache(
+        self,
+        batch: int = 1,
+        *,
+        max_kv_tokens: int | None = None,
+        kept_tokens: int = 4,
+        kv_bits: int | None = None,
+        kv_group_size: int = 64,
+    ) -> Cache:
+        """An empty cache for ``batch`` sequences; settings as in ``CacheSettings``.
+
+        Raises:
+            UsageError: a setting out of range, or heads that cannot be packed in such groups.
+        """
+        settings = CacheSettings(max_kv_tokens, kept_tokens, kv_bits, kv_group_size)
+        return Cache(self._cache_specs, batch, settings, self._identity)
 
     def __call__(self, tokens: mx.array, cache: Cache | None = None, lengths: Sequence[int] | None = None) -> mx.array:
         """Logits of the next token at every position.

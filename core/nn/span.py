@@ -3,7 +3,8 @@
 A buffer is ``[batch, heads, slots, head_dim]``; slot ``s`` of row ``b`` holds position ``base[b] + s``. A full cache
 never moves its base. A window cache slides: when its slots run out, the tokens that a later query can still see (and a
 few spare ones, so that recent tokens can be taken back) move to the front and the base follows. So keys stay in order
-and contiguous, and one query needs no mask. Knows integers only; the arrays are in ``core.nn.cache``.
+and contiguous, and one query needs no mask. Under a limit that keeps the first tokens, these stay in the first slots,
+which then hold the positions 0, 1, ..., and the others slide behind them. Knows integers only.
 """
 
 from __future__ import annotations
@@ -20,11 +21,27 @@ _SLIDE = (16, 240)  # slots: a window cache slides its tokens once in this many 
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """At most ``tokens`` tokens: the first ``kept`` of the sequence, and the last ones (StreamingLLM's sinks).
+
+    A query at position *i* sees the keys *j* with ``j < kept`` or ``j > i - (tokens - kept)``.
+    """
+
+    kept: int
+    tokens: int
+
+
+Reach = int | Limit | None
+"""Which tokens a cache keeps: the last ones (a window, the query's own included), those of a limit, or (None) all."""
+
+
+@dataclass(frozen=True, slots=True)
 class Move:
     """Slots that survive into a new buffer: a range common to all rows, or one index for each row and slot.
 
     Attributes:
         start, stop: the surviving slots, when ``index`` is None.
+        front: slots that survive before those.
         index: int32 ``[batch, 1, kept, 1]``.
         size: slots of the new buffer.
     """
@@ -32,6 +49,7 @@ class Move:
     start: int
     stop: int
     size: int
+    front: int = 0
     index: mx.array | None = None
 
 
@@ -62,29 +80,38 @@ class Write:
 
 
 class Span:
-    """The slots of one kind of cache (all blocks with the same ``window``) for a batch of rows.
+    """The slots of one kind of cache (all blocks with the same ``reach``) for a batch of rows.
 
     Args:
-        window: keys a query sees, itself included; None keeps everything.
+        reach: which tokens are kept.
         batch: rows.
+
+    Attributes:
+        base: for each row, the position of slot 0, and of the slots behind ``front`` minus their number.
+        capacity: slots of the buffers.
+        front: first slots that never move.
     """
 
-    def __init__(self, window: int | None, batch: int) -> None:
-        self.window = window
+    def __init__(self, reach: Reach, batch: int) -> None:
+        self.reach = reach
         self.base = [0] * batch
         self.capacity = 0
-        self._kept = None if window is None else window - 1 + SPARE
-        self._target = 0 if window is None else window + SPARE + min(max(window, _SLIDE[0]), _SLIDE[1])
+        self.front, window = (reach.kept, reach.tokens) if isinstance(reach, Limit) else (0, reach)
+        self._window = window  # under a limit, tokens behind the front: some more than a query sees
+        self._kept = None if window is None else self.front + window - 1 + SPARE
+        self._target = 0 if window is None else self.front + window + SPARE + min(max(window, _SLIDE[0]), _SLIDE[1])
 
     def copy(self) -> Span:
         """An independent span in the same state."""
-        twin = Span(self.window, len(self.base))
+        twin = Span(self.reach, len(self.base))
         twin.base, twin.capacity = list(self.base), self.capacity
         return twin
 
-    def first_needed(self, length: int) -> int:
-        """Position of the oldest key that a query at position ``length`` can see."""
-        return 0 if self.window is None else max(0, length - self.window + 1)
+    def can_rewind(self, row: int, length: int) -> bool:
+        """Whether a query at position ``length`` would find all the keys that it sees."""
+        if self._window is None or self.base[row] == 0:
+            return True
+        return length - self._window + 1 >= self.base[row] + self.front
 
     def check_rewind(self, row: int, length: int) -> None:
         """Refuses a length whose window is no longer whole.
@@ -92,10 +119,11 @@ class Span:
         Raises:
             CacheError: tokens that a query at ``length`` sees have been dropped.
         """
-        if self.first_needed(length) < self.base[row]:
+        if not self.can_rewind(row, length):
+            what = "max_kv_tokens" if isinstance(self.reach, Limit) else "the sliding window"
             raise CacheError(
-                f"cannot rewind to {length} tokens: the sliding window has already dropped tokens that it needs",
-                expected=f"at most {SPARE} tokens behind the longest it has been, with a window of {self.window}",
+                f"cannot rewind to {length} tokens: {what} has already dropped tokens that it needs",
+                expected=f"at most {SPARE} tokens behind the longest it has been, with a window of {self._window}",
                 hint="Start again with a new cache, or keep a cache.copy() from before.",
             )
 
@@ -129,18 +157,23 @@ class Span:
         return move
 
     def _slide(self, lengths: list[int], room: int) -> Move:
-        """Moves each row's last ``_kept`` tokens to the front, with ``room`` free slots behind the longest row."""
+        """Moves each row's last tokens to the front, with ``room`` free slots behind the longest row."""
         assert self._kept is not None
         base = [max(old, length - self._kept) for old, length in zip(self.base, lengths, strict=True)]
         shift = [new - old for new, old in zip(base, self.base, strict=True)]
         kept = max(length - new for length, new in zip(lengths, base, strict=True))
         size = max(self._target, kept + room)
-        slots = self.capacity
+        slots, front = self.capacity, self.front
         self.base = base
+        if not any(shift):
+            return Move(0, min(kept, slots), size)
         if len(set(shift)) == 1:
-            return Move(shift[0], min(shift[0] + kept, max(slots, shift[0])), size)
-        index = mx.minimum(mx.array(shift, dtype=mx.int32)[:, None] + mx.arange(kept, dtype=mx.int32), slots - 1)
-        return Move(0, kept, size, index[:, None, :, None])
+            return Move(shift[0] + front, max(shift[0] + front, min(shift[0] + kept, slots)), size, front)
+        slot = mx.arange(kept, dtype=mx.int32)
+        index = mx.minimum(mx.array(shift, dtype=mx.int32)[:, None] + slot, slots - 1)
+        if front:
+            index = mx.where(slot < front, slot, index)
+        return Move(0, kept, size, index=index[:, None, :, None])
 
     def _drop_old(self, lengths: list[int]) -> Move:
         """Shrinks a buffer that a long chunk has made larger than the window needs."""

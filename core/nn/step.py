@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from core.errors import CacheError
-from core.nn.cache import BlockCache, Cache, KeyValues, State
-from core.nn.span import Write
+from core.nn.cache import BlockCache, Cache
+from core.nn.span import Reach, Write
+from core.nn.state import State
+from core.nn.view import View
 
 
 class Step:
@@ -35,7 +37,7 @@ class Step:
     @property
     def state(self) -> State | None:
         """The arrays of a block whose ``CacheSpec`` is a state; None when the step has no cache."""
-        if isinstance(self._block, KeyValues):
+        if self._block is not None and not isinstance(self._block, State):
             raise CacheError("this block's CacheSpec keeps keys and values, not state; use step.attend")
         return self._block
 
@@ -51,7 +53,7 @@ class Step:
             queries: ``[batch, heads, seq, head_dim]``, rotated.
             keys, values: ``[batch, kv_heads, seq, head_dim]``, keys rotated.
             scale: factor on the query-key products.
-            window: tokens; None sees everything.
+            window: tokens; None sees everything. Where the cache has ``max_kv_tokens``, the smaller of the two holds.
 
         Returns:
             ``[batch, heads, seq, value_head_dim]``.
@@ -61,21 +63,16 @@ class Step:
         """
         block = self._block
         if block is None:
-            mask = self._plan.mask(None, window)
-        elif isinstance(block, State):
+            mask = self._plan.view(None, window).mask
+            return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+        if isinstance(block, State):
             raise CacheError(
                 "this block attends, but its CacheSpec keeps state", hint="Return CacheSpec.full or .sliding."
             )
-        else:
-            kept = block.spec.window
-            if kept is not None and (window is None or window > kept):
-                raise CacheError(f"a cache of {kept} tokens cannot serve attention to {window or 'all'} tokens")
-            write = self._plan.writes[kept]
-            keys, values = block.write(keys, values, write)
-            first = self._plan.first_visible(write, window)
-            keys, values = keys[:, :, first : write.last], values[:, :, first : write.last]
-            mask = self._plan.mask(write, window)
-        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+        reach = block.reach
+        if isinstance(reach, int) and (window is None or window > reach):
+            raise CacheError(f"a cache of {reach} tokens cannot serve attention to {window or 'all'} tokens")
+        return block.attend(queries, keys, values, self._plan.writes[reach], self._plan.view(reach, window), scale)
 
 
 class StepPlan:
@@ -102,43 +99,17 @@ class StepPlan:
         self.lengths = None if counts is None else mx.array(list(counts), dtype=mx.int32)
         self._before = [0] * batch if cache is None else list(cache.lengths)
         self.positions = mx.zeros((batch,), dtype=mx.int32) if cache is None else cache.positions()
-        self.writes: dict[int | None, Write] = {} if cache is None else cache.begin(batch, seq, counts)
+        self.writes: dict[Reach, Write] = {} if cache is None else cache.begin(batch, seq, counts)
         self._blocks: Sequence[BlockCache | None] = [None] * blocks if cache is None else cache.blocks
-        self._masks: dict[tuple[int | None, tuple[int, ...]], mx.array | str | None] = {}
+        self._views: dict[tuple[Reach, int | None], View] = {}
 
     def steps(self) -> list[Step]:
         """The step as each block sees it."""
         return [Step(self, block) for block in self._blocks]
 
-    def first_visible(self, write: Write, window: int | None) -> int:
-        """First slot that any query of the step sees; 0 where the rows are not aligned."""
-        if window is None or not write.aligned:
-            return 0
-        return max(0, self._before[0] - window + 1 - write.base[0])
-
-    def mask(self, write: Write | None, window: int | None) -> mx.array | str | None:
-        """The mask for one kind of cache and one window, built once a step; None where nothing is hidden."""
-        key = window, () if write is None else (write.last, *write.base)
-        if key not in self._masks:
-            self._masks[key] = self._build_mask(write, window)
-        return self._masks[key]
-
-    def _build_mask(self, write: Write | None, window: int | None) -> mx.array | str | None:
-        if write is not None and not write.aligned:
-            queries = (self.positions[:, None] + mx.arange(self.seq, dtype=mx.int32))[:, None, :, None]
-            base = mx.array(write.base, dtype=mx.int32)[:, None, None, None]
-            return _band(queries, base + mx.arange(write.last, dtype=mx.int32), window)
-        first = 0 if write is None else self.first_visible(write, window)
-        keys = self.seq if write is None else write.last - first
-        if self.seq == 1:
-            return None
-        if window is None or keys <= window:
-            return "causal"
-        # Only differences of positions matter here: count from the first visible key.
-        queries = mx.arange(keys - self.seq, keys, dtype=mx.int32)[:, None]
-        return _band(queries, mx.arange(keys, dtype=mx.int32), window)
-
-
-def _band(queries: mx.array, keys: mx.array, window: int | None) -> mx.array:
-    mask = keys <= queries
-    return mask if window is None else mask & (keys > queries - window)
+    def view(self, reach: Reach, window: int | None) -> View:
+        """What queries with this window see of the caches with this reach, built once a step."""
+        key = reach, window
+        if key not in self._views:
+            self._views[key] = View(self._before, self.seq, self.writes.get(reach), reach, window)
+        return self._views[key]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -15,30 +13,12 @@ from core.nn import Cache, CacheSpec
 from core.nn.span import SPARE
 from core.nn.step import StepPlan
 
-HEADS, KV_HEADS, DIM = 4, 2, 8
+from . import definition
+from .definition import HEADS, KV_HEADS, Row, last
+
+DIM = 8
 SCALE = DIM**-0.5
 WINDOWS = (None, 1, 2, 5, 8, 30)
-
-
-@dataclass
-class Row:
-    """One sequence's keys and values so far, as plain numbers."""
-
-    keys: list[np.ndarray] = field(default_factory=list)
-    values: list[np.ndarray] = field(default_factory=list)
-
-    def attend(self, query: np.ndarray, position: int, window: int | None) -> np.ndarray:
-        """Attention of one query ``[heads, dim]`` at ``position``, from the definition, in float64."""
-        first = 0 if window is None else max(0, position - window + 1)
-        keys = np.stack(self.keys[first : position + 1]).astype(np.float64)
-        values = np.stack(self.values[first : position + 1]).astype(np.float64)
-        out = np.empty((HEADS, DIM))
-        for head in range(HEADS):
-            shared = head * KV_HEADS // HEADS
-            scores = keys[:, shared] @ query[head].astype(np.float64) * SCALE
-            weights = np.exp(scores - scores.max())
-            out[head] = weights / weights.sum() @ values[:, shared]
-        return out
 
 
 def spec(window: int | None) -> CacheSpec:
@@ -48,21 +28,7 @@ def spec(window: int | None) -> CacheSpec:
 def take_step(
     cache: Cache, rows: list[Row], seq: int, counts: list[int] | None, window: int | None, rng: np.random.Generator
 ) -> None:
-    """Feeds random tokens to the cache and to the rows, and compares what each real token attends to."""
-    batch = len(rows)
-    q = rng.standard_normal((batch, HEADS, seq, DIM), dtype=np.float32)
-    k, v = (rng.standard_normal((batch, KV_HEADS, seq, DIM), dtype=np.float32) for _ in range(2))
-    step = StepPlan(batch, seq, 1, cache, counts).steps()[0]
-    starts = list(cache.lengths)
-    assert step.positions.tolist() == starts
-    out = np.array(step.attend(mx.array(q), mx.array(k), mx.array(v), scale=SCALE, window=window))
-    cache.commit()
-    for b, row in enumerate(rows):
-        for t in range(seq if counts is None else counts[b]):
-            row.keys.append(k[b, :, t])
-            row.values.append(v[b, :, t])
-            expected = row.attend(q[b, :, t], starts[b] + t, window)
-            np.testing.assert_allclose(out[b, :, t], expected, atol=2e-6, rtol=1e-5)
+    definition.take_step(cache, rows, seq, counts, definition.last(window), rng, dim=DIM, window=window)
 
 
 @settings(max_examples=40)
@@ -102,7 +68,7 @@ def test_rewound_tokens_leave_no_trace(data: st.DataObject, window: int | None, 
         longest = max(longest, cache.length)
         back = data.draw(st.integers(0, cache.length - max(0, longest - SPARE)))
         cache.rewind(back)
-        del rows[0].keys[cache.length :], rows[0].values[cache.length :]
+        rows[0].cut(cache.length)
     take_step(cache, rows, 5, None, window, rng)
 
 
@@ -143,13 +109,13 @@ def test_without_a_cache_the_step_attends_to_itself() -> None:
         out = np.array(step.attend(mx.array(q), mx.array(k), mx.array(v), scale=SCALE, window=window))
         row = Row([k[0, :, t] for t in range(12)], [v[0, :, t] for t in range(12)])
         for t in range(12):
-            np.testing.assert_allclose(out[0, :, t], row.attend(q[0, :, t], t, window), atol=2e-6)
+            np.testing.assert_allclose(out[0, :, t], row.attend(q[0, :, t], t, last(window)), atol=2e-6)
 
 
 def test_a_copy_is_independent() -> None:
     cache, rows, rng = Cache([spec(8)]), [Row()], np.random.default_rng(3)
     take_step(cache, rows, 20, None, 8, rng)
-    twin, twin_rows = cache.copy(), [Row(list(rows[0].keys), list(rows[0].values))]
+    twin, twin_rows = cache.copy(), [rows[0].copy()]
     take_step(cache, rows, 3, None, 8, rng)
     take_step(twin, twin_rows, 30, None, 8, rng)
     take_step(cache, rows, 1, None, 8, rng)
@@ -163,6 +129,7 @@ def test_rewinding_past_the_window_is_refused_and_changes_nothing() -> None:
         cache.rewind(SPARE + 30)
     with pytest.raises(CacheError, match="cannot rewind by 101"):
         cache.rewind(101)
+    assert [cache.can_rewind(count) for count in (0, SPARE, SPARE + 30, 101)] == [True, True, False, False]
     take_step(cache, rows, 2, None, 8, rng)
 
 

@@ -1,0 +1,83 @@
+"""What the queries of one step see of one kind of cache: a range of slots, and a mask where a range is not enough.
+
+Built once a step for all blocks of a kind. Knows positions; knows no keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from core.nn.span import Limit, Reach, Write
+
+
+class View:
+    """The slots that a step's queries see.
+
+    Args:
+        starts: position of each row's first query.
+        seq: queries of each row.
+        write: how the step writes its keys; None where there is no cache, and the step's keys are all there are.
+        reach: what the cache keeps.
+        window: keys that the block's queries see, theirs included; None: all that are kept.
+
+    Attributes:
+        first, last: the range of slots to attend to.
+        mask: for ``mx.fast.scaled_dot_product_attention`` over that range; None where nothing is hidden.
+    """
+
+    def __init__(self, starts: Sequence[int], seq: int, write: Write | None, reach: Reach, window: int | None) -> None:
+        self._starts = starts
+        self._seq = seq
+        self._write = write
+        self._kept, self._recent = 0, window
+        if isinstance(reach, Limit) and (window is None or window > reach.tokens):
+            self._kept, self._recent = reach.kept, reach.tokens - reach.kept
+        self._over: dict[int, mx.array] = {}
+        self.first, self.last = 0, seq if write is None else write.last
+        self.mask = self._build()
+
+    def over(self, slots: int) -> mx.array:
+        """The mask over the first ``slots`` slots, in use or not: bool ``[batch or 1, 1, seq, slots]``."""
+        if slots not in self._over:
+            self._over[slots] = self._between(slots)
+        return self._over[slots]
+
+    def _build(self) -> mx.array | str | None:
+        if self._write is not None and not self._write.aligned:
+            return self.over(self.last)
+        start = self._starts[0]
+        hides = self._recent is not None and start + self._seq - self._recent > self._kept
+        if hides and self._kept:  # what is seen lies on both sides of what is not
+            return self.over(self.last)
+        if self._recent is not None and not self._kept:
+            self.first = max(0, start - self._recent + 1 - self._base(0))
+        if self._seq == 1:
+            return None
+        if not hides:
+            return "causal"
+        # Only differences of positions matter here: count from the first visible key.
+        keys = self.last - self.first
+        queries = mx.arange(keys - self._seq, keys, dtype=mx.int32)[:, None]
+        return self._band(queries, mx.arange(keys, dtype=mx.int32))
+
+    def _base(self, row: int) -> int:
+        return 0 if self._write is None else self._write.base[row]
+
+    def _between(self, slots: int) -> mx.array:
+        """The mask from positions, counted as slots are; unused slots lie behind every query."""
+        steps, keys = mx.arange(self._seq, dtype=mx.int32)[:, None], mx.arange(slots, dtype=mx.int32)
+        offsets = [start - self._base(row) for row, start in enumerate(self._starts)]
+        if len(set(offsets)) == 1:
+            queries = (steps + offsets[0])[None, None]
+        else:
+            queries = mx.array(offsets, dtype=mx.int32)[:, None, None, None] + steps
+        return self._band(queries, keys, keys < self._kept if self._kept else None)
+
+    def _band(self, queries: mx.array, keys: mx.array, front: mx.array | None = None) -> mx.array:
+        mask = keys <= queries
+        if self._recent is None:
+            return mask
+        near = keys > queries - self._recent
+        return mask & (near if front is None else near | front)
