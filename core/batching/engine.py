@@ -180,10 +180,10 @@ class Batch:
         # Many short prompts that wait weigh more than the few rows that wait for them.
         crowd = 2 * self._waiting.short(self._pace.limit) >= len(self._rows)
         budget = max(self._burst, self._pace.limit) if crowd or not self._rows else self._pace.chunk
-        if all(reading.left for reading in self._readings) and len(self._readings) < 2:
-            reading = next_reading(self._waiting, budget, self._make_cache)
-            if reading is not None:
-                self._readings.append(reading)
+        # Beside a long prompt, a short one may come in; of two long ones, the first is the first to finish.
+        reading = next_reading(self._waiting, budget, self._make_cache, short=bool(self._readings))
+        if reading is not None:
+            self._readings.append(reading)
         if not self._readings:
             return
         self._readings.rotate(-1)

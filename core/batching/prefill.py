@@ -50,12 +50,20 @@ class Reading:
         return size * len(parts)
 
 
-def next_reading(waiting: Waiting, budget: int, make_cache: Callable[[int], Cache]) -> Reading | None:
-    """Starts the next prompt, and with it the following ones as far as all fit one call of ``budget`` tokens."""
+def next_reading(
+    waiting: Waiting, budget: int, make_cache: Callable[[int], Cache], *, short: bool = False
+) -> Reading | None:
+    """Starts the next prompt, and with it the following ones as far as all fit one call of ``budget`` tokens.
+
+    Args:
+        short: start none that does not fit one call.
+    """
     rows: list[Row] = []
     longest = real = 0
     while (row := waiting.first()) is not None:
         tokens = len(row.to_read)
+        if short and tokens > budget:
+            break
         padded = (len(rows) + 1) * max(longest, tokens)
         if rows and (padded > budget or padded > 2 * (real + tokens) or row.found is not None):
             break

@@ -20,6 +20,7 @@ class KeyValues:
 
     def __init__(self, spec: CacheSpec) -> None:
         self.spec = spec
+        self.reach = spec.window
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
 

@@ -181,7 +181,7 @@ class RowTemplate:
         for block, kinds in zip(cache.blocks, self._kinds, strict=True):
             block.replace([mx.zeros(kind.sized(rows, capacity), dtype=kind.dtype) for kind in kinds])
         for key, span in cache.spans.items():
-            span.capacity = capacity if span.window is None else self._capacities[key]
+            span.capacity = capacity if key is None else self._capacities[key]
         return cache
 
 
@@ -241,8 +241,7 @@ def extract(cache: Cache, row: int, make_cache: Callable[[int], Cache]) -> Cache
     length = cache.lengths[row]
     for key, span in twin.spans.items():
         span.base[0] = cache.spans[key].base[row]
-        full = span.window is None
-        span.capacity = min(length, cache.spans[key].capacity) if full else cache.spans[key].capacity
+        span.capacity = length if key is None else cache.spans[key].capacity
     for own, other in zip(twin.blocks, cache.blocks, strict=True):
         if isinstance(other, State):
             own.replace([mx.take(array, index, axis=0) for array in other.arrays()])
@@ -261,7 +260,7 @@ def _set_rows(cache: Cache, lengths: list[int], rows: Iterable[int | None]) -> N
 
 
 def _grows(block: BlockCache) -> bool:
-    return not isinstance(block, State) and block.spec.window is None
+    return not isinstance(block, State) and block.reach is None
 
 
 def _runs(places: Sequence[int], rows: Sequence[int]) -> list[tuple[int, int, int]]:
