@@ -20,7 +20,6 @@ class KeyValues:
 
     def __init__(self, spec: CacheSpec) -> None:
         self.spec = spec
-        self.reach = spec.window
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
 
@@ -43,10 +42,6 @@ class KeyValues:
     def arrays(self) -> list[mx.array]:
         """The arrays held, for evaluation and accounting."""
         return [] if self.keys is None or self.values is None else [self.keys, self.values]
-
-    def replace(self, arrays: Sequence[mx.array]) -> None:
-        """Takes others for what ``arrays`` returned, in the same order: rows on axis 0, slots on axis 2."""
-        self.keys, self.values = arrays
 
     def copy(self) -> KeyValues:
         """An independent cache with the same content; arrays are shared until one of the two writes."""
@@ -86,11 +81,6 @@ class State:
     def arrays(self) -> list[mx.array]:
         """The arrays held, for evaluation and accounting."""
         return list(self._now.values())
-
-    def replace(self, arrays: Sequence[mx.array]) -> None:
-        """Takes others for what ``arrays`` returned, in the same order: rows on axis 0."""
-        self._now = dict(zip(self._now, arrays, strict=True))
-        self._before = dict(self._now)
 
     def copy(self) -> State:
         """An independent cache with the same content."""
@@ -142,15 +132,6 @@ class Cache:
     def arrays(self) -> list[mx.array]:
         """Every array held; evaluating them finishes the steps so far."""
         return [array for block in self.blocks for array in block.arrays()]
-
-    @property
-    def spans(self) -> dict[int | None, Span]:
-        """Which slots hold which positions, for each window (None: full)."""
-        return self._spans
-
-    def resize(self, lengths: list[int]) -> None:
-        """Says how many tokens each row holds, when the rows of all arrays and spans have become others."""
-        self.batch, self.lengths, self._last_counts = len(lengths), lengths, [0] * len(lengths)
 
     def capacity(self, window: int | None) -> int:
         """Slots of the buffers of the blocks with this window (None: full)."""
