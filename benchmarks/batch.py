@@ -4,7 +4,7 @@
     python benchmarks/batch.py --config mistral-7b --bits 4 --join 32768 [--against mlx-lm]
     python benchmarks/batch.py --model demo:mistral --requests 8 --prompt 32 --generate 32 --solo
 
-Greedy, the same ids on both sides, each side in a process of its own and in turns. Random weights of the config's shape,
+Greedy, the same ids on both sides, each side in a process of its own and in turns. Random weights of the shape,
 or a checkpoint. Both measure from the first request's submission to the last token, prompts included.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import itertools
 import statistics
 import time
 from collections.abc import Sequence
@@ -24,14 +25,14 @@ import core
 from core.batching import Batch
 from core.benchmark.peer import PeerProcess, check_peer
 from core.benchmark.random_model import random_model
-from core.benchmark.shapes import read_shape
 from core.benchmark.settings import prompt
+from core.benchmark.shapes import read_shape
 
 _LATE = 2  # new tokens of the prompt that joins
 
 
-def ours(model: Any, prompts: Sequence[list[int]], generate: int, options: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """Our side of what ``mlx_lm_side`` calls ``batch``, with the host's time of each step."""
+def ours(model: Any, prompts: Sequence[list[int]], generate: int, options: Any, **more: Any) -> dict[str, Any]:
+    """Our side of what ``mlx_lm_side`` calls ``batch``."""
     join, before = more.get("join"), more.get("before", 0)
     batch = Batch(model, max_rows=len(prompts) + bool(join), **options)
     mx.synchronize()
@@ -100,7 +101,7 @@ def gaps(run: dict[str, Any]) -> tuple[list[float], list[float]]:
     begin = max(each[0] for each in run["times"])
     end = run["first"] if run["first"] is not None else float("inf")
     for each in run["times"]:
-        for one, two in zip(each, each[1:], strict=False):
+        for one, two in itertools.pairwise(each):
             if begin <= one and two <= run["joined"]:
                 before.append(two - one)
             elif run["joined"] <= one and two <= end:

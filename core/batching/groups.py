@@ -103,7 +103,7 @@ class Groups(Generic[R]):
         return extract(self._groups[size].cache, place, self._make_cache)
 
     def settle(self) -> None:
-        """Before a step: every row gets room for one more token, and what is free is given back or put out of the way."""
+        """Before a step: every row gets room for one more token, and free places go, or stand out of the way."""
         if self._template.grows:
             self._move_up()
         for size, group in list(self._groups.items()):

@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from core.batching.prefixes import Prefixes
 from core.batching.row import Row
 from core.batching.waiting import Waiting
 from core.nn import Cache
@@ -26,7 +27,7 @@ class Reading:
     def __init__(self, rows: Sequence[Row], cache: Cache) -> None:
         self.rows = list(rows)
         self.cache = cache
-        self._ids = [row.to_read for row in rows]
+        self._ids = [row.request.prompt_ids[held:-1] for row, held in zip(rows, cache.lengths, strict=True)]
         self._done = 0
 
     @property
@@ -51,7 +52,7 @@ class Reading:
 
 
 def next_reading(
-    waiting: Waiting, budget: int, make_cache: Callable[[int], Cache], *, short: bool = False
+    waiting: Waiting, budget: int, make_cache: Callable[[int], Cache], prefixes: Prefixes, *, short: bool = False
 ) -> Reading | None:
     """Starts the next prompt, and with it the following ones as far as all fit one call of ``budget`` tokens.
 
@@ -61,6 +62,8 @@ def next_reading(
     rows: list[Row] = []
     longest = real = 0
     while (row := waiting.first()) is not None:
+        if row.found is None:
+            prefixes.look_up(row)
         tokens = len(row.to_read)
         if short and tokens > budget:
             break
@@ -73,4 +76,5 @@ def next_reading(
             break
     if not rows:
         return None
-    return Reading(rows, rows[0].found or make_cache(len(rows)))
+    found, rows[0].found = rows[0].found, None
+    return Reading(rows, make_cache(len(rows)) if found is None else found)

@@ -15,6 +15,7 @@ class BatchRequest:
         prompt_ids: what is processed.
         max_tokens: new tokens at most.
         sampling: the settings, with the seed.
+        cancelled: its owner wants no more of it.
         result: the whole answer, once it is there; of a cancelled request, what there was.
         error: why there is none.
     """

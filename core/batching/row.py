@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from core.batching.answer import Answer
 from core.batching.request import BatchRequest
@@ -22,8 +21,6 @@ class Row:
         submitted: steps that have been given to the device, each of which makes one token.
         index: its place among the ids of the last step.
         found: the cache of an earlier prompt with the same beginning, which it continues.
-        asked: when it was submitted, on the clock of ``time.perf_counter``.
-        out: it is no longer among the rows that decode.
     """
 
     request: BatchRequest
@@ -33,8 +30,6 @@ class Row:
     submitted: int = 0
     index: int = 0
     found: Cache | None = None
-    asked: float = field(default_factory=time.perf_counter)
-    out: bool = False
 
     @property
     def total(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 
 from core.batching.row import Row
 
@@ -24,6 +25,9 @@ class Waiting:
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._queue)
 
     def add(self, row: Row) -> None:
         """Queues a row. It fits when it is alone: whoever queues it has seen to that."""
