@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from core.batching import Batch
     from core.benchmark import Benchmark, bench
     from core.evaluation import Evaluation, evaluate
     from core.generation import GenerationResult, generate_tokens
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from core.weights import Plan
 
 _HOMES = {
+    "Batch": "core.batching",
     "Benchmark": "core.benchmark",
     "Cache": "core.nn",
     "CacheSpec": "core.nn",
@@ -56,6 +58,7 @@ __version__ = "0.1.0"
 PLUGIN_API = "0.1"
 """The version of what plugins are written against; CONTRIBUTING.md says what may change in it, and when."""
 __all__ = [
+    "Batch",
     "Benchmark",
     "Cache",
     "CacheSpec",

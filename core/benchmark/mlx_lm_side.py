@@ -79,6 +79,47 @@ class Side:
         assert count == task["generate"]
         return {"first_token": first - started, "decode": last - first, "peak_memory": mx.get_peak_memory()}
 
+    def batch(self, task: dict[str, Any]) -> dict[str, Any]:
+        """Many greedy generations at once; with ``join``, one more prompt comes while they run.
+
+        Answers with the seconds of each of the generations' tokens, and of the joining prompt's first one, counted from
+        when the first prompts (or the joining one) were given.
+        """
+        import mlx.core as mx
+
+        module = importlib.import_module("mlx_lm.generate")
+        prompts, join = task["prompts"], task.get("join")
+        generator = module.BatchGenerator(
+            self.model, completion_batch_size=len(prompts) + bool(join), **task.get("options", {})
+        )
+        mx.synchronize()
+        mx.reset_peak_memory()
+        started = time.perf_counter()
+        running = generator.insert(prompts, max_tokens=[task["generate"]] * len(prompts))
+        times: dict[int, list[float]] = {number: [] for number in running}
+        late, joined, first = None, None, None
+        while True:
+            responses = generator.next_generated() if late is None else generator.next()[1]
+            now = time.perf_counter() - started
+            for response in responses:
+                if response.uid == late:
+                    first = now if first is None else first
+                else:
+                    times[response.uid].append(now)
+            if join is None:
+                if all(len(each) == task["generate"] for each in times.values()):
+                    break
+            elif late is None:
+                if min(map(len, times.values())) >= task["before"]:
+                    joined = now
+                    (late,) = generator.insert([join], max_tokens=[2])
+            elif first is not None or min(map(len, times.values())) >= task["generate"]:
+                break
+        generator.close()
+        mx.synchronize()
+        peak = mx.get_peak_memory()
+        return {"times": list(times.values()), "joined": joined, "first": first, "peak_memory": peak}
+
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")

@@ -76,6 +76,10 @@ class PeerProcess:
         """One generation."""
         return Run(**self._ask(do="run", prompt=list(ids), generate=generate))
 
+    def batch(self, prompts: Sequence[Sequence[int]], generate: int, **more: Any) -> dict[str, Any]:
+        """Many generations at once; ``more`` and the answer as of ``mlx_lm_side``."""
+        return self._ask(do="batch", prompts=[list(ids) for ids in prompts], generate=generate, **more)
+
     def close(self) -> None:
         """Ends the process."""
         self._process.kill()

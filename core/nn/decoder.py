@@ -15,8 +15,9 @@ from core.nn.cache import Cache
 from core.nn.linear import Linear
 from core.nn.pacing import Pace
 from core.nn.settings import CacheSettings
+from core.nn.rows import CacheGroups
 from core.nn.spec import CacheSpec
-from core.nn.step import StepPlan
+from core.nn.step import Step, StepPlan
 
 
 class Decoder(nn.Module):
@@ -69,7 +70,9 @@ class Decoder(nn.Module):
         settings = CacheSettings(max_kv_tokens, kept_tokens, kv_bits, kv_group_size)
         return Cache(self._cache_specs, batch, settings, self._identity)
 
-    def __call__(self, tokens: mx.array, cache: Cache | None = None, lengths: Sequence[int] | None = None) -> mx.array:
+    def __call__(
+        self, tokens: mx.array, cache: Cache | CacheGroups | None = None, lengths: Sequence[int] | None = None
+    ) -> mx.array:
         """Logits of the next token at every position.
 
         Args:
@@ -83,7 +86,7 @@ class Decoder(nn.Module):
         return self.head(self.hidden_states(tokens, cache, lengths))
 
     def hidden_states(
-        self, tokens: mx.array, cache: Cache | None = None, lengths: Sequence[int] | None = None
+        self, tokens: mx.array, cache: Cache | CacheGroups | None = None, lengths: Sequence[int] | None = None
     ) -> mx.array:
         """The blocks' output before the final norm, ``[batch, seq, hidden_size]``; arguments as for a call."""
         if tokens.ndim != 2 or tokens.shape[1] == 0:
@@ -91,10 +94,14 @@ class Decoder(nn.Module):
         if not mx.issubdtype(tokens.dtype, mx.integer):
             raise UsageError("tokens must be integers", found=str(tokens.dtype))
         batch, seq = tokens.shape
-        plan = StepPlan(batch, seq, len(self.layers), cache, lengths)
+        blocks = len(self.layers)
+        if isinstance(cache, CacheGroups):
+            steps: Sequence[Step] = cache.plan(batch, seq, blocks, lengths).steps()
+        else:
+            steps = StepPlan(batch, seq, blocks, cache, lengths).steps()
         pace = Pace(batch * seq)
         x = self.embed_tokens(tokens)
-        for layer, step in zip(self.layers, plan.steps(), strict=True):
+        for layer, step in zip(self.layers, steps, strict=True):
             x = layer(x, step)
             pace.after(x)
         if cache is not None:

@@ -1,0 +1,295 @@
+"""``Batch``: many requests on one model, which join and leave at any step (continuous batching; Yu et al., 2022, Orca).
+
+A step of the engine gives the device a chunk of a prompt, if any waits, and one decode step of all rows; only then does
+it read the ids of the step before. So the device is always one step ahead of the host, and a row that has ended may
+have run one step more, which nobody sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from core.batching.answer import Answer
+from core.batching.flight import Flight
+from core.batching.groups import capacity_class
+from core.batching.options import wanted
+from core.batching.pace import Pace
+from core.batching.prefill import Reading, next_reading
+from core.batching.prefixes import Prefixes
+from core.batching.request import BatchEvent, BatchRequest
+from core.batching.row import Row
+from core.batching.running import Running
+from core.batching.waiting import Waiting
+from core.device import memory_limits, wired_memory
+from core.errors import InsufficientMemoryError, ProcessorError, UsageError
+from core.language_model import LanguageModel
+from core.nn import Cache, depends_on_length
+from core.nn.rows import RowTemplate
+
+if TYPE_CHECKING:
+    from core.prompt_cache import PrefixCache
+
+_SHARE = 0.9  # of the memory that is free when the batch is made, for caches
+
+
+class Batch:
+    """Continuous batching.
+
+    ``submit`` and ``BatchRequest.cancel`` may be called by any thread; ``step``, and iterating, by one at a time.
+
+    Greedy ids of a request in float32 are those of ``LanguageModel.stream``, whatever else is in the batch and whenever
+    it joins; so are sampled ones, by their seed. In shorter floats, sums of another order may decide a near tie.
+
+    Args:
+        model: a ``LanguageModel``, or a ``core.nn.Decoder`` for prompts of ids.
+        max_rows: requests that run at a time; others wait, first come, first served.
+        max_bytes: of the caches, reserved for prompt and ``max_tokens`` of each request that runs; None takes nine
+            tenths of the device's memory that is free now. Buffers that are copied come on top, one block's at a time.
+        prefill_chunk: prompt tokens between two decode steps, at most, while any request decodes. Fewer are taken where
+            a chunk makes a step take more than about twice as long.
+        prefill_burst: prompt tokens at once while nothing decodes, and while short prompts wait that are half as many
+            as the requests that decode.
+        prefix: what earlier prompts have left; requests continue from it, and leave theirs there.
+        max_kv_tokens, kept_tokens, kv_bits, kv_group_size: as for ``Decoder.make_cache``.
+
+    Raises:
+        UsageError: a setting out of range, or a model whose rotary frequencies depend on the sequence's length: all
+            rows of a step would get those of the longest.
+        CacheError: ``prefix`` belongs to another model or other settings.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel | Any,
+        *,
+        max_rows: int = 32,
+        max_bytes: int | None = None,
+        prefill_chunk: int = 512,
+        prefill_burst: int = 4096,
+        prefix: PrefixCache | None = None,
+        max_kv_tokens: int | None = None,
+        kept_tokens: int = 4,
+        kv_bits: int | None = None,
+        kv_group_size: int = 64,
+    ) -> None:
+        for name, value in (("max_rows", max_rows), ("prefill_chunk", prefill_chunk), ("prefill_burst", prefill_burst)):
+            if value < 1:
+                raise UsageError(f"{name} is out of range", expected="1 or more", found=value)
+        self._source = model
+        self._model = model.model if isinstance(model, LanguageModel) else model
+        if depends_on_length(self._model):
+            raise UsageError(
+                "the rotary frequencies of this model depend on the sequence's length, which differs within a batch",
+                hint="Generate its requests one after another.",
+            )
+        self._cache_settings = {
+            "max_kv_tokens": max_kv_tokens,
+            "kept_tokens": kept_tokens,
+            "kv_bits": kv_bits,
+            "kv_group_size": kv_group_size,
+        }
+        self._template = RowTemplate(self._model, self._make_cache)
+        if max_bytes is None:
+            max_bytes = int(_SHARE * max(0, (memory_limits()[0] or 0) - mx.get_active_memory()))
+        self._waiting = Waiting(max_rows, max_bytes)
+        self._burst = max(prefill_burst, prefill_chunk)
+        self._pace = Pace(prefill_chunk)
+        self._prefixes = Prefixes(prefix, self._make_cache)
+        self._readings: deque[Reading] = deque()
+        self._running = Running(self._model, self._template, self._make_cache)
+        self._flight: Flight | None = None
+        self._last_read: float | None = None
+        self._inbox: deque[Row] = deque()  # the one thing that other threads write to
+        self._numbers = itertools.count()
+        self._wired: contextlib.ExitStack | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Requests have been submitted whose last event no step has returned."""
+        return bool(self._inbox or self._waiting or self._readings or self._running.rows or self._flight)
+
+    def submit(self, prompt: Any, **options: Any) -> BatchRequest:
+        """Queues a request.
+
+        Args:
+            prompt: as for ``LanguageModel.stream``; for a ``Decoder``, ids.
+            options: those of ``LanguageModel.stream`` but for the caches'; for a ``Decoder``, ``max_tokens``,
+                ``logprobs``, ``eos`` and the fields of ``Sampling``.
+
+        Raises:
+            UsageError, TokenizerError, ChatTemplateError: as ``LanguageModel.stream``.
+            InsufficientMemoryError: its cache would not fit even alone.
+        """
+        asked = wanted(self._source, prompt, options)
+        total = len(asked.prompt_ids) + asked.max_tokens
+        nbytes = self._template.row_bytes(capacity_class(total) if self._template.grows else 0)
+        if nbytes > self._waiting.max_bytes:
+            raise InsufficientMemoryError(
+                "the request's cache would not fit, even alone",
+                expected=f"at most {self._waiting.max_bytes:,} bytes",
+                found=f"{nbytes:,} for {total:,} tokens",
+                hint="Ask for fewer max_tokens, or give the batch more max_bytes.",
+            )
+        request = BatchRequest(next(self._numbers), asked.prompt_ids, asked.max_tokens, asked.sampling)
+        self._inbox.append(Row(request, Answer(asked), nbytes, asked.logprobs))
+        return request
+
+    def step(self) -> list[BatchEvent]:
+        """One step of the engine; returns what it found out, often about the step before. Without work, it is empty."""
+        events: list[BatchEvent] = []
+        if self._wired is None and self.pending:
+            self._wired = contextlib.ExitStack()
+            self._wired.enter_context(wired_memory())
+        self._let_in_and_out(events)
+        prompt_tokens = self._read_prompts(events)
+        previous, self._flight = self._flight, None
+        try:
+            self._flight = self._decode(previous, prompt_tokens, events)
+            self._prefixes.store()
+            if previous is not None:
+                self._report(previous, events)
+        except Exception as error:  # of the model or the device: no row's cache can be trusted any more
+            self._fail_running(error, events)
+        if self._wired is not None and not self.pending:
+            self._wired.close()
+            self._wired = None
+        return events
+
+    def __iter__(self) -> Iterator[BatchEvent]:
+        """Steps until every request is done."""
+        while self.pending:
+            yield from self.step()
+
+    def close(self) -> None:
+        """Cancels every request, and lets go of all memory."""
+        held = [*self._inbox, *self._waiting, *self._running.rows]
+        for row in held + [row for reading in self._readings for row in reading.rows]:
+            row.request.cancel()
+        for _ in self:
+            pass
+
+    def _make_cache(self, rows: int) -> Cache:
+        cache: Cache = self._model.make_cache(rows, **self._cache_settings)
+        return cache
+
+    def _let_in_and_out(self, events: list[BatchEvent]) -> None:
+        """Queues what was submitted, and lets go of what has ended, or will end with the step that is being run."""
+        while self._inbox:
+            row = self._inbox.popleft()
+            if row.request.max_tokens:
+                self._waiting.add(row)
+            else:
+                self._end(row, "length", events)
+        for row in self._waiting.cancelled():
+            self._end(row, "cancelled", events)
+        for reading in list(self._readings):
+            if all(row.request.cancelled for row in reading.rows):
+                self._drop(reading)
+                for row in reading.rows:
+                    self._end(row, "cancelled", events)
+        for row in list(self._running.rows):
+            if row.request.cancelled and not row.request.done:
+                self._end(row, "cancelled", events)
+            if row.request.done or row.submitted >= row.request.max_tokens:
+                tokens = len(row.request.prompt_ids) - 1 + row.submitted
+                self._prefixes.take(row, self._running.groups, self._template.row_bytes(tokens))
+                self._leave(row)
+
+    def _read_prompts(self, events: list[BatchEvent]) -> int:
+        """At most one chunk of prompts; returns its tokens."""
+        decoding = len(self._running.rows)
+        # Short prompts that wait weigh as much as the rows that would wait for them.
+        crowd = 2 * self._waiting.short(self._pace.limit) >= decoding
+        budget = self._burst if crowd or not decoding else self._pace.chunk
+        # Beside a long prompt, a short one may come in; of two long ones, the first is the first to finish.
+        new = next_reading(self._waiting, budget, self._make_cache, self._prefixes, short=bool(self._readings))
+        if new is not None:
+            self._readings.append(new)
+        if not self._readings:
+            return 0
+        self._readings.rotate(-1)
+        reading = self._readings[0]
+        if decoding and reading.left > self._pace.limit:
+            budget = self._pace.chunk
+        try:
+            tokens = reading.chunk(self._model, budget)
+            if reading.left == 0:
+                self._readings.remove(reading)
+                self._running.join(reading.rows, reading.cache)
+        except Exception as error:  # of the model or the device, on these prompts
+            self._drop(reading)
+            for row in reading.rows:
+                self._fail(row, error, events)
+            return 0
+        return tokens
+
+    def _decode(self, previous: Flight | None, prompt_tokens: int, events: list[BatchEvent]) -> Flight | None:
+        """Gives the device the next token of every row."""
+        if not self._running.rows:
+            return None
+        logits = self._running.logits(None if previous is None else previous.choice.ids)
+        while self._running.rows:
+            try:
+                choice = self._running.choose(logits)
+            except ProcessorError as error:  # one row's own; nothing was recorded of the others
+                row = self._running.rows[error.row]
+                self._leave(row)
+                self._fail(row, error, events)
+                continue
+            mx.async_eval(choice.arrays())
+            return Flight(choice, list(self._running.rows), prompt_tokens)
+        return None
+
+    def _report(self, flight: Flight, events: list[BatchEvent]) -> None:
+        """Reads a step's tokens, and deals them out."""
+        tokens = list(flight.read())
+        now = time.perf_counter()
+        if self._last_read is not None:
+            self._pace.record(now - self._last_read, flight.prompt_tokens)
+        self._last_read = None if self._flight is None else now
+        for row, token in tokens:
+            if row.request.done:
+                continue  # what ran ahead of its end
+            try:
+                chunk, reason = row.answer.add(token)
+            except Exception as error:  # a tokenizer that does not know the id
+                self._fail(row, error, events)
+                continue
+            events.append(BatchEvent(row.request, chunk))
+            if reason is not None:
+                self._end(row, reason, events)
+
+    def _end(self, row: Row, reason: str, events: list[BatchEvent]) -> None:
+        row.answer.stats.peak_memory = mx.get_peak_memory()
+        chunk = row.answer.finish(reason)
+        row.request.result = chunk.result
+        events.append(BatchEvent(row.request, chunk))
+
+    def _fail(self, row: Row, error: Exception, events: list[BatchEvent]) -> None:
+        row.request.error = error
+        events.append(BatchEvent(row.request, error=error))
+
+    def _fail_running(self, error: Exception, events: list[BatchEvent]) -> None:
+        for row in self._running.rows:
+            self._waiting.release(row)
+            if not row.request.done:
+                self._fail(row, error, events)
+        self._running = Running(self._model, self._template, self._make_cache)
+        self._flight = None
+
+    def _leave(self, row: Row) -> None:
+        self._running.leave(row)
+        self._waiting.release(row)
+
+    def _drop(self, reading: Reading) -> None:
+        with contextlib.suppress(ValueError):
+            self._readings.remove(reading)
+        for row in reading.rows:
+            self._waiting.release(row)

@@ -1,0 +1,159 @@
+"""The caches of the rows that decode: groups of rows by capacity, in which rows come, go and grow.
+
+A group's buffers have one capacity, a power of two of tokens, so that a long row is not paid for by short ones; models
+whose caches do not grow with the sequence have one group. A place that a row has left is taken by the next one that
+comes; many free places are given back. Knows rows and their caches; knows no tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, TypeVar
+
+import mlx.core as mx
+
+from core.nn import Cache
+from core.nn.rows import CacheGroups, RowTemplate, extend, extract, mirror, put, select
+
+SMALLEST = 512
+"""Tokens of the smallest class: smaller ones would make more groups, each of which attends by itself."""
+_AHEAD = 64  # tokens that a row should grow by before it has to move to the next class
+
+R = TypeVar("R", bound=Hashable)
+
+
+def capacity_class(tokens: int) -> int:
+    """The capacity of the class for so many tokens."""
+    return max(SMALLEST, 1 << (tokens - 1).bit_length())
+
+
+class _Group(Generic[R]):
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self.places: list[R | None] = [None] * cache.batch
+
+    @property
+    def live(self) -> int:
+        return sum(row is not None for row in self.places)
+
+    def take_places(self, count: int) -> list[int]:
+        """Free places; more are made where there are too few, and a quarter more, so that few joins copy the group."""
+        free = [place for place, row in enumerate(self.places) if row is None]
+        if len(free) < count:
+            more = max(count - len(free), self.live // 4)
+            extend(self.cache, more)
+            free += range(len(self.places), len(self.places) + more)
+            self.places += [None] * more
+        return free[:count]
+
+
+class Groups(Generic[R]):
+    """All rows that decode.
+
+    Args:
+        template: what a row's cache is made of.
+        make_cache: as the template's.
+    """
+
+    def __init__(self, template: RowTemplate, make_cache: Callable[[int], Cache]) -> None:
+        self._template = template
+        self._make_cache = make_cache
+        self._groups: dict[int, _Group[R]] = {}
+        self._where: dict[R, tuple[int, int]] = {}
+        self._changed = False
+
+    @property
+    def places(self) -> list[R | None]:
+        """The rows of a step in the order of ``cache``; None for places that nobody has."""
+        return [row for group in self._groups.values() for row in group.places]
+
+    @property
+    def cache(self) -> Cache | CacheGroups:
+        """The caches of ``places``, for the model."""
+        caches = [group.cache for group in self._groups.values()]
+        return caches[0] if len(caches) == 1 else CacheGroups(caches)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all groups."""
+        return sum(group.cache.nbytes for group in self._groups.values())
+
+    def join(self, rows: Sequence[R], totals: Sequence[int], source: Cache) -> None:
+        """Takes the rows of a cache in.
+
+        Args:
+            rows: whose, in the order of ``source``.
+            totals: tokens that each may come to hold.
+        """
+        classes: dict[int, list[int]] = {}
+        for index, (length, total) in enumerate(zip(source.lengths, totals, strict=True)):
+            classes.setdefault(self._class(max(length + 1, min(length + _AHEAD, total))), []).append(index)
+        for size, indices in classes.items():
+            self._put(size, [rows[index] for index in indices], source, indices)
+
+    def leave(self, row: R) -> None:
+        """Frees a row's place."""
+        size, place = self._where.pop(row)
+        self._groups[size].places[place] = None
+        self._changed = True
+
+    def extract(self, row: R) -> Cache:
+        """A copy of a row's cache, which shares nothing."""
+        size, place = self._where[row]
+        return extract(self._groups[size].cache, place, self._make_cache)
+
+    def settle(self) -> None:
+        """Before a step: every row gets room for one more token, and free places go, or stand out of the way."""
+        if self._template.grows:
+            self._move_up()
+        for size, group in list(self._groups.items()):
+            live = group.live
+            if live == 0:
+                del self._groups[size]
+                self._changed = True
+            elif len(group.places) - live > len(group.places) // 4:
+                self._shrink(size, group)
+        for group in self._groups.values():
+            if None in group.places:
+                like = next(place for place, row in enumerate(group.places) if row is not None)
+                for place, row in enumerate(group.places):
+                    if row is None:
+                        mirror(group.cache, place, like)
+        if self._changed:
+            # Now, and not with the step: a buffer that waits to be copied as well cannot be written in place.
+            mx.async_eval([group.cache.arrays() for group in self._groups.values()])
+            self._changed = False
+
+    def _class(self, tokens: int) -> int:
+        return capacity_class(tokens) if self._template.grows else 0
+
+    def _put(self, size: int, rows: list[R], source: Cache, indices: list[int]) -> None:
+        group = self._groups.get(size)
+        if group is None:
+            group = _Group(self._template.make(len(rows), size))
+            self._groups[size] = group
+            self._groups = dict(sorted(self._groups.items()))
+        places = group.take_places(len(rows))
+        put(group.cache, places, source, indices)
+        for row, place in zip(rows, places, strict=True):
+            group.places[place] = row
+            self._where[row] = size, place
+        self._changed = True
+
+    def _move_up(self) -> None:
+        for size, group in list(self._groups.items()):
+            full = [p for p, row in enumerate(group.places) if row is not None and group.cache.lengths[p] >= size]
+            if full:
+                rows = [row for row in (group.places[place] for place in full) if row is not None]
+                self._put(self._class(size + 1), rows, group.cache, full)
+                for place in full:
+                    group.places[place] = None
+
+    def _shrink(self, size: int, group: _Group[R]) -> None:
+        kept = [place for place, row in enumerate(group.places) if row is not None]
+        select(group.cache, kept)
+        group.places = [group.places[place] for place in kept]
+        for place, row in enumerate(group.places):
+            assert row is not None
+            self._where[row] = size, place
+        self._changed = True

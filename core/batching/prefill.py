@@ -1,0 +1,80 @@
+"""Reading prompts in, beside the rows that decode: long ones in chunks, several short ones at once.
+
+Knows tokens, caches and budgets; knows nothing of what comes after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from core.batching.prefixes import Prefixes
+from core.batching.row import Row
+from core.batching.waiting import Waiting
+from core.nn import Cache
+
+
+class Reading:
+    """Prompts that are read in together, in one cache: one of any length, or several that fit one call.
+
+    Args:
+        rows: whose prompts.
+        cache: for these rows; holds what they continue.
+    """
+
+    def __init__(self, rows: Sequence[Row], cache: Cache) -> None:
+        self.rows = list(rows)
+        self.cache = cache
+        self._ids = [row.request.prompt_ids[held:-1] for row, held in zip(rows, cache.lengths, strict=True)]
+        self._done = 0
+
+    @property
+    def left(self) -> int:
+        """Tokens of the longest prompt that are still to be read."""
+        return max(map(len, self._ids)) - self._done
+
+    def chunk(self, model: Any, budget: int) -> int:
+        """Gives one chunk to the device, once it has finished the one before; returns how many tokens that is."""
+        if self.left == 0:
+            return 0
+        if self._done:
+            mx.eval(self.cache.arrays())  # or the activations of all chunks would wait in memory together
+        size = min(self.left, max(1, budget // len(self.rows)))
+        parts = [ids[self._done : self._done + size] for ids in self._ids]
+        counts = [len(part) for part in parts]
+        tokens = mx.array([part + [0] * (size - len(part)) for part in parts], dtype=mx.int32)
+        model.hidden_states(tokens, self.cache, counts if min(counts) < size else None)
+        mx.async_eval(self.cache.arrays())
+        self._done += size
+        return size * len(parts)
+
+
+def next_reading(
+    waiting: Waiting, budget: int, make_cache: Callable[[int], Cache], prefixes: Prefixes, *, short: bool = False
+) -> Reading | None:
+    """Starts the next prompt, and with it the following ones as far as all fit one call of ``budget`` tokens.
+
+    Args:
+        short: start none that does not fit one call.
+    """
+    rows: list[Row] = []
+    longest = real = 0
+    while (row := waiting.first()) is not None:
+        if row.found is None:
+            prefixes.look_up(row)
+        tokens = len(row.to_read)
+        if short and tokens > budget:
+            break
+        padded = (len(rows) + 1) * max(longest, tokens)
+        if rows and (padded > budget or padded > 2 * (real + tokens) or row.found is not None):
+            break
+        rows.append(waiting.start())
+        longest, real = max(longest, tokens), real + tokens
+        if row.found is not None or tokens > budget:
+            break
+    if not rows:
+        return None
+    found, rows[0].found = rows[0].found, None
+    return Reading(rows, make_cache(len(rows)) if found is None else found)

@@ -1,0 +1,58 @@
+"""Prompts that begin like earlier ones: what a batch takes from a prefix cache, and what it leaves there.
+
+Knows rows and caches; the matching is the prefix cache's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from core.batching.groups import Groups
+from core.batching.row import Row
+from core.nn import Cache
+
+if TYPE_CHECKING:
+    from core.prompt_cache import PrefixCache
+
+
+class Prefixes:
+    """The prefix cache of a batch.
+
+    Args:
+        store: None keeps nothing.
+        make_cache: a new cache of the batch's model and settings.
+
+    Raises:
+        CacheError: the store belongs to another model, or to other settings.
+    """
+
+    def __init__(self, store: PrefixCache | None, make_cache: Callable[[int], Cache]) -> None:
+        self._store = store
+        self._make_cache = make_cache
+        self._kept: list[tuple[list[int], Cache]] = []
+        if store is not None:
+            store.fetch([0], make_cache(1))
+
+    def look_up(self, row: Row) -> None:
+        """Gives a row that is about to start what there is of its prompt."""
+        if self._store is not None and len(row.request.prompt_ids) > 1:
+            found, tokens = self._store.fetch(row.request.prompt_ids, self._make_cache(1))
+            row.found = found if tokens else None
+
+    def take(self, row: Row, groups: Groups[Row], nbytes: int) -> None:
+        """Copies the cache of a row that leaves; ``nbytes`` is how large it is."""
+        if self._store is not None and nbytes <= self._store.max_bytes:
+            cache = groups.extract(row)
+            mx.async_eval(cache.arrays())
+            # Every id that was read is in the cache: a step had begun with the last one.
+            self._kept.append((row.request.prompt_ids + row.answer.token_ids, cache))
+
+    def store(self) -> None:
+        """Stores what was taken. It waits for the copies, so the device should have more to do."""
+        kept, self._kept = self._kept, []
+        for ids, cache in kept:
+            assert self._store is not None
+            self._store.store(ids, cache)

@@ -1,0 +1,42 @@
+"""A request as the engine runs it. Knows how far it has come; the answer it makes is elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.batching.answer import Answer
+from core.batching.request import BatchRequest
+from core.nn import Cache
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """One request that waits, is read in, or decodes.
+
+    Attributes:
+        request: its handle.
+        answer: what becomes of its ids.
+        nbytes: reserved for its cache.
+        logprobs: most likely tokens to report; None reports none.
+        submitted: steps that have been given to the device, each of which makes one token.
+        index: its place among the ids of the last step.
+        found: the cache of an earlier prompt with the same beginning, which it continues.
+    """
+
+    request: BatchRequest
+    answer: Answer
+    nbytes: int
+    logprobs: int | None = None
+    submitted: int = 0
+    index: int = 0
+    found: Cache | None = None
+
+    @property
+    def total(self) -> int:
+        """Tokens that its cache may come to hold."""
+        return len(self.request.prompt_ids) + self.request.max_tokens
+
+    @property
+    def to_read(self) -> list[int]:
+        """The prompt's ids to process before the row decodes: the last one is its first step's token."""
+        return self.request.prompt_ids[0 if self.found is None else self.found.length : -1]

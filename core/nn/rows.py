@@ -1,0 +1,274 @@
+"""Rows of caches: how sequences join a cache, leave it, move to a larger one, and how several caches make one step.
+
+A batch that runs keeps its rows in groups: one ``Cache`` for each class of capacities, so that one long sequence does
+not make short ones pay. ``CacheGroups`` shows them to a model as one cache. Knows the layout that every block cache
+keeps (rows on axis 0; slots, where there are any, on axis 2); knows no request and no token.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import mlx.core as mx
+
+from core.errors import CacheError
+from core.nn.cache import BlockCache, Cache, State
+from core.nn.step import Step, StepPlan
+
+
+class CacheGroups:
+    """Several caches of one model, as one: the rows of the first, then those of the second, and so on.
+
+    Args:
+        caches: at least one, all made by the same model.
+    """
+
+    def __init__(self, caches: Sequence[Cache]) -> None:
+        self.caches = list(caches)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that each row holds."""
+        return [length for cache in self.caches for length in cache.lengths]
+
+    def arrays(self) -> list[mx.array]:
+        """Every array held."""
+        return [array for cache in self.caches for array in cache.arrays()]
+
+    def plan(self, batch: int, seq: int, blocks: int, counts: Sequence[int] | None = None) -> GroupsPlan:
+        """A step of ``seq`` tokens a row; the decoder calls it. Arguments as of ``StepPlan``."""
+        return GroupsPlan(self.caches, batch, seq, blocks, counts)
+
+    def commit(self) -> None:
+        """Ends the step that ``plan`` started."""
+        for cache in self.caches:
+            cache.commit()
+
+
+class GroupsPlan:
+    """One ``StepPlan`` for each group of rows; arguments as of ``CacheGroups.plan``."""
+
+    def __init__(
+        self, caches: Sequence[Cache], batch: int, seq: int, blocks: int, counts: Sequence[int] | None
+    ) -> None:
+        ends = list(itertools.accumulate(cache.batch for cache in caches))
+        if not ends or ends[-1] != batch:
+            raise CacheError(
+                "tokens and caches disagree on the batch", expected=f"{ends[-1:]} rows", found=f"{batch} rows"
+            )
+        self._bounds = list(zip([0, *ends], ends, strict=False))
+        self._positions = mx.array([length for cache in caches for length in cache.lengths], dtype=mx.int32)
+        self._lengths = None if counts is None else mx.array(list(counts), dtype=mx.int32)
+        self._plans = [
+            StepPlan(cache.batch, seq, blocks, cache, None if counts is None else counts[first:last])
+            for cache, (first, last) in zip(caches, self._bounds, strict=True)
+        ]
+
+    def steps(self) -> list[GroupsStep]:
+        """The step as each block sees it."""
+        each = zip(*(plan.steps() for plan in self._plans), strict=True)
+        return [GroupsStep(steps, self._bounds, self._positions, self._lengths) for steps in each]
+
+
+class GroupsStep(Step):
+    """The step as one block sees it: one step of all rows, although each group attends to a cache of its own."""
+
+    __slots__ = ("_bounds", "_steps")
+
+    def __init__(
+        self, steps: Sequence[Step], bounds: list[tuple[int, int]], positions: mx.array, lengths: mx.array | None
+    ) -> None:
+        self._steps = steps
+        self._bounds = bounds
+        self.positions = positions
+        self.lengths = lengths
+
+    @property
+    def state(self) -> GroupsState | None:
+        """As of ``Step``: reading joins the groups' rows, writing deals them out."""
+        states = [step.state for step in self._steps]
+        return GroupsState([state for state in states if state is not None], self._bounds)
+
+    def attend(
+        self, queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, window: int | None = None
+    ) -> mx.array:
+        """As of ``Step``."""
+        return mx.concatenate(
+            [
+                step.attend(queries[first:last], keys[first:last], values[first:last], scale=scale, window=window)
+                for step, (first, last) in zip(self._steps, self._bounds, strict=True)
+            ]
+        )
+
+
+class GroupsState(State):
+    """The states of several groups of rows as one."""
+
+    def __init__(self, states: Sequence[State], bounds: list[tuple[int, int]]) -> None:
+        self._states = states
+        self._bounds = bounds
+
+    def __getitem__(self, name: str) -> mx.array:
+        return mx.concatenate([state[name] for state in self._states])
+
+    def __setitem__(self, name: str, value: mx.array) -> None:
+        for state, (first, last) in zip(self._states, self._bounds, strict=True):
+            state[name] = value[first:last]
+
+    def arrays(self) -> list[mx.array]:
+        """The arrays held, group by group."""
+        return [array for state in self._states for array in state.arrays()]
+
+
+class Cached(Protocol):
+    """A model with a cache."""
+
+    def hidden_states(self, tokens: mx.array, cache: Cache | None = None) -> mx.array: ...
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One array of one block: its shape for one row, and whether its slots grow with the sequence."""
+
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+    grows: bool
+
+    def sized(self, rows: int, capacity: int) -> tuple[int, ...]:
+        sides = [rows, *self.shape[1:]]
+        if self.grows:
+            sides[2] = capacity
+        return tuple(sides)
+
+
+class RowTemplate:
+    """What one row of a model's cache is made of, so that caches can be allocated before anything is written.
+
+    It is read off a step of one token that is described and never computed.
+
+    Args:
+        model: the model.
+        make_cache: its caches, for a number of rows; all with the same settings.
+    """
+
+    def __init__(self, model: Cached, make_cache: Callable[[int], Cache]) -> None:
+        self._make = make_cache
+        probe = make_cache(1)
+        model.hidden_states(mx.zeros((1, 1), dtype=mx.int32), probe)
+        self._capacities = {key: span.capacity for key, span in probe.spans.items()}
+        self._kinds = [
+            [_Kind(array.shape, array.dtype, _grows(block)) for array in block.arrays()] for block in probe.blocks
+        ]
+        self.grows = any(_grows(block) for block in probe.blocks)
+        """Whether a longer sequence takes more memory: some block keeps every token."""
+
+    def row_bytes(self, capacity: int) -> int:
+        """Bytes of one row with room for ``capacity`` tokens."""
+        total = 0
+        for kind in itertools.chain(*self._kinds):
+            count = kind.dtype.size
+            for side in kind.sized(1, capacity):
+                count *= side
+            total += count
+        return total
+
+    def make(self, rows: int, capacity: int) -> Cache:
+        """A cache of so many empty rows, with buffers for ``capacity`` tokens, zeros."""
+        cache = self._make(rows)
+        for block, kinds in zip(cache.blocks, self._kinds, strict=True):
+            block.replace([mx.zeros(kind.sized(rows, capacity), dtype=kind.dtype) for kind in kinds])
+        for key, span in cache.spans.items():
+            span.capacity = capacity if key is None else self._capacities[key]
+        return cache
+
+
+def put(target: Cache, places: Sequence[int], source: Cache, rows: Sequence[int]) -> None:
+    """Writes rows of one cache over rows of another; ``target`` has room for them."""
+    for place, row in zip(places, rows, strict=True):
+        target.lengths[place] = source.lengths[row]
+        for key, span in target.spans.items():
+            span.base[place] = source.spans[key].base[row]
+    for own, other in zip(target.blocks, source.blocks, strict=True):
+        given = other.arrays()
+        if not given:  # nothing was written yet: the rows are empty
+            continue
+        arrays = own.arrays()
+        for to, count, first in _runs(places, rows):
+            for index, array in enumerate(arrays):
+                part = given[index][first : first + count]
+                if isinstance(own, State):
+                    array[to : to + count] = part
+                else:
+                    slots = min(array.shape[2], part.shape[2])
+                    array[to : to + count, :, :slots] = part[:, :, :slots]
+        own.replace(arrays)
+
+
+def select(cache: Cache, rows: Sequence[int]) -> None:
+    """Keeps these rows, in this order."""
+    index = mx.array(list(rows), dtype=mx.int32)
+    for block in cache.blocks:
+        block.replace([mx.take(array, index, axis=0) for array in block.arrays()])
+    _set_rows(cache, [cache.lengths[row] for row in rows], rows)
+
+
+def extend(cache: Cache, count: int) -> None:
+    """Adds empty rows at the end."""
+    for block in cache.blocks:
+        block.replace(
+            [
+                mx.concatenate([array, mx.zeros((count, *array.shape[1:]), dtype=array.dtype)])
+                for array in block.arrays()
+            ]
+        )
+    _set_rows(cache, cache.lengths + [0] * count, [*range(cache.batch), *[None] * count])
+
+
+def mirror(cache: Cache, row: int, like: int) -> None:
+    """Gives a row that nobody reads the position of another, so that it does not make the rows uneven."""
+    cache.lengths[row] = cache.lengths[like]
+    for span in cache.spans.values():
+        span.base[row] = span.base[like]
+
+
+def extract(cache: Cache, row: int, make_cache: Callable[[int], Cache]) -> Cache:
+    """A copy of one row as a cache of its own, that shares nothing, with no more slots than it fills."""
+    twin = make_cache(1)
+    index = mx.array([row], dtype=mx.int32)
+    length = cache.lengths[row]
+    for key, span in twin.spans.items():
+        span.base[0] = cache.spans[key].base[row]
+        span.capacity = length if key is None else cache.spans[key].capacity
+    for own, other in zip(twin.blocks, cache.blocks, strict=True):
+        if isinstance(other, State):
+            own.replace([mx.take(array, index, axis=0) for array in other.arrays()])
+        elif length:
+            slots = length if _grows(other) else None
+            own.replace([mx.take(array[:, :, :slots], index, axis=0) for array in other.arrays()])
+    twin.lengths = [length]
+    return twin
+
+
+def _set_rows(cache: Cache, lengths: list[int], rows: Iterable[int | None]) -> None:
+    rows = list(rows)
+    cache.resize(lengths)
+    for span in cache.spans.values():
+        span.base = [0 if row is None else span.base[row] for row in rows]
+
+
+def _grows(block: BlockCache) -> bool:
+    return not isinstance(block, State) and block.reach is None
+
+
+def _runs(places: Sequence[int], rows: Sequence[int]) -> list[tuple[int, int, int]]:
+    """``(place, count, row)`` of stretches in which both go up by one."""
+    runs: list[tuple[int, int, int]] = []
+    for place, row in zip(places, rows, strict=True):
+        if runs and runs[-1][0] + runs[-1][1] == place and runs[-1][2] + runs[-1][1] == row:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1, runs[-1][2])
+        else:
+            runs.append((place, 1, row))
+    return runs
