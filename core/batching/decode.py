@@ -6,6 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from core.kernels import inference
 from core.nn import Cache
 from core.nn.rows import CacheGroups
 
@@ -21,4 +22,5 @@ def decode_logits(model: Any, cache: Cache | CacheGroups, tokens: mx.array) -> m
     Returns:
         ``[rows, vocab]``, not yet computed.
     """
-    return model.head(model.hidden_states(tokens[:, None], cache))[:, -1]
+    with inference():
+        return model.head(model.hidden_states(tokens[:, None], cache))[:, -1]

@@ -13,6 +13,7 @@ import mlx.core as mx
 from core.batching.prefixes import Prefixes
 from core.batching.row import Row
 from core.batching.waiting import Waiting
+from core.kernels import inference
 from core.nn import Cache
 
 
@@ -45,7 +46,8 @@ class Reading:
         parts = [ids[self._done : self._done + size] for ids in self._ids]
         counts = [len(part) for part in parts]
         tokens = mx.array([part + [0] * (size - len(part)) for part in parts], dtype=mx.int32)
-        model.hidden_states(tokens, self.cache, counts if min(counts) < size else None)
+        with inference():
+            model.hidden_states(tokens, self.cache, counts if min(counts) < size else None)
         mx.async_eval(self.cache.arrays())
         self._done += size
         return size * len(parts)

@@ -16,6 +16,7 @@ from core.errors import UsageError
 from core.generation.chooser import Choice, Chooser, check_request
 from core.generation.result import FinishReason, GenerationStats
 from core.generation.sampling import Sampling, SamplingOptions, sampling_from
+from core.kernels import inference
 from core.nn import Cache, depends_on_length
 
 if TYPE_CHECKING:
@@ -189,9 +190,7 @@ def _generate(
                 if ahead:
                     position += 1
                     last = choice.ids
-                    logits = (
-                        model.head(model.hidden_states(last[:, None], cache))[:, -1] if fast is None else fast(last)
-                    )
+                    logits = _next_logits(model, last, cache) if fast is None else fast(last)
                     following = chooser.choose(logits, (position,))
                     mx.async_eval(following.ids if logprobs is None else following.arrays())
                 token_id = int(choice.ids.item())  # type: ignore[arg-type]
@@ -230,10 +229,17 @@ def _prefill(model: CausalLM, prompt: list[int], cache: Cache, chunk: int) -> mx
     """Processes the prompt and returns the logits of its last position, ``[1, vocab]``."""
     tokens = mx.array(prompt, dtype=mx.int32)[None]
     for start in range(0, len(prompt), chunk):
-        hidden = model.hidden_states(tokens[:, start : start + chunk], cache)
+        with inference():
+            hidden = model.hidden_states(tokens[:, start : start + chunk], cache)
         if start + chunk < len(prompt):
             mx.eval(cache.arrays())
-    return model.head(hidden[:, -1:])[:, -1]
+    with inference():
+        return model.head(hidden[:, -1:])[:, -1]
+
+
+def _next_logits(model: CausalLM, token: mx.array, cache: Cache) -> mx.array:
+    with inference():
+        return model.head(model.hidden_states(token[:, None], cache))[:, -1]
 
 
 def _fast_step(model: CausalLM, cache: Cache) -> FastStep | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from core.kernels.check import KernelCase, KernelReport, check_kernel
 from core.kernels.compare import Tolerance
-from core.kernels.device import reference_only
+from core.kernels.device import inference, reference_only
 from core.kernels.fused import KernelWarning, Launch
 from core.kernels.kernel import Kernel
 from core.kernels.registry import registered_kernels
@@ -21,6 +21,7 @@ __all__ = [
     "Launch",
     "Tolerance",
     "check_kernel",
+    "inference",
     "reference_only",
     "registered_kernels",
     "swiglu",

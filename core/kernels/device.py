@@ -76,6 +76,27 @@ def reference_only() -> AbstractContextManager[None]:
     return use_device(None)
 
 
+_inference: ContextVar[bool] = ContextVar("core_kernels_inference", default=False)
+
+
+@contextmanager
+def inference() -> Iterator[None]:
+    """Kernels called inside carry no gradient, which saves two graph nodes each; for generation, which has none.
+
+    Applies to this thread (or task) alone.
+    """
+    token = _inference.set(True)
+    try:
+        yield
+    finally:
+        _inference.reset(token)
+
+
+def in_inference() -> bool:
+    """Whether ``inference()`` applies here."""
+    return _inference.get()
+
+
 @functools.cache
 def _gpu() -> KernelDevice | None:
     mode = os.environ.get("CORE_KERNELS", "auto")

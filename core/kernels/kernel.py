@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import mlx.core as mx
 
 from core.kernels.compare import DEFAULT_TOLERANCE, EXACT, Tolerance
-from core.kernels.device import KernelDevice, current_device
+from core.kernels.device import KernelDevice, current_device, in_inference
 from core.kernels.fused import Function, FusedSource, Launch, Plan
 from core.kernels.registry import Origin, register
 
@@ -24,7 +24,7 @@ class Kernel:
     the two on random input, once per process, dtype and class of shapes (shapes that run the same compiled code); a
     wrong number, a NaN or an error switches the source off for the rest of the process, with one ``KernelWarning``.
 
-    Gradients (``mx.grad``, ``mx.vjp``) are the reference's, of every order. ``mx.vmap`` and ``mx.jvp`` work wherever
+    Gradients (``mx.grad``, ``mx.vjp``) are the reference's, of every order; inside ``inference()`` there are none. ``mx.vmap`` and ``mx.jvp`` work wherever
     the reference is used, so inside ``reference_only()`` everywhere; MLX refuses to batch or push forward a fused
     source, and to compile one with ``shapeless=True``.
 
@@ -80,18 +80,7 @@ class Kernel:
         device = current_device()
         if device is None or (plan := self._plan(device, inputs)) is None:
             return self.reference(*inputs)
-        return plan.differentiable(*inputs)
-
-    def forward(self, *inputs: mx.array) -> mx.array:
-        """Same as calling it, without derivatives where a fused source runs.
-
-        For decode steps: a source that carries its reference's gradient costs two more graph nodes and about ten
-        microseconds of host time.
-        """
-        device = current_device()
-        if device is None or (plan := self._plan(device, inputs)) is None:
-            return self.reference(*inputs)
-        return plan.run(*inputs)
+        return plan.run(*inputs) if in_inference() else plan.differentiable(*inputs)
 
     def takes(self, *inputs: mx.array) -> bool:
         """Whether a fused source would run on these inputs, here; may run its check."""
