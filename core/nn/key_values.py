@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from core.kernels.decode_attention import decode_attention_kernel
 from core.nn.slots import move_slots, write_slots
 from core.nn.span import Move, Reach, Write
 from core.nn.spec import CacheSpec
@@ -34,6 +35,9 @@ class KeyValues:
     ) -> mx.array:
         """Caches the step's keys and values, and attends to what ``view`` shows; shapes as in ``Step.attend``."""
         keys, values = self._write(keys, values, write)
+        if view.decodes and (kernel := decode_attention_kernel(queries, keys, scale)) is not None:
+            if kernel.takes(queries, keys, values, view.bounds):
+                return kernel(queries, keys, values, view.bounds)
         keys, values = keys[:, :, view.first : view.last], values[:, :, view.first : view.last]
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=view.mask)
 

@@ -24,6 +24,7 @@ class View:
 
     Attributes:
         first, last: the range of slots to attend to.
+        decodes: one query a row, and a cache.
         mask: for ``mx.fast.scaled_dot_product_attention`` over that range; None where nothing is hidden.
     """
 
@@ -35,6 +36,8 @@ class View:
         if isinstance(reach, Limit) and (window is None or window > reach.tokens):
             self._kept, self._recent = reach.kept, reach.tokens - reach.kept
         self._over: dict[int, mx.array] = {}
+        self._bounds: mx.array | None = None
+        self.decodes = seq == 1 and write is not None
         self.first, self.last = 0, seq if write is None else write.last
         self.mask = self._build()
 
@@ -43,6 +46,18 @@ class View:
         if slots not in self._over:
             self._over[slots] = self._between(slots)
         return self._over[slots]
+
+    @property
+    def bounds(self) -> mx.array:
+        """For one query a row, what it sees as numbers: int32 ``[rows, 3]``, as ``decode_attention_kernel`` takes it."""
+        if self._bounds is None:
+            rows = []
+            for row, start in enumerate(self._starts):
+                slot = start - self._base(row)
+                first = 0 if self._recent is None else max(0, slot - self._recent + 1)
+                rows.append([self._kept, first, slot + 1] if first > self._kept else [0, 0, slot + 1])
+            self._bounds = mx.array(rows, dtype=mx.int32)
+        return self._bounds
 
     def _build(self) -> mx.array | str | None:
         if self._write is not None and not self._write.aligned:
