@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 from typing import Any
 
 import mlx.core as mx
@@ -114,6 +115,22 @@ def test_all_requests_at_once_for_longer_than_the_histories_were_made_for() -> N
         steps.append(chooser.choose(batch, [len(prompt(request)) + step for request in range(len(REQUESTS))]).ids)
     for request in range(len(REQUESTS)):
         assert [int(ids[request].item()) for ids in steps] == alone(request, 72), REQUESTS[request]
+
+
+def test_requests_that_come_one_after_another_and_leave_in_another_order() -> None:
+    chooser, rows = Chooser(VOCAB), []
+    for step in range(60):
+        if step < 2 * len(REQUESTS):
+            rows.append((step % len(REQUESTS), []))
+            chooser.join(REQUESTS[rows[-1][0]].checked(), prompt(rows[-1][0]))
+        batch = mx.array(np.stack([logits(request, len(ids)) for request, ids in rows]))
+        ids = chooser.choose(batch, [len(prompt(request)) + len(before) for request, before in rows]).ids.tolist()
+        for (_, before), token_id in zip(rows, ids, strict=True):
+            before.append(token_id)
+        if step > 20 and len(rows) > 1:
+            request, before = rows.pop(7 * step % len(rows))
+            assert before == alone(request, 72)[: len(before)], REQUESTS[request]
+            chooser.leave(7 * step % (len(rows) + 1))
 
 
 @pytest.mark.parametrize("name", [item.name for item in dataclasses.fields(Sampling)])
@@ -330,6 +347,20 @@ def test_nothing_waits_for_the_device() -> None:
 
     with pytest.raises(TracedError):
         mx.compile(step)(mx.zeros((len(REQUESTS), VOCAB)))
+
+
+def test_whoever_computes_the_ids_computes_the_histories() -> None:
+    """Nobody may ever read them, and every step's would then wait for a reader, with all it was made from."""
+    chooser = Chooser(VOCAB)
+    chooser.join(Sampling(dry_multiplier=1.0, penalty_context=3, repetition_penalty=1.1).checked(), [1])
+    for step in range(4):
+        mx.eval(chooser.choose(mx.zeros((1, VOCAB)), [step]).ids)
+        for state in (chooser._history, chooser._counts, chooser._repetitions):
+            for array in vars(state).values():
+                if isinstance(array, mx.array):
+                    graph = io.StringIO()
+                    mx.export_to_dot(graph, array)
+                    assert "rectangle" not in graph.getvalue(), "an operation is left to do"
 
 
 def test_the_order_is_the_documented_one() -> None:
