@@ -23,6 +23,7 @@ from core.generation import (
     SamplingOptions,
     Token,
     sampling_from,
+    spelled_out,
     stream_tokens,
 )
 from core.nn import Cache
@@ -90,6 +91,7 @@ class LanguageModel:
                 return chunk.result
         raise AssertionError("a stream ends with its result")
 
+    @spelled_out
     def stream(
         self,
         prompt: Prompt,
@@ -185,6 +187,7 @@ class LanguageModel:
         ids = self.tokenizer.encode_chat(messages, tools=tools)
         return ids[1:] if not begins and ids[:1] == [self.tokenizer.bos_id] else ids
 
+    @spelled_out
     def sampling(self, **options: Unpack[SamplingOptions]) -> Sampling:
         """The settings that a generation would use: those given, else the checkpoint's, else none.
 

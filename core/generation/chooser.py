@@ -8,7 +8,7 @@ rows ask for leaves it unchanged. Nothing here waits for the device.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -25,8 +25,7 @@ from core.generation.sampling import Sampling
 _HOTTEST = 1e30  # above it, noise would overflow; the draw is uniform long before
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """What was chosen, still to be computed.
 
     Attributes:

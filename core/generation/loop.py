@@ -15,7 +15,7 @@ from core.device import wired_memory
 from core.errors import UsageError
 from core.generation.chooser import Choice, Chooser, check_request
 from core.generation.result import FinishReason, GenerationStats
-from core.generation.sampling import Sampling, SamplingOptions, sampling_from
+from core.generation.sampling import Sampling, SamplingOptions, sampling_from, spelled_out
 from core.nn import Cache, depends_on_length
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Token:
     finish_reason: FinishReason | None = None
 
 
+@spelled_out
 def generate_tokens(
     model: CausalLM,
     prompt_ids: Sequence[int],

@@ -18,13 +18,14 @@ and 3 to 5 do nothing.
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar
 
 from core.errors import UsageError
 
@@ -44,6 +45,8 @@ DEFAULT_ORDER = (
     "xtc",
 )
 """The names that ``Sampling.order`` is made of, in the default order."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _TINY_TEMPERATURE = 1e-30  # below it, the noise is lost in the rounding of any logits
 _NOTHING: Mapping[int, float] = MappingProxyType({})
@@ -163,6 +166,21 @@ class SamplingOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     processors: Sequence[Processor] | None
     order: Sequence[str] | None
+
+
+def spelled_out(function: Function) -> Function:
+    """Shows ``SamplingOptions`` one by one in a function's signature, where ``help`` and tests read it."""
+    signature = inspect.signature(function)
+    known = [item for item in signature.parameters.values() if item.kind is not inspect.Parameter.VAR_KEYWORD]
+    place = next((i + 1 for i, item in enumerate(known) if item.name == "max_tokens"), len(known))
+    kind = inspect.Parameter.KEYWORD_ONLY
+    options = [
+        inspect.Parameter(name, kind, default=None, annotation=annotation)
+        for name, annotation in SamplingOptions.__annotations__.items()
+    ]
+    shown: Any = function
+    shown.__signature__ = signature.replace(parameters=[*known[:place], *options, *known[place:]])
+    return function
 
 
 def sampling_from(options: Mapping[str, Any]) -> Sampling:

@@ -231,8 +231,8 @@ def test_log_probabilities_are_the_models_own() -> None:
     falling = -np.sort(-exact, axis=-1)[:, :4]
     np.testing.assert_allclose(np.array(choice.top_logprobs), falling, atol=1e-5)
     np.testing.assert_allclose(np.take_along_axis(exact, np.array(choice.top_ids), axis=1), falling, atol=1e-5)
-    chooser.leave(2)
-    assert chooser.choose(mx.array(raw[:2]), [2, 2]).top_ids is None
+    chooser.leave(1)
+    assert chooser.choose(mx.array(raw[1:]), [2, 2]).top_ids is not None, "the row that asked has moved up"
     chooser.leave(1)
     assert chooser.choose(mx.array(raw[:1]), [3]).logprobs is None
 
