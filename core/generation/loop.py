@@ -6,7 +6,6 @@ import contextlib
 import operator
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 import mlx.core as mx
@@ -14,8 +13,9 @@ import mlx.core as mx
 from core.device import wired_memory
 from core.errors import UsageError
 from core.generation.chooser import Choice, Chooser, check_request
-from core.generation.result import FinishReason, GenerationStats
-from core.generation.sampling import Sampling, SamplingOptions, sampling_from, spelled_out
+from core.generation.options import SamplingOptions, sampling_from, spelled_out
+from core.generation.result import FinishReason, GenerationStats, Token, TopLogprobs
+from core.generation.sampling import Sampling
 from core.nn import Cache, depends_on_length
 
 if TYPE_CHECKING:
@@ -33,23 +33,6 @@ class CausalLM(Protocol):
     def hidden_states(self, tokens: mx.array, cache: Cache | None = None) -> mx.array: ...
 
     def head(self, x: mx.array) -> mx.array: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One generated token.
-
-    Attributes:
-        id: in the vocabulary.
-        logprob: its log-probability in the model's own distribution, before any setting; None if not asked for.
-        top: the likeliest tokens' ids and log-probabilities, falling; empty if not asked for.
-        finish_reason: why the generation ends with it; None where it goes on.
-    """
-
-    id: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-    finish_reason: FinishReason | None = None
 
 
 @spelled_out
@@ -219,7 +202,7 @@ def _generate(
 def _told(choice: Choice, token_id: int, finish: FinishReason | None) -> Token:
     """A token with its log-probabilities."""
     assert choice.logprobs is not None
-    top: tuple[tuple[int, float], ...] = ()
+    top: TopLogprobs = ()
     if choice.top_ids is not None and choice.top_logprobs is not None:
         ids: Any = choice.top_ids[0].tolist()
         values: Any = choice.top_logprobs[0].tolist()

@@ -15,6 +15,23 @@ TopLogprobs = tuple[tuple[int, float], ...]
 """Ids and log-probabilities of the likeliest tokens, falling."""
 
 
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token.
+
+    Attributes:
+        id: in the vocabulary.
+        logprob: its log-probability in the model's own distribution, before any setting; None if not asked for.
+        top: the likeliest tokens' ids and log-probabilities, falling; empty if not asked for.
+        finish_reason: why the generation ends with it; None where it goes on.
+    """
+
+    id: int
+    logprob: float | None = None
+    top: TopLogprobs = ()
+    finish_reason: FinishReason | None = None
+
+
 @dataclass(slots=True)
 class GenerationStats:
     """Counts and times of one generation.
