@@ -119,11 +119,13 @@ class Chooser:
             UsageError: another number of rows.
             ProcessorError: a user's own processor failed; nothing is recorded, and the error names the row.
         """
-        if logits.shape != (len(self._rows), self.vocab_size) or len(positions) != len(self._rows):
+        if logits.shape != self._shape or len(positions) != self._shape[0]:
             expected = f"logits [{len(self._rows)}, {self.vocab_size}] and as many positions"
             found = f"{list(logits.shape)} and {len(positions)}"
             raise UsageError("logits do not fit the rows that have joined", expected=expected, found=found)
         ids = mx.argmax(logits, axis=-1) if self._plain else self._drawn(logits, positions)
+        if self._bare:
+            return Choice(ids)
         if self._stateful:
             ids = self._record(ids)
         return Choice(ids) if self._most_logprobs is None else self._with_logprobs(logits, ids)
@@ -141,11 +143,13 @@ class Chooser:
     def _plan(self) -> None:
         """Whatever follows from the rows alone."""
         rows = self._rows
+        self._shape = (len(rows), self.vocab_size)
         self._pipeline = Pipeline(rows, self.vocab_size)
         self._noisy = any(not row.greedy for row in rows)
         self._plain = not self._noisy and self._pipeline.empty
         self._stateful = any(state is not None for state in (self._history, self._counts, self._repetitions))
         self._most_logprobs = max((n for n in self._logprobs if n is not None), default=None)
+        self._bare = not self._stateful and self._most_logprobs is None
         self._seeds = [row.seed or 0 for row in rows]
         if self._noisy:
             self._temperature = column([0.0 if row.greedy else min(row.temperature, _HOTTEST) for row in rows])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from core.errors import UsageError
@@ -36,9 +35,6 @@ _COUNTS: dict[str, tuple[int | None, bool]] = {
     "dry_allowed_length": (1, False),
     "dry_context": (1, True),
 }
-
-
-NO_BIAS: Mapping[int, float] = MappingProxyType({})
 
 
 def numbers(settings: Any) -> dict[str, float]:
@@ -94,7 +90,7 @@ def bias(values: Any) -> Mapping[int, float]:
     biases = [
         _number("a value of logit_bias", value, "a number, or -inf", lambda x: x < _INF) for value in values.values()
     ]
-    return dict(zip(ids("the keys of logit_bias", values), biases, strict=True)) or NO_BIAS
+    return dict(zip(ids("the keys of logit_bias", values), biases, strict=True))
 
 
 def callables(values: Any) -> tuple[Any, ...]:

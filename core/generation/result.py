@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from core.generation.sampling import Sampling
 
@@ -15,8 +15,7 @@ TopLogprobs = tuple[tuple[int, float], ...]
 """Ids and log-probabilities of the likeliest tokens, falling."""
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """One generated token.
 
     Attributes:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from core.errors import UsageError
-from core.generation.ranges import NO_BIAS, bias, callables, counts, ids, numbers
+from core.generation.ranges import bias, callables, counts, ids, numbers
 
 if TYPE_CHECKING:
     from core.generation.processors.custom import Processor
@@ -91,7 +91,7 @@ class Sampling:
     dry_allowed_length: int = 2
     dry_context: int | None = None
     dry_breakers: Sequence[int] = ()
-    logit_bias: Mapping[int, float] = field(default_factory=lambda: NO_BIAS)
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     processors: Sequence[Processor] = ()
     order: Sequence[str] = DEFAULT_ORDER
 

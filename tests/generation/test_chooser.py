@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import re
 from typing import Any
 
 import mlx.core as mx
@@ -347,6 +348,27 @@ def test_nothing_waits_for_the_device() -> None:
 
     with pytest.raises(TracedError):
         mx.compile(step)(mx.zeros((len(REQUESTS), VOCAB)))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "most"),
+    [
+        (Sampling(), 1),
+        (Sampling(0.8, seed=1), 20),
+        (Sampling(0.8, top_p=0.9, seed=1), 30),
+        (Sampling(0.8, top_p=0.9, top_k=40, min_p=0.05, seed=1), 40),
+    ],
+)
+def test_common_settings_take_few_operations(sampling: Sampling, most: int) -> None:
+    """Each costs the host some microseconds. What only views another array is not counted."""
+    chooser = Chooser(VOCAB)
+    chooser.join(sampling, [1])
+    batch = mx.array(logits(0, 0))[None].astype(mx.bfloat16)
+    mx.eval(batch, chooser.choose(batch, [1]).ids)
+    graph = io.StringIO()
+    mx.export_to_dot(graph, chooser.choose(batch, [2]).ids)
+    names = re.findall(r'label ="(\w+)"?, shape=rectangle', graph.getvalue())
+    assert sum(name not in ("Broadcast", "ExpandDims", "Squeeze", "Slice") for name in names) <= most, names
 
 
 def test_whoever_computes_the_ids_computes_the_histories() -> None:
