@@ -111,8 +111,11 @@ class Chooser:
     def choose(self, logits: mx.array, positions: Sequence[int]) -> Choice:
         """Chooses a token for each row, and records it.
 
+        Where all rows are greedy and nothing changes their logits, this is one argmax.
+
         Args:
-            logits: ``[rows, vocab]``, any float dtype.
+            logits: ``[rows, vocab]``, any float dtype. NaN is never chosen, except by that one argmax, which does not
+                look for it. Where nothing is possible, the id is 0.
             positions: of the tokens to choose, one a row.
 
         Raises:
