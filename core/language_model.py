@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -22,7 +21,10 @@ from core.generation import (
     Sampling,
     SamplingOptions,
     Token,
+    checkpoint_number,
+    checkpoint_settings,
     sampling_from,
+    spelled_out,
     stream_tokens,
 )
 from core.nn import Cache
@@ -38,14 +40,6 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """A raw text, token ids, or a conversation: a list of messages with ``role`` and ``content``."""
 
 _DEFAULT_MAX_TOKENS = 256
-_CHECKPOINT_SETTINGS = {
-    "top_p": float,
-    "top_k": int,
-    "min_p": float,
-    "typical_p": float,
-    "repetition_penalty": float,
-}
-"""Settings of generation_config.json that transformers has too, beside the temperature."""
 
 
 class LanguageModel:
@@ -90,6 +84,7 @@ class LanguageModel:
                 return chunk.result
         raise AssertionError("a stream ends with its result")
 
+    @spelled_out
     def stream(
         self,
         prompt: Prompt,
@@ -130,7 +125,8 @@ class LanguageModel:
         ids = self.encode(prompt, tools=tools, begins=cache is None or not any(cache.lengths))
         chosen = self.sampling(**sampling)
         if max_tokens is None:
-            max_tokens = self._default("max_new_tokens", int, _DEFAULT_MAX_TOKENS)
+            stated = checkpoint_number(self.generation_config, "max_new_tokens", int)
+            max_tokens = _DEFAULT_MAX_TOKENS if stated is None else stated
         stats = GenerationStats()
         tokens = stream_tokens(
             self.model,
@@ -185,18 +181,16 @@ class LanguageModel:
         ids = self.tokenizer.encode_chat(messages, tools=tools)
         return ids[1:] if not begins and ids[:1] == [self.tokenizer.bos_id] else ids
 
+    @spelled_out
     def sampling(self, **options: Unpack[SamplingOptions]) -> Sampling:
         """The settings that a generation would use: those given, else the checkpoint's, else none.
 
         Raises:
             UsageError: a setting out of range.
         """
-        settings: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        if "temperature" not in settings and self.generation_config.get("do_sample") is True:
-            settings["temperature"] = self._checkpoint_setting("temperature", float, 1.0)
-        for name, kind in _CHECKPOINT_SETTINGS.items():
-            if name not in settings:
-                settings[name] = self._checkpoint_setting(name, kind, None)
+        given = {name: value for name, value in options.items() if value is not None}
+        stated = {name: value for name, value in self.generation_config.items() if name not in given}
+        settings: dict[str, Any] = {**checkpoint_settings(stated), **given}
         if settings.get("dry_multiplier") and "dry_breakers" not in settings and self.tokenizer is not None:
             settings["dry_breakers"] = self._breakers
         return sampling_from(settings)
@@ -206,25 +200,6 @@ class LanguageModel:
         assert self.tokenizer is not None
         rows = getattr(self.model, "vocab_size", self.tokenizer.vocab_size)
         return tuple(token_id for token_id in breaker_ids(self.tokenizer) if token_id < rows)
-
-    def _checkpoint_setting(self, name: str, kind: Any, otherwise: Any) -> Any:
-        value = self._default(name, kind, otherwise)
-        try:
-            sampling_from({name: value})
-        except UsageError as error:
-            hint = f"Give {name} yourself."
-            raise UsageError(
-                f"generation_config.json: {error.problem}", expected=error.expected, found=error.found, hint=hint
-            ) from None
-        return value
-
-    def _default(self, key: str, kind: Any, otherwise: Any) -> Any:
-        value = self.generation_config.get(key)
-        if value is None:
-            return otherwise
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise UsageError(f"generation_config.json: key {key!r} is not a number", found=repr(value))
-        return kind(value)
 
     def _eos_ids(self) -> frozenset[int]:
         """The tokenizer's, or without one those that the checkpoint's configs name."""

@@ -1,10 +1,17 @@
 """Generation: token ids in, token ids out. Knows no text and no files."""
 
 from core.generation.chooser import Choice, Chooser
-from core.generation.loop import Token, generate_tokens, stream_tokens
+from core.generation.loop import generate_tokens, stream_tokens
+from core.generation.options import (
+    SamplingOptions,
+    checkpoint_number,
+    checkpoint_settings,
+    sampling_from,
+    spelled_out,
+)
 from core.generation.processors import Processor, ProcessorContext
-from core.generation.result import FinishReason, GenerationChunk, GenerationResult, GenerationStats
-from core.generation.sampling import DEFAULT_ORDER, Sampling, SamplingOptions, sampling_from
+from core.generation.result import FinishReason, GenerationChunk, GenerationResult, GenerationStats, Token
+from core.generation.sampling import DEFAULT_ORDER, Sampling
 
 __all__ = [
     "Choice",
@@ -19,7 +26,10 @@ __all__ = [
     "Sampling",
     "SamplingOptions",
     "Token",
+    "checkpoint_number",
+    "checkpoint_settings",
     "generate_tokens",
     "sampling_from",
+    "spelled_out",
     "stream_tokens",
 ]

@@ -8,7 +8,7 @@ rows ask for leaves it unchanged. Nothing here waits for the device.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -25,8 +25,7 @@ from core.generation.sampling import Sampling
 _HOTTEST = 1e30  # above it, noise would overflow; the draw is uniform long before
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """What was chosen, still to be computed.
 
     Attributes:
@@ -112,19 +111,24 @@ class Chooser:
     def choose(self, logits: mx.array, positions: Sequence[int]) -> Choice:
         """Chooses a token for each row, and records it.
 
+        Where all rows are greedy and nothing changes their logits, this is one argmax.
+
         Args:
-            logits: ``[rows, vocab]``, any float dtype.
+            logits: ``[rows, vocab]``, any float dtype. NaN is never chosen, except by that one argmax, which does not
+                look for it. Where nothing is possible, the id is 0.
             positions: of the tokens to choose, one a row.
 
         Raises:
             UsageError: another number of rows.
             ProcessorError: a user's own processor failed; nothing is recorded, and the error names the row.
         """
-        if logits.shape != (len(self._rows), self.vocab_size) or len(positions) != len(self._rows):
+        if logits.shape != self._shape or len(positions) != self._shape[0]:
             expected = f"logits [{len(self._rows)}, {self.vocab_size}] and as many positions"
             found = f"{list(logits.shape)} and {len(positions)}"
             raise UsageError("logits do not fit the rows that have joined", expected=expected, found=found)
         ids = mx.argmax(logits, axis=-1) if self._plain else self._drawn(logits, positions)
+        if self._bare:
+            return Choice(ids)
         if self._stateful:
             ids = self._record(ids)
         return Choice(ids) if self._most_logprobs is None else self._with_logprobs(logits, ids)
@@ -142,11 +146,13 @@ class Chooser:
     def _plan(self) -> None:
         """Whatever follows from the rows alone."""
         rows = self._rows
+        self._shape = (len(rows), self.vocab_size)
         self._pipeline = Pipeline(rows, self.vocab_size)
         self._noisy = any(not row.greedy for row in rows)
         self._plain = not self._noisy and self._pipeline.empty
         self._stateful = any(state is not None for state in (self._history, self._counts, self._repetitions))
         self._most_logprobs = max((n for n in self._logprobs if n is not None), default=None)
+        self._bare = not self._stateful and self._most_logprobs is None
         self._seeds = [row.seed or 0 for row in rows]
         if self._noisy:
             self._temperature = column([0.0 if row.greedy else min(row.temperature, _HOTTEST) for row in rows])

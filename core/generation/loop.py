@@ -6,7 +6,6 @@ import contextlib
 import operator
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 import mlx.core as mx
@@ -14,8 +13,9 @@ import mlx.core as mx
 from core.device import wired_memory
 from core.errors import UsageError
 from core.generation.chooser import Choice, Chooser, check_request
-from core.generation.result import FinishReason, GenerationStats
-from core.generation.sampling import Sampling, SamplingOptions, sampling_from
+from core.generation.options import SamplingOptions, sampling_from, spelled_out
+from core.generation.result import FinishReason, GenerationStats, Token, TopLogprobs
+from core.generation.sampling import Sampling
 from core.kernels import inference
 from core.nn import Cache, depends_on_length
 
@@ -36,23 +36,7 @@ class CausalLM(Protocol):
     def head(self, x: mx.array) -> mx.array: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One generated token.
-
-    Attributes:
-        id: in the vocabulary.
-        logprob: its log-probability in the model's own distribution, before any setting; None if not asked for.
-        top: the likeliest tokens' ids and log-probabilities, falling; empty if not asked for.
-        finish_reason: why the generation ends with it; None where it goes on.
-    """
-
-    id: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-    finish_reason: FinishReason | None = None
-
-
+@spelled_out
 def generate_tokens(
     model: CausalLM,
     prompt_ids: Sequence[int],
@@ -105,6 +89,7 @@ def stream_tokens(
     eos: Collection[int] = (),
     context: int | None = None,
     logprobs: int | None = None,
+    history: Sequence[int] = (),
     cache: Cache | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
     stats: GenerationStats | None = None,
@@ -116,6 +101,8 @@ def stream_tokens(
         context: positions that the model has; the prompt must leave room for a token, and the generation ends where
             they do. None: no limit.
         logprobs: compute the log-probabilities of the chosen token and of this many of the likeliest; None: none.
+        history: ids before the prompt, those that the cache holds or some of them, for penalties and processors to look
+            back on; nothing is computed for them.
 
     Raises:
         UsageError: as ``generate_tokens``, or a prompt that fills the context.
@@ -125,7 +112,7 @@ def stream_tokens(
     if max_tokens < 0 or prefill_chunk < 1:
         raise UsageError("max_tokens must not be negative, and prefill_chunk positive")
     if vocab_size is not None:
-        check_request(sampling, prompt, logprobs, vocab_size)
+        check_request(sampling, [*history, *prompt], logprobs, vocab_size)
     held = 0 if cache is None else cache.length
     if context is not None and held + len(prompt) >= context and max_tokens > 0:
         before = f" after {held} in the cache" if held else ""
@@ -135,14 +122,14 @@ def stream_tokens(
             found=f"{len(prompt)}{before}",
             hint="core.generate_tokens knows no limit, but beyond it the model was not made to work.",
         )
-    room = max_tokens if context is None else min(max_tokens, context - held - len(prompt))
     return _generate(
         model,
         prompt,
-        room,
-        "length" if room == max_tokens else "context",
+        max_tokens,
+        context,
         sampling,
         logprobs,
+        [*history, *prompt],
         frozenset(eos),
         model.make_cache() if cache is None else cache,
         # Where rotary frequencies depend on the length, keys of an early chunk would be rotated for a shorter prompt.
@@ -161,9 +148,10 @@ def _generate(
     model: CausalLM,
     prompt: list[int],
     max_tokens: int,
-    limit: FinishReason,
+    context: int | None,
     sampling: Sampling,
     logprobs: int | None,
+    history: list[int],
     eos: frozenset[int],
     cache: Cache,
     chunk: int,
@@ -175,10 +163,13 @@ def _generate(
     mx.reset_peak_memory()
     stats.prompt_tokens = len(prompt)
     position = cache.length + len(prompt)  # of the next token to choose
+    limit: FinishReason = "length"
+    if context is not None and context - position < max_tokens:
+        max_tokens, limit = max(1, context - position), "context"
     with wired_memory():
         logits = _prefill(model, prompt, cache, chunk)
         chooser = Chooser(logits.shape[-1])
-        chooser.join(sampling, prompt, logprobs)
+        chooser.join(sampling, history, logprobs)
         choice = chooser.choose(logits, (position,))
         # The caches too: what a window has dropped of a long prompt would stay until the next step.
         mx.async_eval(choice.arrays(), cache.arrays())
@@ -217,7 +208,7 @@ def _generate(
 def _told(choice: Choice, token_id: int, finish: FinishReason | None) -> Token:
     """A token with its log-probabilities."""
     assert choice.logprobs is not None
-    top: tuple[tuple[int, float], ...] = ()
+    top: TopLogprobs = ()
     if choice.top_ids is not None and choice.top_logprobs is not None:
         ids: Any = choice.top_ids[0].tolist()
         values: Any = choice.top_logprobs[0].tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from core.generation.sampling import Sampling
 
@@ -13,6 +13,22 @@ model's positions are used up."""
 
 TopLogprobs = tuple[tuple[int, float], ...]
 """Ids and log-probabilities of the likeliest tokens, falling."""
+
+
+class Token(NamedTuple):
+    """One generated token.
+
+    Attributes:
+        id: in the vocabulary.
+        logprob: its log-probability in the model's own distribution, before any setting; None if not asked for.
+        top: the likeliest tokens' ids and log-probabilities, falling; empty if not asked for.
+        finish_reason: why the generation ends with it; None where it goes on.
+    """
+
+    id: int
+    logprob: float | None = None
+    top: TopLogprobs = ()
+    finish_reason: FinishReason | None = None
 
 
 @dataclass(slots=True)

@@ -18,15 +18,13 @@ and 3 to 5 do nothing.
 
 from __future__ import annotations
 
-import math
-import operator
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self, TypedDict
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
 
 from core.errors import UsageError
+from core.generation.ranges import bias, callables, counts, ids, numbers
 
 if TYPE_CHECKING:
     from core.generation.processors.custom import Processor
@@ -46,7 +44,6 @@ DEFAULT_ORDER = (
 """The names that ``Sampling.order`` is made of, in the default order."""
 
 _TINY_TEMPERATURE = 1e-30  # below it, the noise is lost in the rounding of any logits
-_NOTHING: Mapping[int, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +91,7 @@ class Sampling:
     dry_allowed_length: int = 2
     dry_context: int | None = None
     dry_breakers: Sequence[int] = ()
-    logit_bias: Mapping[int, float] = field(default_factory=lambda: _NOTHING)
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     processors: Sequence[Processor] = ()
     order: Sequence[str] = DEFAULT_ORDER
 
@@ -126,132 +123,16 @@ class Sampling:
         Raises:
             UsageError: a value is out of range.
         """
-        values: dict[str, Any] = {name: _number(name, getattr(self, name), *range_) for name, range_ in _RANGES.items()}
-        for name, (least, may_be_none) in _COUNTS.items():
-            values[name] = _count(name, getattr(self, name), least, may_be_none)
-        values["logit_bias"] = _bias(self.logit_bias)
-        values["dry_breakers"] = _ids("dry_breakers", self.dry_breakers)
-        values["processors"] = _processors(self.processors)
+        values: dict[str, Any] = {**numbers(self), **counts(self)}
+        values["logit_bias"] = bias(self.logit_bias)
+        values["dry_breakers"] = ids("dry_breakers", self.dry_breakers)
+        values["processors"] = callables(self.processors)
         values["order"] = _order(self.order)
         whole = replace(self, **values)
         missing = [name for name in DEFAULT_ORDER if name not in whole.order and whole.uses(name)]
         if missing:
             raise UsageError(f"order leaves {', '.join(map(repr, missing))} out, which these settings use")
         return replace(whole, seed=secrets.randbits(32)) if whole.seed is None and not whole.greedy else whole
-
-
-class SamplingOptions(TypedDict, total=False):
-    """The fields of ``Sampling`` as keyword arguments; None stands for the default."""
-
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    seed: int | None
-    min_p: float | None
-    typical_p: float | None
-    xtc_probability: float | None
-    xtc_threshold: float | None
-    repetition_penalty: float | None
-    presence_penalty: float | None
-    frequency_penalty: float | None
-    penalty_context: int | None
-    dry_multiplier: float | None
-    dry_base: float | None
-    dry_allowed_length: int | None
-    dry_context: int | None
-    dry_breakers: Sequence[int] | None
-    logit_bias: Mapping[int, float] | None
-    processors: Sequence[Processor] | None
-    order: Sequence[str] | None
-
-
-def sampling_from(options: Mapping[str, Any]) -> Sampling:
-    """Checked settings out of keyword arguments.
-
-    Raises:
-        UsageError: a name that is no setting, or a value out of range.
-    """
-    known = {item.name for item in fields(Sampling)}
-    unknown = next((name for name in options if name not in known), None)
-    if unknown is not None:
-        raise UsageError(f"{unknown!r} is not a setting of generation", expected=", ".join(sorted(known)))
-    return Sampling(**{name: value for name, value in options.items() if value is not None}).checked()
-
-
-_INF = math.inf
-# Name → how the range reads, and whether a value is in it.
-_RANGES: dict[str, tuple[str, Any]] = {
-    "temperature": ("0 or more", lambda x: 0 <= x < _INF),
-    "top_p": ("more than 0, at most 1", lambda x: 0 < x <= 1),
-    "min_p": ("0 to 1", lambda x: 0 <= x <= 1),
-    "typical_p": ("more than 0, at most 1", lambda x: 0 < x <= 1),
-    "xtc_probability": ("0 to 1", lambda x: 0 <= x <= 1),
-    "xtc_threshold": ("more than 0, at most 0.5: of two likely choices, one is excluded", lambda x: 0 < x <= 0.5),
-    "repetition_penalty": ("more than 0, at most 1000", lambda x: 0 < x <= 1000),
-    "presence_penalty": ("-1000 to 1000", lambda x: -1000 <= x <= 1000),
-    "frequency_penalty": ("-1000 to 1000", lambda x: -1000 <= x <= 1000),
-    "dry_multiplier": ("0 to 1000", lambda x: 0 <= x <= 1000),
-    "dry_base": ("1 to 1000", lambda x: 1 <= x <= 1000),
-}
-# Name → the least value, and whether None is one.
-_COUNTS: dict[str, tuple[int | None, bool]] = {
-    "top_k": (0, False),
-    "seed": (None, True),
-    "penalty_context": (1, True),
-    "dry_allowed_length": (1, False),
-    "dry_context": (1, True),
-}
-
-
-def _number(name: str, value: Any, expected: str, accepts: Any) -> float:
-    if isinstance(value, str | bytes):
-        raise UsageError(f"{name} must be a number", expected=expected, found=repr(value))
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{name} must be a number", expected=expected, found=repr(value)) from None
-    if not accepts(number):
-        raise UsageError(f"{name} is out of range", expected=expected, found=number)
-    return number
-
-
-def _count(name: str, value: Any, least: int | None, may_be_none: bool) -> int | None:
-    if value is None and may_be_none:
-        return None
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise UsageError(f"{name} must be an integer", found=repr(value)) from None
-    if least is not None and count < least:
-        expected = f"{least} or more" + (", or None for all" if may_be_none else " (0 is all)" if least == 0 else "")
-        raise UsageError(f"{name} is out of range", expected=expected, found=count)
-    return count
-
-
-def _ids(name: str, values: Any) -> tuple[int, ...]:
-    try:
-        ids = tuple(operator.index(value) for value in values)
-    except TypeError:
-        raise UsageError(f"{name} must be token ids", expected="integers", found=repr(values)[:60]) from None
-    if ids and min(ids) < 0:
-        raise UsageError(f"{name} must be token ids", expected="0 or more", found=min(ids))
-    return ids
-
-
-def _bias(values: Any) -> Mapping[int, float]:
-    if not isinstance(values, Mapping):
-        raise UsageError("logit_bias must be a mapping of token ids to numbers", found=repr(values)[:60])
-    biases = [
-        _number("a value of logit_bias", value, "a number, or -inf", lambda x: x < _INF) for value in values.values()
-    ]
-    return dict(zip(_ids("the keys of logit_bias", values), biases, strict=True)) or _NOTHING
-
-
-def _processors(values: Any) -> tuple[Any, ...]:
-    if callable(values) or not isinstance(values, Sequence) or not all(callable(value) for value in values):
-        hint = "Each is called with (logits, context); see core.generation.Processor."
-        raise UsageError("processors must be a list of callables", found=repr(values)[:60], hint=hint)
-    return tuple(values)
 
 
 def _order(names: Any) -> tuple[str, ...]:

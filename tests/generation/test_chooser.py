@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
+import re
 from typing import Any
 
 import mlx.core as mx
@@ -116,6 +118,22 @@ def test_all_requests_at_once_for_longer_than_the_histories_were_made_for() -> N
         assert [int(ids[request].item()) for ids in steps] == alone(request, 72), REQUESTS[request]
 
 
+def test_requests_that_come_one_after_another_and_leave_in_another_order() -> None:
+    chooser, rows = Chooser(VOCAB), []
+    for step in range(60):
+        if step < 2 * len(REQUESTS):
+            rows.append((step % len(REQUESTS), []))
+            chooser.join(REQUESTS[rows[-1][0]].checked(), prompt(rows[-1][0]))
+        batch = mx.array(np.stack([logits(request, len(ids)) for request, ids in rows]))
+        ids = chooser.choose(batch, [len(prompt(request)) + len(before) for request, before in rows]).ids.tolist()
+        for (_, before), token_id in zip(rows, ids, strict=True):
+            before.append(token_id)
+        if step > 20 and len(rows) > 1:
+            request, before = rows.pop(7 * step % len(rows))
+            assert before == alone(request, 72)[: len(before)], REQUESTS[request]
+            chooser.leave(7 * step % (len(rows) + 1))
+
+
 @pytest.mark.parametrize("name", [item.name for item in dataclasses.fields(Sampling)])
 def test_every_setting_changes_something(name: str) -> None:
     """The comparison above would be empty for a setting without effect."""
@@ -214,8 +232,8 @@ def test_log_probabilities_are_the_models_own() -> None:
     falling = -np.sort(-exact, axis=-1)[:, :4]
     np.testing.assert_allclose(np.array(choice.top_logprobs), falling, atol=1e-5)
     np.testing.assert_allclose(np.take_along_axis(exact, np.array(choice.top_ids), axis=1), falling, atol=1e-5)
-    chooser.leave(2)
-    assert chooser.choose(mx.array(raw[:2]), [2, 2]).top_ids is None
+    chooser.leave(1)
+    assert chooser.choose(mx.array(raw[1:]), [2, 2]).top_ids is not None, "the row that asked has moved up"
     chooser.leave(1)
     assert chooser.choose(mx.array(raw[:1]), [3]).logprobs is None
 
@@ -330,6 +348,41 @@ def test_nothing_waits_for_the_device() -> None:
 
     with pytest.raises(TracedError):
         mx.compile(step)(mx.zeros((len(REQUESTS), VOCAB)))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "most"),
+    [
+        (Sampling(), 1),
+        (Sampling(0.8, seed=1), 20),
+        (Sampling(0.8, top_p=0.9, seed=1), 30),
+        (Sampling(0.8, top_p=0.9, top_k=40, min_p=0.05, seed=1), 40),
+    ],
+)
+def test_common_settings_take_few_operations(sampling: Sampling, most: int) -> None:
+    """Each costs the host some microseconds. What only views another array is not counted."""
+    chooser = Chooser(VOCAB)
+    chooser.join(sampling, [1])
+    batch = mx.array(logits(0, 0))[None].astype(mx.bfloat16)
+    mx.eval(batch, chooser.choose(batch, [1]).ids)
+    graph = io.StringIO()
+    mx.export_to_dot(graph, chooser.choose(batch, [2]).ids)
+    names = re.findall(r'label ="(\w+)"?, shape=rectangle', graph.getvalue())
+    assert sum(name not in ("Broadcast", "ExpandDims", "Squeeze", "Slice") for name in names) <= most, names
+
+
+def test_whoever_computes_the_ids_computes_the_histories() -> None:
+    """Nobody may ever read them, and every step's would then wait for a reader, with all it was made from."""
+    chooser = Chooser(VOCAB)
+    chooser.join(Sampling(dry_multiplier=1.0, penalty_context=3, repetition_penalty=1.1).checked(), [1])
+    for step in range(4):
+        mx.eval(chooser.choose(mx.zeros((1, VOCAB)), [step]).ids)
+        for state in (chooser._history, chooser._counts, chooser._repetitions):
+            for array in vars(state).values():
+                if isinstance(array, mx.array):
+                    graph = io.StringIO()
+                    mx.export_to_dot(graph, array)
+                    assert "rectangle" not in graph.getvalue(), "an operation is left to do"
 
 
 def test_the_order_is_the_documented_one() -> None:

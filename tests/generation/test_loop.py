@@ -11,7 +11,7 @@ import pytest
 
 import core
 from core.errors import UsageError
-from core.generation import GenerationStats
+from core.generation import GenerationStats, Sampling, stream_tokens
 from tests.generation.conftest import CONFIG
 
 PROMPT = [1, 7, 3, 9, 20, 44, 2, 2, 17, 5, 30, 11]
@@ -138,6 +138,15 @@ def test_sampled_ids_depend_on_the_seed_alone(model: core.nn.Decoder) -> None:
     assert ids(None) != ids(None)
     assert ids(3, top_k=1) == naive(model, PROMPT, 20)
     assert ids(3, top_p=1e-6) == naive(model, PROMPT, 20)
+
+
+def test_what_the_cache_holds_counts_when_it_is_named(model: core.nn.Decoder) -> None:
+    sampling = Sampling(repetition_penalty=1.5, dry_multiplier=1.0).checked()
+    whole = [token.id for token in stream_tokens(model, PROMPT, sampling, max_tokens=20)]
+    cache = model.make_cache()
+    model(mx.array([PROMPT[:7]]), cache)
+    rest = stream_tokens(model, PROMPT[7:], sampling, max_tokens=20, cache=cache, history=PROMPT[:7])
+    assert [token.id for token in rest] == whole
 
 
 def test_statistics_count_what_happened(model: core.nn.Decoder) -> None:

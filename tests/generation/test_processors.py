@@ -19,7 +19,8 @@ from tests.generation.test_sampling import DRAWS, LOGITS, assert_drawn_from, dra
 RECORDED = np.load(Path(__file__).parent / "transformers_processors.npz")
 CASES: dict[str, dict[str, Any]] = json.loads(str(RECORDED["cases"]))["cases"]
 VOCAB = 7
-IDS = st.lists(st.integers(0, VOCAB - 1), max_size=40)
+IDS = st.lists(st.integers(0, VOCAB - 1), max_size=40) | st.lists(st.integers(0, VOCAB - 1), min_size=14, max_size=20)
+GENERATED = st.sampled_from([0, 5, 1000])  # of the history; the rest is the prompt
 
 
 def processed(sampling: Sampling, history: list[int], logits: np.ndarray, generated: int = 0) -> np.ndarray:
@@ -48,10 +49,10 @@ def test_transformers_keeps_and_changes_the_same(name: str) -> None:
             np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=50)
+@settings(max_examples=100)
 @given(
     IDS,
-    st.integers(0, 40),
+    GENERATED,
     st.one_of(st.none(), st.integers(1, 12)),
     st.sampled_from([1.0, 1.5, 0.5]),
     st.sampled_from([0.0, 0.7, -0.4]),
@@ -95,9 +96,9 @@ def dry(
 
 @settings(max_examples=100)
 @given(
-    st.lists(st.integers(0, 3), max_size=60),
-    st.integers(0, 60),
-    st.sampled_from([(0.8, 1.75, 2), (2.0, 1.0, 1), (1.0, 1.3, 3)]),
+    st.lists(st.integers(0, 2), min_size=8, max_size=60),
+    GENERATED,
+    st.sampled_from([(0.8, 1.75, 2), (2.0, 1.0, 1), (1.0, 1.3, 1), (1.0, 1.3, 3)]),
     st.one_of(st.none(), st.integers(1, 30)),
     st.sets(st.integers(0, 4), max_size=2),
 )
@@ -136,7 +137,7 @@ def xtc(logits: np.ndarray, threshold: float) -> np.ndarray:
     return probabilities / probabilities.sum()
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.3, 0.1, 0.02])
+@pytest.mark.parametrize("threshold", [0.5, 0.3, 0.22, 0.065])  # the likeliest of LOGITS have 0.38, 0.23, 0.21, 0.07
 @pytest.mark.parametrize("probability", [1.0, 0.4])
 def test_xtc_is_drawn_from_its_formula(probability: float, threshold: float) -> None:
     plain = np.exp(LOGITS) / np.exp(LOGITS).sum()
@@ -168,6 +169,16 @@ def test_the_temperature_counts_where_the_order_has_it() -> None:
     assert_drawn_from(expected / expected.sum(), draws(Sampling(2.5, top_p=0.6, seed=1, order=last)))
     wider = np.bincount(draws(Sampling(2.5, top_p=0.6, seed=1, order=first)), minlength=len(LOGITS))
     assert (wider > 0).sum() > size
+
+
+def test_a_processor_between_two_truncations() -> None:
+    """The second one sorts anew."""
+    sampling = Sampling(1.0, top_k=3, top_p=0.6, seed=1, logit_bias={2: 3.0}, order=("top_k", "logit_bias", "top_p"))
+    ours = processed(sampling, [], LOGITS)
+    assert np.isfinite(ours).tolist() == [False, False, True] + [False] * 5, "of the three, the third is now 0.85"
+    last = ("xtc", "typical_p", "logit_bias", "top_k")
+    ours = processed(Sampling(1.0, top_k=1, typical_p=0.9, seed=1, logit_bias={3: 4.0}, order=last), [], LOGITS)
+    assert np.flatnonzero(np.isfinite(ours)).tolist() == [3]
 
 
 def test_forbidden_and_favoured_tokens() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import pickle
 
 import mlx.core as mx
 import numpy as np
@@ -170,6 +172,13 @@ def test_checked_settings_are_as_given_and_checked_again_the_same() -> None:
     assert checked.logit_bias == {4: -1.0, 5: float("-inf")}
     assert (checked.dry_breakers, checked.order) == ((1, 2), DEFAULT_ORDER)
     assert checked.checked() == checked
+
+
+def test_settings_can_be_written_down() -> None:
+    """A front end logs them, another process is sent them."""
+    checked = Sampling(0.5, seed=3).checked()
+    assert json.loads(json.dumps(dataclasses.asdict(checked)))["seed"] == 3
+    assert pickle.loads(pickle.dumps(checked)) == checked
 
 
 def test_names_that_do_nothing_may_be_left_out_of_an_order() -> None:

@@ -76,7 +76,7 @@ class Script:
 def test_every_setting_works_with_every_model(lm: core.LanguageModel, name: str) -> None:
     """As by hand: the whole sequence anew for each token, and the settings' chooser on its last logits."""
     prompt, options = ids_of(lm), {"top_p": 1.0} | SETTINGS[name]
-    result = lm.generate(prompt, max_tokens=12, logprobs=3, **options)
+    result = lm.generate(prompt, max_tokens=8, logprobs=3, **options)
     chooser, history = Chooser(lm.model.vocab_size), list(prompt)
     chooser.join(Sampling(**options).checked(), prompt)
     for step, token_id in enumerate(result.token_ids):

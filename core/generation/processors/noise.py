@@ -24,11 +24,11 @@ def gumbel(seeds: Sequence[int], positions: Sequence[int], vocab_size: int) -> m
     size = -(-vocab_size // _ALIGNED) * _ALIGNED
     words = [_words(_mixed(seed, position)) for seed, position in zip(seeds, positions, strict=True)]
     if len(words) == 1:
-        numbers = mx.random.uniform(shape=(1, size), key=mx.array(words[0], dtype=mx.uint32))
+        numbers = mx.random.uniform(0.0, -1.0, (1, size), key=mx.array(words[0], dtype=mx.uint32))
     else:
-        numbers = mx.vmap(lambda key: mx.random.uniform(shape=(size,), key=key))(mx.array(words, dtype=mx.uint32))
-    # Uniform numbers are finest near 0: that end becomes the rare, large noise.
-    negative = mx.minimum(mx.log1p(-numbers), -1e-11)
+        numbers = mx.vmap(lambda key: mx.random.uniform(0.0, -1.0, (size,), key=key))(mx.array(words, dtype=mx.uint32))
+    # Floats are finest near 0: that end becomes the rare, large noise. Exactly 0 would become infinity.
+    negative = mx.minimum(mx.log1p(numbers), -1e-11)
     noise = -mx.log(-negative)
     return noise if size == vocab_size else noise[:, :vocab_size]
 

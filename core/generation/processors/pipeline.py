@@ -54,8 +54,7 @@ class Pipeline:
 
     def __call__(self, scores: Scores, now: Now) -> None:
         """Changes the scores."""
-        for stages in self._passes:
-            scores.temperature = None
+        for stages in self._passes:  # a temperature that a pass leaves behind is 1 for the rows of the next
             for stage in stages:
                 stage(scores, now)
 
