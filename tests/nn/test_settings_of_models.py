@@ -21,7 +21,7 @@ from tests.testing.recurrent import CONFIG as RECURRENT
 ROOT = Path(__file__).parents[2]
 TOKENS = mx.array(np.random.default_rng(3).integers(0, 60, (3, 90)))
 LIMIT, KEPT = 20, 4
-CHUNKS = ([90], [1] * 90, [40, 30, 1, 1, 18])
+CHUNKS = ([90], [50, *[1] * 30, 10], [1, 39, 30, 1, 1, 18])
 NAMES = ["demo:mistral", "demo:mixtral", "window", "full", "olmo2"]
 
 
