@@ -101,9 +101,9 @@ class Cache:
         """Says how many tokens each row holds, after the rows of all arrays and spans have become others."""
         self.batch, self.lengths, self._last_counts = len(lengths), list(lengths), [0] * len(lengths)
 
-    def capacity(self, reach: Reach) -> int:
-        """Slots of the buffers of the blocks with this reach: a window, a limit, or None for full."""
-        return self.spans[reach].capacity
+    def capacity(self, window: Reach) -> int:
+        """Slots of the buffers of the blocks with this window, or limit (None: full)."""
+        return self.spans[window].capacity
 
     def positions(self) -> mx.array:
         """int32 ``[batch]``: the position of the next token of each row."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import mlx.core as mx
-
 from core.errors import UsageError
 from core.nn.span import Limit, Reach
 from core.nn.spec import CacheSpec
@@ -80,16 +78,3 @@ class CacheSettings:
         if self.max_kv_tokens is None or (spec.window is not None and spec.window <= self.max_kv_tokens):
             return spec.window
         return Limit(self.kept_tokens, self.max_kv_tokens)
-
-    def bytes_at(self, spec: CacheSpec, tokens: int, dtype: mx.Dtype) -> int:
-        """Bytes that one sequence of ``tokens`` tokens needs in a block with this spec, where ``dtype`` stores it.
-
-        As ``CacheSpec.bytes_at``, without the slots that buffers hold in reserve.
-        """
-        if spec.kind == "state":
-            return spec.bytes_at(tokens, dtype)
-        kept = tokens if self.max_kv_tokens is None else min(tokens, self.max_kv_tokens)
-        if self.kv_bits is None:
-            return spec.bytes_at(kept, dtype)
-        elements = spec.bytes_at(kept, mx.uint8) // (spec.dtype or mx.uint8).size
-        return elements * self.kv_bits // 8 + elements // self.kv_group_size * 2 * dtype.size

@@ -123,7 +123,7 @@ class Span:
             what = "max_kv_tokens" if isinstance(self.reach, Limit) else "the sliding window"
             raise CacheError(
                 f"cannot rewind to {length} tokens: {what} has already dropped tokens that it needs",
-                expected=f"at most {SPARE} tokens behind the longest it has been, with a window of {self._window}",
+                expected=f"at most {SPARE} tokens behind the longest it has been",
                 hint="Start again with a new cache, or keep a cache.copy() from before.",
             )
 

@@ -155,3 +155,21 @@ def test_no_step_without_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:
     with mx.stream(mx.cpu):
         assert reason(model, cache) == "no CUDA device"
         assert fast_step(model, cache) is None
+
+
+@pytest.mark.parametrize(
+    "asked", [{"max_kv_tokens": 40}, {"max_kv_tokens": 40, "kept_tokens": 0}, {"kv_bits": 8}, {"kv_bits": 4}], ids=str
+)
+def test_caches_with_settings_take_the_ordinary_path(asked: dict[str, int]) -> None:
+    model = build()
+    cache = model.make_cache(**asked)
+    mx.eval(model(mx.array([[1, 2, 3]]), cache), cache.arrays())
+    with pytest.raises(Unsupported, match="a cache"):
+        describe(model, cache)
+
+
+def test_a_limit_wider_than_the_window_changes_nothing() -> None:
+    model = build()
+    cache = model.make_cache(max_kv_tokens=64)
+    mx.eval(model(mx.array([[1, 2, 3]]), cache), cache.arrays())
+    assert describe(model, cache).shape == shape_of(model)

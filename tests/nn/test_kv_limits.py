@@ -22,7 +22,7 @@ def limited(kept: int, tokens: int, batch: int = 1, spec: CacheSpec = FULL) -> C
     return Cache([spec], batch, CacheSettings(max_kv_tokens=tokens, kept_tokens=kept))
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
     limit=st.sampled_from(LIMITS),
     chunks=st.lists(st.sampled_from([1, 1, 1, 2, 3, 7, 13, 40, 300]), min_size=1, max_size=12),
@@ -40,7 +40,7 @@ def test_one_token_at_a_time_far_past_the_limit() -> None:
         take_step(cache, rows, 1, None, first_and_last(4, 12), rng)
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(data=st.data(), limit=st.sampled_from(LIMITS), seed=st.integers(0, 2**32 - 1))
 def test_rows_of_different_lengths(data: st.DataObject, limit: tuple[int, int], seed: int) -> None:
     batch = 3
@@ -52,7 +52,7 @@ def test_rows_of_different_lengths(data: st.DataObject, limit: tuple[int, int], 
         take_step(cache, rows, seq, counts, first_and_last(*limit), rng)
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(data=st.data(), limit=st.sampled_from(LIMITS), seed=st.integers(0, 2**32 - 1))
 def test_rewound_tokens_leave_no_trace(data: st.DataObject, limit: tuple[int, int], seed: int) -> None:
     cache, rows, rng = limited(*limit), [Row()], np.random.default_rng(seed)
