@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from core.batching.answer import Answer
+from core.batching.failure import kept
 from core.batching.flight import Flight
 from core.batching.groups import capacity_class
 from core.batching.options import wanted
@@ -156,7 +157,7 @@ class Batch:
             if previous is not None:
                 self._report(previous, events)
         except Exception as error:  # of the model or the device: no row's cache can be trusted any more
-            self._fail_running(error, events)
+            self._fail_running(kept(error), events)
         if self._wired is not None and not self.pending:
             self._wired.close()
             self._wired = None
@@ -225,6 +226,7 @@ class Batch:
                 self._running.join(reading.rows, reading.cache)
         except Exception as error:  # of the model or the device, on these prompts
             self._drop(reading)
+            kept(error)
             for row in reading.rows:
                 self._fail(row, error, events)
             return 0
@@ -233,6 +235,7 @@ class Batch:
     def _decode(self, previous: Flight | None, prompt_tokens: int, events: list[BatchEvent]) -> Flight | None:
         """Gives the device the next token of every row."""
         if not self._running.rows:
+            self._running.groups.settle()  # caches that nobody needs go now
             return None
         logits = self._running.logits(None if previous is None else previous.choice.ids)
         while self._running.rows:
@@ -241,7 +244,7 @@ class Batch:
             except ProcessorError as error:  # one row's own; nothing was recorded of the others
                 row = self._running.rows[error.row]
                 self._leave(row)
-                self._fail(row, error, events)
+                self._fail(row, kept(error), events)
                 continue
             mx.async_eval(choice.arrays())
             return Flight(choice, list(self._running.rows), prompt_tokens)
@@ -260,7 +263,7 @@ class Batch:
             try:
                 chunk, reason = row.answer.add(token)
             except Exception as error:  # a tokenizer that does not know the id
-                self._fail(row, error, events)
+                self._fail(row, kept(error), events)
                 continue
             events.append(BatchEvent(row.request, chunk))
             if reason is not None:
