@@ -16,7 +16,7 @@ from tests.batching.models import check_alone, model, prompt
 
 @pytest.fixture(scope="module")
 def lm() -> core.LanguageModel:
-    return core.load("demo:mistral", dequantize=True, dtype="float32")
+    return core.load("demo:mistral", dequantize=True, dtype=mx.float32)
 
 
 PROMPTS = ["To be, or", "My lord,", "What light through yonder", "O Romeo", "Enter", "Now is the winter"]
