@@ -55,8 +55,8 @@ class Batch:
             tenths of the device's memory that is free now. Buffers that are copied come on top, one block's at a time.
         prefill_chunk: prompt tokens between two decode steps, at most, while any request decodes. Fewer are taken where
             a chunk makes a step take more than about twice as long.
-        prefill_burst: prompt tokens at once while nothing decodes, and while short prompts wait that are half as many
-            as the requests that decode.
+        prefill_burst: prompt tokens at once while nothing decodes, and for the prompts that waited then until all of
+            them are read.
         prefix: what earlier prompts have left; requests continue from it, and leave theirs there.
         max_kv_tokens, kept_tokens, kv_bits, kv_group_size: as for ``Decoder.make_cache``.
 
@@ -205,10 +205,11 @@ class Batch:
 
     def _read_prompts(self, events: list[BatchEvent]) -> int:
         """At most one chunk of prompts; returns its tokens."""
-        decoding = len(self._running.rows)
-        # Short prompts that wait weigh as much as the rows that would wait for them.
-        crowd = 2 * self._waiting.short(self._pace.limit) >= decoding
-        budget = self._burst if crowd or not decoding else self._pace.chunk
+        decoding = bool(self._running.rows)
+        if not decoding:
+            self._waiting.mark_crowd()
+        first = self._waiting.first()
+        budget = self._burst if not decoding or (first is not None and first.crowd) else self._pace.chunk
         # Beside a long prompt, a short one may come in; of two long ones, the first is the first to finish.
         new = next_reading(self._waiting, budget, self._make_cache, self._prefixes, short=bool(self._readings))
         if new is not None:
@@ -217,10 +218,11 @@ class Batch:
             return 0
         self._readings.rotate(-1)
         reading = self._readings[0]
-        if decoding and reading.left > self._pace.limit:
+        if decoding and (reading is not new or reading.left > budget):
             budget = self._pace.chunk
         try:
-            tokens = reading.chunk(self._model, budget)
+            # While rows decode, reading their last ids has waited for the chunk before the last one.
+            tokens = reading.chunk(self._model, budget, wait=not decoding)
             if reading.left == 0:
                 self._readings.remove(reading)
                 self._running.join(reading.rows, reading.cache)

@@ -40,7 +40,8 @@ def model(kind: str) -> Decoder:
             made = core.build(CONFIG | {"sliding_window": WINDOW}).model
         case "beside":
             made = _joined(
-                core.build(CONFIG | {"sliding_window": WINDOW}).model, core.build(CONFIG | {"sliding_window": None}).model
+                core.build(CONFIG | {"sliding_window": WINDOW}).model,
+                core.build(CONFIG | {"sliding_window": None}).model,
             )
         case "experts":
             made = core.build(EXPERTS).model

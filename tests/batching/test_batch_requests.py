@@ -24,12 +24,12 @@ PROMPTS = ["To be, or", "My lord,", "What light through yonder", "O Romeo", "Ent
 
 def test_text_and_stops_are_those_of_a_stream(lm: core.LanguageModel) -> None:
     options: list[dict[str, Any]] = [
-        {"max_tokens": 30},
-        {"max_tokens": 40, "stop": ["\n"]},
-        {"max_tokens": 40, "stop": ["e", "the "]},
-        {"max_tokens": 12, "logprobs": 3},
+        {"max_tokens": 30, "temperature": 0.0},
+        {"max_tokens": 40, "temperature": 0.0, "stop": ["\n"]},
+        {"max_tokens": 40, "temperature": 0.0, "stop": ["e", "the "]},
+        {"max_tokens": 12, "temperature": 0.0, "logprobs": 3},
         {"max_tokens": 20, "temperature": 0.9, "seed": 4, "top_p": 0.9, "logprobs": 0},
-        {"max_tokens": 0},
+        {"max_tokens": 0, "temperature": 0.0},
     ]
     batch = core.Batch(lm, max_rows=4)
     requests = [batch.submit(text, **each) for text, each in zip(PROMPTS, options, strict=True)]
@@ -51,7 +51,9 @@ def test_text_and_stops_are_those_of_a_stream(lm: core.LanguageModel) -> None:
         assert [(c.text, c.token_id) for c in told if c] == [(c.text, c.token_id) for c in chunks]
         if alone.top_logprobs is not None:
             assert found.top_logprobs is not None
-            assert [[i for i, _ in top] for top in found.top_logprobs] == [[i for i, _ in t] for t in alone.top_logprobs]
+            assert [[i for i, _ in top] for top in found.top_logprobs] == [
+                [i for i, _ in t] for t in alone.top_logprobs
+            ]
 
 
 def test_an_end_of_sequence_token_ends_one_row_and_no_other() -> None:

@@ -30,9 +30,7 @@ ACTIONS = st.lists(
     chunk=st.sampled_from([1, 5, 16, 64]),
     burst=st.sampled_from([1, 20, 200]),
 )
-def test_any_schedule(
-    kind: str, actions: list[tuple[str, int, int]], max_rows: int, chunk: int, burst: int
-) -> None:
+def test_any_schedule(kind: str, actions: list[tuple[str, int, int]], max_rows: int, chunk: int, burst: int) -> None:
     batch = core.Batch(model(kind), max_rows=max_rows, prefill_chunk=chunk, prefill_burst=burst)
     requests: list[BatchRequest] = []
     told: dict[BatchRequest, list[int]] = {}
@@ -107,17 +105,12 @@ def test_two_models_side_by_side() -> None:
 @pytest.mark.parametrize("settings", [{"max_kv_tokens": 12}, {"kv_bits": 8, "kv_group_size": 32}])
 def test_bounded_and_packed_caches(settings: dict[str, int]) -> None:
     """Alone is then: alone with a cache of the same settings."""
-    if "kv_bits" in settings:
-        lm = core.build(_WIDE).model
-    else:
-        lm = model("full")
+    lm = core.build(_WIDE).model if "kv_bits" in settings else model("full")
     batch = core.Batch(lm, max_rows=4, **settings)
     requests = [batch.submit(prompt(i, 2 + 7 * i), max_tokens=25) for i in range(8)]
     list(batch)
     for request in requests:
-        expected = list(
-            core.generate_tokens(lm, request.prompt_ids, max_tokens=25, cache=lm.make_cache(1, **settings))
-        )
+        expected = list(core.generate_tokens(lm, request.prompt_ids, max_tokens=25, cache=lm.make_cache(1, **settings)))
         assert request.result is not None
         assert request.result.token_ids == expected
 
