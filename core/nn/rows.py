@@ -241,7 +241,7 @@ def extract(cache: Cache, row: int, make_cache: Callable[[int], Cache]) -> Cache
     length = cache.lengths[row]
     for key, span in twin.spans.items():
         span.base[0] = cache.spans[key].base[row]
-        span.capacity = length if key is None else cache.spans[key].capacity
+        span.capacity = length if key is None or not length else cache.spans[key].capacity
     for own, other in zip(twin.blocks, cache.blocks, strict=True):
         if isinstance(other, State):
             own.replace([mx.take(array, index, axis=0) for array in other.arrays()])

@@ -156,3 +156,19 @@ def test_free_places_are_used_again_and_given_back() -> None:
     assert len(batch._running.groups.places) == 1
     stays.cancel()
     list(batch)
+
+
+def test_a_free_place_does_not_make_rows_uneven() -> None:
+    """Rows at one position take the cheaper way to write and to mask; a place that nobody has must not prevent it."""
+    batch = core.Batch(model("full"), max_rows=8)
+    requests = [batch.submit(prompt(i, 3), max_tokens=30) for i in range(8)]
+    while not batch._running.rows:
+        batch.step()
+    requests[3].cancel()
+    free = []
+    for _ in range(12):
+        batch.step()
+        assert len(set(batch._running.groups.cache.lengths)) == 1
+        free.append(batch._running.groups.places.count(None))
+    assert 1 in free, "seven rows of eight do not move for the one that has gone"
+    batch.close()

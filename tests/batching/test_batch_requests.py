@@ -56,6 +56,18 @@ def test_text_and_stops_are_those_of_a_stream(lm: core.LanguageModel) -> None:
             ]
 
 
+@pytest.mark.parametrize("name", ["demo:mistral", "demo:mixtral"])
+def test_quantized_demo_models_past_their_windows(name: str) -> None:
+    lm = core.load(name)
+    prompts = [[(7 * place + 3 * i) % 1000 for place in range(length)] for i, length in enumerate((3, 60, 75))]
+    batch = core.Batch(lm, prefill_chunk=16)
+    requests = [batch.submit(ids, max_tokens=14, temperature=0.0) for ids in prompts]
+    list(batch)
+    for request in requests:
+        assert request.result is not None
+        assert request.result.token_ids == lm.generate(request.prompt_ids, max_tokens=14, temperature=0.0).token_ids
+
+
 def test_an_end_of_sequence_token_ends_one_row_and_no_other() -> None:
     first = list(core.generate_tokens(model("full"), prompt(1, 9), max_tokens=12))
     batch = core.Batch(model("full"))
