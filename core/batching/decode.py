@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 
 from core.nn import Cache
-from core.nn.rows import CacheGroups
+from core.nn.groups import CacheGroups
 
 
 def decode_logits(model: Any, cache: Cache | CacheGroups, tokens: mx.array) -> mx.array:

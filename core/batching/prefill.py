@@ -66,8 +66,7 @@ def next_reading(
     rows: list[Row] = []
     longest = real = 0
     while (row := waiting.first()) is not None:
-        if row.found is None:
-            prefixes.look_up(row)
+        prefixes.look_up(row)
         tokens = len(row.to_read)
         if short and tokens > budget:
             break

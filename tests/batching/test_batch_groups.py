@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 import core
 from core.batching.groups import Groups
 from core.nn import Cache, CacheSettings, CacheSpec
-from core.nn.rows import CacheGroups, RowTemplate
+from core.nn.groups import CacheGroups
+from core.nn.rows import RowTemplate
 from core.nn.step import StepPlan
 from tests.batching.models import CONFIG, model, prompt
 from tests.nn.definition import HEADS, KV_HEADS, Row, Sees, first_and_last, last
