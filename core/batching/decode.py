@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from core.kernels import inference
 from core.nn import Cache
-from core.nn.rows import CacheGroups
+from core.nn.groups import CacheGroups
 
 
 def decode_logits(model: Any, cache: Cache | CacheGroups, tokens: mx.array) -> mx.array:

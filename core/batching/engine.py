@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from core.batching.answer import Answer
+from core.batching.failure import kept
 from core.batching.flight import Flight
 from core.batching.groups import capacity_class
 from core.batching.options import wanted
@@ -54,8 +55,8 @@ class Batch:
             tenths of the device's memory that is free now. Buffers that are copied come on top, one block's at a time.
         prefill_chunk: prompt tokens between two decode steps, at most, while any request decodes. Fewer are taken where
             a chunk makes a step take more than about twice as long.
-        prefill_burst: prompt tokens at once while nothing decodes, and while short prompts wait that are half as many
-            as the requests that decode.
+        prefill_burst: prompt tokens at once while nothing decodes, and for the prompts that waited then until all of
+            them are read.
         prefix: what earlier prompts have left; requests continue from it, and leave theirs there.
         max_kv_tokens, kept_tokens, kv_bits, kv_group_size: as for ``Decoder.make_cache``.
 
@@ -156,7 +157,7 @@ class Batch:
             if previous is not None:
                 self._report(previous, events)
         except Exception as error:  # of the model or the device: no row's cache can be trusted any more
-            self._fail_running(error, events)
+            self._fail_running(kept(error), events)
         if self._wired is not None and not self.pending:
             self._wired.close()
             self._wired = None
@@ -204,10 +205,11 @@ class Batch:
 
     def _read_prompts(self, events: list[BatchEvent]) -> int:
         """At most one chunk of prompts; returns its tokens."""
-        decoding = len(self._running.rows)
-        # Short prompts that wait weigh as much as the rows that would wait for them.
-        crowd = 2 * self._waiting.short(self._pace.limit) >= decoding
-        budget = self._burst if crowd or not decoding else self._pace.chunk
+        decoding = bool(self._running.rows)
+        if not decoding:
+            self._waiting.mark_crowd()
+        first = self._waiting.first()
+        budget = self._burst if not decoding or (first is not None and first.crowd) else self._pace.chunk
         # Beside a long prompt, a short one may come in; of two long ones, the first is the first to finish.
         new = next_reading(self._waiting, budget, self._make_cache, self._prefixes, short=bool(self._readings))
         if new is not None:
@@ -216,15 +218,17 @@ class Batch:
             return 0
         self._readings.rotate(-1)
         reading = self._readings[0]
-        if decoding and reading.left > self._pace.limit:
+        if decoding and (reading is not new or reading.left > budget):
             budget = self._pace.chunk
         try:
-            tokens = reading.chunk(self._model, budget)
+            # While rows decode, reading their last ids has waited for the chunk before the last one.
+            tokens = reading.chunk(self._model, budget, wait=not decoding)
             if reading.left == 0:
                 self._readings.remove(reading)
                 self._running.join(reading.rows, reading.cache)
         except Exception as error:  # of the model or the device, on these prompts
             self._drop(reading)
+            kept(error)
             for row in reading.rows:
                 self._fail(row, error, events)
             return 0
@@ -233,6 +237,7 @@ class Batch:
     def _decode(self, previous: Flight | None, prompt_tokens: int, events: list[BatchEvent]) -> Flight | None:
         """Gives the device the next token of every row."""
         if not self._running.rows:
+            self._running.groups.settle()  # caches that nobody needs go now
             return None
         logits = self._running.logits(None if previous is None else previous.choice.ids)
         while self._running.rows:
@@ -241,7 +246,7 @@ class Batch:
             except ProcessorError as error:  # one row's own; nothing was recorded of the others
                 row = self._running.rows[error.row]
                 self._leave(row)
-                self._fail(row, error, events)
+                self._fail(row, kept(error), events)
                 continue
             mx.async_eval(choice.arrays())
             return Flight(choice, list(self._running.rows), prompt_tokens)
@@ -260,7 +265,7 @@ class Batch:
             try:
                 chunk, reason = row.answer.add(token)
             except Exception as error:  # a tokenizer that does not know the id
-                self._fail(row, error, events)
+                self._fail(row, kept(error), events)
                 continue
             events.append(BatchEvent(row.request, chunk))
             if reason is not None:

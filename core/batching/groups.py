@@ -13,7 +13,8 @@ from typing import Generic, TypeVar
 import mlx.core as mx
 
 from core.nn import Cache
-from core.nn.rows import CacheGroups, RowTemplate, extend, extract, mirror, put, select
+from core.nn.groups import CacheGroups
+from core.nn.rows import RowTemplate, extend, extract, mirror, put, select
 
 SMALLEST = 512
 """Tokens of the smallest class: smaller ones would make more groups, each of which attends by itself."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from core.errors import TokenizerError, UsageError
 from core.generation import FinishReason, Sampling, sampling_from
 from core.generation.loop import _checked_ids
+from core.generation.options import checkpoint_number
 from core.language_model import LanguageModel
 from core.text.stops import checked_stops
 
@@ -69,11 +70,11 @@ def wanted(model: Any, prompt: Any, options: Mapping[str, Any]) -> Wanted:
         context, tokenizer = model.context, model.tokenizer
         vocab_size: int = model.model.vocab_size
         if max_tokens is None:
-            max_tokens = model._default("max_new_tokens", int, _MAX_TOKENS)
+            max_tokens = checkpoint_number(model.generation_config, "max_new_tokens", int)
         eos = model._eos_ids() if eos is None else eos
     else:
         ids, sampling, vocab_size = prompt, sampling_from(rest), model.vocab_size
-        max_tokens = _MAX_TOKENS if max_tokens is None else max_tokens
+    max_tokens = _MAX_TOKENS if max_tokens is None else max_tokens
     if stop and tokenizer is None:
         raise TokenizerError("stop strings need a tokenizer", hint="Load with one, or look for ids yourself.")
     ids = _checked_ids(ids, vocab_size)

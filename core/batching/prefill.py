@@ -36,11 +36,15 @@ class Reading:
         """Tokens of the longest prompt that are still to be read."""
         return max(map(len, self._ids)) - self._done
 
-    def chunk(self, model: Any, budget: int) -> int:
-        """Gives one chunk to the device, once it has finished the one before; returns how many tokens that is."""
+    def chunk(self, model: Any, budget: int, *, wait: bool) -> int:
+        """Gives one chunk to the device; returns how many tokens that is.
+
+        Args:
+            wait: until the device has finished the chunk before.
+        """
         if self.left == 0:
             return 0
-        if self._done:
+        if self._done and wait:
             mx.eval(self.cache.arrays())  # or the activations of all chunks would wait in memory together
         size = min(self.left, max(1, budget // len(self.rows)))
         parts = [ids[self._done : self._done + size] for ids in self._ids]
@@ -64,13 +68,14 @@ def next_reading(
     rows: list[Row] = []
     longest = real = 0
     while (row := waiting.first()) is not None:
-        if row.found is None:
-            prefixes.look_up(row)
+        prefixes.look_up(row)
         tokens = len(row.to_read)
         if short and tokens > budget:
             break
         padded = (len(rows) + 1) * max(longest, tokens)
-        if rows and (padded > budget or padded > 2 * (real + tokens) or row.found is not None):
+        if rows and (
+            padded > budget or padded > 2 * (real + tokens) or row.found is not None or row.crowd != rows[0].crowd
+        ):
             break
         rows.append(waiting.start())
         longest, real = max(longest, tokens), real + tokens

@@ -38,7 +38,8 @@ class Prefixes:
 
     def look_up(self, row: Row) -> None:
         """Gives a row that is about to start what there is of its prompt."""
-        if self._store is not None and len(row.request.prompt_ids) > 1:
+        if self._store is not None and not row.sought:
+            row.sought = True
             found, tokens = self._store.fetch(row.request.prompt_ids, self._make_cache(1))
             row.found = found if tokens else None
 

@@ -20,6 +20,8 @@ class Row:
         logprobs: most likely tokens to report; None reports none.
         submitted: steps that have been given to the device, each of which makes one token.
         index: its place among the ids of the last step.
+        crowd: it waited when nothing decoded.
+        sought: whether a beginning of its prompt has been looked for.
         found: the cache of an earlier prompt with the same beginning, which it continues.
     """
 
@@ -29,6 +31,8 @@ class Row:
     logprobs: int | None = None
     submitted: int = 0
     index: int = 0
+    crowd: bool = False
+    sought: bool = False
     found: Cache | None = None
 
     @property

@@ -40,10 +40,10 @@ class Waiting:
             self._queue.remove(row)
         return out
 
-    def short(self, tokens: int) -> int:
-        """How many of the first that could start now have prompts of so many tokens at most."""
-        free = self.max_rows - self.rows
-        return sum(len(row.to_read) <= tokens for row, _ in zip(self._queue, range(free), strict=False))
+    def mark_crowd(self) -> None:
+        """Says of all that wait now that nobody decodes whom their prompts would hold up but each other."""
+        for row in self._queue:
+            row.crowd = True
 
     def first(self) -> Row | None:
         """The next to start, if it may start now; it stays queued."""

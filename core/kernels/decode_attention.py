@@ -1,9 +1,12 @@
-"""Attention of one new token of each row to that row's part of the cache, rows at their own positions.
+"""Attention of one new token of each row to that row's part of the cache, which it joins, rows at their own positions.
 
 A block takes one key/value head of one row; query heads that share it are rows of a tensor-core product
-(FlashAttention-2's arrangement; Dao, 2023). Where there are few rows, the blocks of a cluster share the keys of one and
-merge in each other's shared memory (Flash-Decoding's split; Dao et al., 2023). It reads whole buffers and bounds in an
-array, so that nothing of a step depends on how long the sequences are. Knows arrays; knows no cache.
+(FlashAttention-2's arrangement; Dao, 2023). It reads whole buffers, and bounds in an array, so that nothing of a step
+depends on how long the sequences are, and writes the new key and value in place: MLX would copy the buffers, because
+the step before still reads them when the host builds the next. Knows arrays; knows no cache.
+
+No clusters of blocks: MLX 0.32 updates its CUDA graphs from one step to the next, and kernels that come after one with
+clusters of its own computed nonsense (benchmarks/LOG.md, 9).
 """
 
 from __future__ import annotations
@@ -20,17 +23,16 @@ from core.kernels.fused import Launch
 from core.kernels.kernel import Kernel
 
 _WARPS = 8
-_FILL = 256  # blocks that fill a device; rows are split until there are so many
+_FILL = 64  # blocks from which a device is busy enough
 _HEAD_DIMS = (64, 128)
 
 _HEADER = r"""
-namespace corelm_decode_attention_NAME {
 using namespace corelm_cuda;
-namespace cg = cooperative_groups;
 constexpr int THREADS = WARPS * 32, CHUNKS = HEAD_DIM / 32, HALVES = HEAD_DIM / 64;
 
-struct Merged {  // what a block knows of its part of the keys
-  float maxima[GROUP], sums[GROUP], values[GROUP * HEAD_DIM];
+struct View {  // a row's part of an array, features together
+  const __nv_bfloat16* data;
+  long long stride;  // from head to head, or from slot to slot
 };
 
 __device__ __forceinline__ float fade(float from, float to) { return from == -INFINITY ? 0.f : exp2f(from - to); }
@@ -43,40 +45,50 @@ __device__ __forceinline__ void mma_top(float& d0, float& d1, u32 a0, u32 a2, u3
   d1 = d[1];
 }
 
-__device__ __forceinline__ void attend(const __nv_bfloat16* queries, const __nv_bfloat16* keys,
-                                       const __nv_bfloat16* values, const int* bounds, int kv_heads, int capacity,
-                                       __nv_bfloat16* out) {
+// The newest key and value come by themselves, and are written to the last slot that is seen; nobody reads them there.
+__device__ __forceinline__ void attend(View queries, const __nv_bfloat16* new_key, const __nv_bfloat16* new_value,
+                                       View keys, View values, const int* bounds, __nv_bfloat16* out) {
   __shared__ float maxima[WARPS * GROUP], sums[WARPS * GROUP], outputs[WARPS * GROUP * HEAD_DIM];
-  __shared__ Merged merged;
+  __shared__ __align__(16) __nv_bfloat16 asked[GROUP * HEAD_DIM], newest[2 * HEAD_DIM];
   const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
-  const int part = blockIdx.x % SPLITS, head = blockIdx.x / SPLITS, row = head / kv_heads;
-  const int kept = bounds[row * 3], first = bounds[row * 3 + 1], all = kept + bounds[row * 3 + 2] - first;
-  const int chunk = ((all + SPLITS - 1) / SPLITS + 15) & ~15, begin = part * chunk, end = min(begin + chunk, all);
-  const auto slot = [&](int i) { return static_cast<u64>(i < kept ? i : first - kept + i); };
-  queries += static_cast<u64>(head) * GROUP * HEAD_DIM;
-  keys += static_cast<u64>(head) * capacity * HEAD_DIM;
-  values += static_cast<u64>(head) * capacity * HEAD_DIM;
+  const int kept = bounds[0], first = bounds[1], end = kept + bounds[2] - first;
+  const auto slot = [&](int i) { return static_cast<long long>(i < kept ? i : first - kept + i); };
+  for (int i = tid; i < GROUP * HEAD_DIM; i += THREADS)
+    asked[i] = queries.data[i / HEAD_DIM * queries.stride + i % HEAD_DIM];
+  for (int i = tid; i < 2 * HEAD_DIM; i += THREADS) {
+    const bool is_key = i < HEAD_DIM;
+    const int d = i % HEAD_DIM;
+    const __nv_bfloat16 value = is_key ? new_key[d] : new_value[d];
+    newest[i] = value;
+    const View& to = is_key ? keys : values;
+    const_cast<__nv_bfloat16*>(to.data)[(bounds[2] - 1) * to.stride + d] = value;
+  }
+  __syncthreads();
+  const auto read = [&](const View& from, int i, int d, int which) {
+    if (i == end - 1) return *reinterpret_cast<const uint4*>(newest + which * HEAD_DIM + d);
+    return stream16(from.data + slot(i) * from.stride + d);
+  };
 
   uint4 q[CHUNKS];
 #pragma unroll
   for (int c = 0; c < CHUNKS; ++c)
-    q[c] = *reinterpret_cast<const uint4*>(queries + (g < GROUP ? g : 0) * HEAD_DIM + c * 32 + t * 8);
+    q[c] = *reinterpret_cast<const uint4*>(asked + (g < GROUP ? g : 0) * HEAD_DIM + c * 32 + t * 8);
   float o[HALVES * 8][2];
 #pragma unroll
   for (int i = 0; i < HALVES * 8; ++i) o[i][0] = o[i][1] = 0.f;
   float maximum = -INFINITY, sum = 0.f;
-  for (int at = begin + warp * 16; at < end; at += WARPS * 16) {
+  for (int at = warp * 16; at < end; at += WARPS * 16) {
     uint4 k[2][CHUNKS], v[HALVES][4];
 #pragma unroll
     for (int a = 0; a < 2; ++a)
 #pragma unroll
       for (int c = 0; c < CHUNKS; ++c)
-        k[a][c] = stream16(keys + slot(min(at + a * 8 + g, end - 1)) * HEAD_DIM + c * 32 + t * 8);
+        k[a][c] = read(keys, min(at + a * 8 + g, end - 1), c * 32 + t * 8, 0);
 #pragma unroll
     for (int h = 0; h < HALVES; ++h)
 #pragma unroll
       for (int r = 0; r < 4; ++r)
-        v[h][r] = stream16(values + slot(min(at + (r >> 1) * 8 + t * 2 + (r & 1), end - 1)) * HEAD_DIM + h * 64 + g * 8);
+        v[h][r] = read(values, min(at + (r >> 1) * 8 + t * 2 + (r & 1), end - 1), h * 64 + g * 8, 1);
     float s[2][2] = {{0.f, 0.f}, {0.f, 0.f}};
 #pragma unroll
     for (int c = 0; c < CHUNKS; ++c)
@@ -132,7 +144,6 @@ __device__ __forceinline__ void attend(const __nv_bfloat16* queries, const __nv_
       }
   }
   __syncthreads();
-  out += static_cast<u64>(head) * GROUP * HEAD_DIM;
   for (int i = tid; i < GROUP * HEAD_DIM; i += THREADS) {
     const int query = i / HEAD_DIM;
     float best = -INFINITY, total = 0.f, value = 0.f;
@@ -144,80 +155,72 @@ __device__ __forceinline__ void attend(const __nv_bfloat16* queries, const __nv_
       total += weight * sums[w * GROUP + query];
       value += weight * outputs[(w * GROUP + query) * HEAD_DIM + i % HEAD_DIM];
     }
-    if constexpr (SPLITS == 1) {
-      out[i] = __float2bfloat16_rn(value / total);
-    } else {
-      merged.values[i] = value;
-      if (i % HEAD_DIM == 0) {
-        merged.maxima[query] = best;
-        merged.sums[query] = total;
-      }
-    }
-  }
-  if constexpr (SPLITS > 1) {
-    cg::cluster_group cluster = cg::this_cluster();
-    cluster.sync();
-    const Merged* others[SPLITS];
-#pragma unroll
-    for (int s = 0; s < SPLITS; ++s) others[s] = cluster.map_shared_rank(&merged, s);
-    for (int i = part * THREADS + tid; i < GROUP * HEAD_DIM; i += SPLITS * THREADS) {
-      const int query = i / HEAD_DIM;
-      float best = -INFINITY, total = 0.f, value = 0.f;
-#pragma unroll
-      for (int s = 0; s < SPLITS; ++s) best = fmaxf(best, others[s]->maxima[query]);
-#pragma unroll
-      for (int s = 0; s < SPLITS; ++s) {
-        const float weight = fade(others[s]->maxima[query], best);
-        total += weight * others[s]->sums[query];
-        value += weight * others[s]->values[i];
-      }
-      out[i] = __float2bfloat16_rn(value / total);
-    }
-    cluster.sync();  // nobody leaves while others read its memory
+    out[i] = __float2bfloat16_rn(value / total);
   }
 }
 }
 """
 
 
-def _reference(queries: mx.array, keys: mx.array, values: mx.array, bounds: mx.array) -> mx.array:
-    slots = mx.arange(keys.shape[2], dtype=mx.int32)
+_BODY = """
+    const int head = blockIdx.x, row = head / cache_k_shape[1], kv = head % cache_k_shape[1];
+    const auto* q = queries + row * queries_strides[0] + kv * GROUP * queries_strides[1];
+    SPACE::attend({q, queries_strides[1]}, new_key + row * new_key_strides[0] + kv * new_key_strides[1],
+                  new_value + row * new_value_strides[0] + kv * new_value_strides[1],
+                  {cache_k + row * cache_k_strides[0] + kv * cache_k_strides[1], cache_k_strides[2]},
+                  {cache_v + row * cache_v_strides[0] + kv * cache_v_strides[1], cache_v_strides[2]}, bounds + row * 3,
+                  out + head * GROUP * HEAD_DIM);
+"""
+
+
+def _reference(
+    queries: mx.array, new_key: mx.array, new_value: mx.array, cache_k: mx.array, cache_v: mx.array, bounds: mx.array
+) -> mx.array:
     kept, first, last = (bounds[:, i, None] for i in range(3))
-    mask = (slots < kept) | ((slots >= first) & (slots < last))
+    slots = mx.arange(cache_k.shape[2], dtype=mx.int32)
+    written = (slots == last - 1)[:, None, :, None]
+    keys, values = mx.where(written, new_key, cache_k), mx.where(written, new_value, cache_v)
+    mask = ((slots < kept) | ((slots >= first) & (slots < last)))[:, None, None]
     scale = queries.shape[-1] ** -0.5
-    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask[:, None, None])
+    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
 
 
 @functools.cache
-def _kernel(head_dim: int, group: int, splits: int) -> Kernel:
-    name = f"decode_attention_{head_dim}_{group}_{splits}"
-    constants = {"HEAD_DIM": head_dim, "GROUP": group, "SPLITS": splits, "WARPS": _WARPS}
+def _kernel(head_dim: int, group: int) -> Kernel:
+    name = f"decode_attention_{head_dim}_{group}"
     space = f"corelm_{name}"
-    text = _HEADER.replace("corelm_decode_attention_NAME {", f"{space} {{\n" + "\n".join(
-        [f"constexpr int {key} = {value};" for key, value in constants.items()]
-        + [f"constexpr float SCORE_SCALE = {head_dim**-0.5 * math.log2(math.e)!r}f;"]
-    ))
-    cluster = f"__cluster_dims__({splits}, 1, 1) " if splits > 1 else ""
-    declaration = (
-        f"namespace mlx::core::cu {{ __global__ void {cluster}__launch_bounds__({_WARPS * 32}) custom_kernel_{name}("
-        "const __nv_bfloat16* queries, const __nv_bfloat16* keys, const __grid_constant__ Shape keys_shape, "
-        "const __nv_bfloat16* values, const int32_t* bounds, __nv_bfloat16* out); }\n"
+    constants = {"HEAD_DIM": head_dim, "GROUP": group, "WARPS": _WARPS}
+    lines = [f"constexpr int {key} = {value};" for key, value in constants.items()]
+    lines.append(f"constexpr float SCORE_SCALE = {head_dim**-0.5 * math.log2(math.e)!r}f;")
+    text = f"namespace {space} {{\n" + "\n".join(lines) + _HEADER + "}\n"
+    array = "const __nv_bfloat16* {0}, {1}const __grid_constant__ Strides {0}_strides"
+    parameters = [array.format(one, "") for one in ("queries", "new_key", "new_value")]
+    parameters += [array.format("cache_k", "const __grid_constant__ Shape cache_k_shape, "), array.format("cache_v", "")]
+    declaration = (  # to say how many threads a block has: registers are shared out by that
+        f"namespace mlx::core::cu {{ __global__ void __launch_bounds__({_WARPS * 32}, 2) custom_kernel_{name}("
+        f"{', '.join(parameters)}, const int32_t* bounds, __nv_bfloat16* out); }}\n"
     )
 
-    def launch(queries: mx.array, keys: mx.array, values: mx.array, bounds: mx.array) -> Launch:
+    def launch(queries: mx.array, *others: mx.array) -> Launch:
+        rows, kv_heads = others[2].shape[:2]
         threads = _WARPS * 32
-        return Launch(
-            (keys.shape[0] * keys.shape[1] * splits * threads, 1, 1), (threads, 1, 1), queries.shape, queries.dtype
-        )
+        return Launch((rows * kv_heads * threads, 1, 1), (threads, 1, 1), queries.shape, queries.dtype)
 
-    def supports(queries: mx.array, keys: mx.array, values: mx.array, bounds: mx.array) -> bool:
-        if queries.ndim != 4 or keys.ndim != 4:
-            return False
-        rows, heads, _, _ = keys.shape
+    def supports(
+        queries: mx.array,
+        new_key: mx.array,
+        new_value: mx.array,
+        cache_k: mx.array,
+        cache_v: mx.array,
+        bounds: mx.array,
+    ) -> bool:
+        rows, kv_heads, _, features = cache_k.shape
         return (
-            all(array.dtype == mx.bfloat16 for array in (queries, keys, values))
-            and queries.shape == (rows, heads * group, 1, head_dim)
-            and keys.shape == values.shape
+            all(array.dtype == mx.bfloat16 for array in (queries, new_key, new_value, cache_k, cache_v))
+            and features == head_dim
+            and queries.shape == (rows, kv_heads * group, 1, head_dim)
+            and new_key.shape == new_value.shape == (rows, kv_heads, 1, head_dim)
+            and cache_k.shape == cache_v.shape
             and bounds.shape == (rows, 3)
             and bounds.dtype == mx.int32
         )
@@ -225,12 +228,12 @@ def _kernel(head_dim: int, group: int, splits: int) -> Kernel:
     def samples(key: mx.array, dtype: mx.Dtype) -> list[tuple[mx.array, ...]]:
         found = []
         for (rows, capacity), part in zip(((3, 700), (1, 33)), mx.random.split(key, 2), strict=True):
-            keys = mx.random.split(part, 3)
-            shape = (rows, 2, capacity, head_dim)
-            held = [mx.random.normal(shape, key=one).astype(dtype) for one in keys[:2]]
-            queries = mx.random.normal((rows, 2 * group, 1, head_dim), key=keys[2]).astype(dtype)
+            keys = mx.random.split(part, 5)
+            new = [mx.random.normal((rows, 2, 1, head_dim), key=one).astype(dtype) for one in keys[:2]]
+            held = [mx.random.normal((rows, 2, capacity, head_dim), key=one).astype(dtype) for one in keys[2:4]]
+            queries = mx.random.normal((rows, 2 * group, 1, head_dim), key=keys[4]).astype(dtype)
             some = [[0, 0, 1 + capacity // 3], [4, 9, capacity], [0, capacity - 1, capacity]]
-            found.append((queries, *held, mx.array(some[:rows], dtype=mx.int32)))
+            found.append((queries, *new, *held, mx.array(some[:rows], dtype=mx.int32)))
         return found
 
     return Kernel(
@@ -238,36 +241,32 @@ def _kernel(head_dim: int, group: int, splits: int) -> Kernel:
         _reference,
         launch=launch,
         sample_inputs=samples,
-        cuda=f"{space}::attend(queries, keys, values, bounds, keys_shape[1], keys_shape[2], out);",
+        cuda=_BODY.replace("SPACE", space).replace("GROUP", str(group)).replace("HEAD_DIM", str(head_dim)),
         header="#include <cuda_bf16.h>\n" + PRIMITIVES + text + declaration,
+        in_place=True,
         # Probabilities are rounded to bfloat16, as FlashAttention's are.
         tolerance={mx.bfloat16: Tolerance(2e-2, 2e-2)},
         supports=supports,
     )
 
 
-def decode_attention_kernel(queries: mx.array, keys: mx.array, scale: float) -> Kernel | None:
-    """The kernel for these shapes; None where there is none, or no fused source on this device.
+def decode_attention_kernel(queries: mx.array, keys: mx.array, scale: float, *, masked: bool) -> Kernel | None:
+    """The kernel for these shapes; None where there is none that is faster, or no fused source on this device.
 
-    It takes ``(queries [rows, heads, 1, head_dim], keys, values [rows, kv_heads, slots, head_dim], bounds)``, where
-    ``bounds`` is int32 ``[rows, 3]``: a row sees its slots below the first number, and those from the second up to the
-    third, that one not included.
+    It takes ``(queries [rows, heads, 1, head_dim], new_key, new_value [rows, kv_heads, 1, head_dim], cache_k, cache_v
+    [rows, kv_heads, slots, head_dim], bounds)``, where ``bounds`` is int32 ``[rows, 3]``: a row sees its slots below
+    the first number, and those from the second up to the third, that one not included. The new key and value are
+    written to the last slot that is seen, in place: whoever calls it owns the buffers.
+
+    Args:
+        masked: without the kernel, attention would need a mask, which costs MLX several times its time.
     """
     device = current_device()
-    if device is None or device.language != "cuda" or not _clusters():
+    if device is None or device.language != "cuda":
         return None
-    rows, kv_heads, slots, head_dim = keys.shape
+    rows, kv_heads, _, head_dim = keys.shape
     group = queries.shape[1] // kv_heads
-    if head_dim not in _HEAD_DIMS or group > 8 or not math.isclose(scale, head_dim**-0.5, rel_tol=1e-6):
+    # MLX's own attention splits the keys of one sequence over the device; this one needs rows to fill it.
+    if head_dim not in _HEAD_DIMS or group > 8 or (rows * kv_heads < _FILL and not masked):
         return None
-    splits = 1
-    while splits < 8 and rows * kv_heads * splits * 2 <= _FILL and slots >= 128 * splits:
-        splits *= 2
-    return _kernel(head_dim, group, splits)
-
-
-@functools.cache
-def _clusters() -> bool:
-    """Whether the device has clusters of blocks: from compute capability 9."""
-    major = mx.device_info(mx.Device(mx.gpu)).get("compute_capability_major")
-    return isinstance(major, int) and major >= 9
+    return _kernel(head_dim, group) if math.isclose(scale, head_dim**-0.5, rel_tol=1e-6) else None

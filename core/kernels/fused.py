@@ -56,10 +56,11 @@ class Launch(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What to call for inputs of given shapes and dtypes; ``run`` has no gradient, ``differentiable`` has."""
+    """What to call for inputs of given shapes and dtypes, and how to launch; ``run`` has no gradient."""
 
     run: Function
     differentiable: Function
+    arguments: dict[str, Any]
 
 
 class FusedSource:
@@ -106,6 +107,8 @@ class FusedSource:
     def _run(self, inputs: tuple[mx.array, ...], arguments: dict[str, Any]) -> mx.array:
         if self._launcher is None:
             more: dict[str, Any] = {"header": self.kernel.header} if self.kernel.header else {}
+            if self.kernel.in_place:
+                more["ensure_row_contiguous"] = False
             if self.kernel.shared_memory and self.device.language == "cuda":
                 more["shared_memory"] = self.kernel.shared_memory
             self._launcher = self.device.build(
@@ -176,14 +179,23 @@ class FusedSource:
         reference, arguments = self.kernel.reference, _arguments(launch)
 
         def run(*inputs: mx.array) -> mx.array:
-            try:
-                return self._run(inputs, arguments)
-            except Exception as error:
-                if self._switch_off():
-                    self._warn(f"cannot be launched: {type(error).__name__}: {_first_line(error)}")
-                return reference(*inputs)
+            result = self._try(inputs, arguments)
+            return reference(*inputs) if result is None else result
 
-        return Plan(run, _with_gradient_of(reference, run))
+        return Plan(run, _with_gradient_of(reference, run), arguments)
+
+    def tried(self, inputs: tuple[mx.array, ...]) -> mx.array | None:
+        """What the source makes of inputs that ``plan`` has accepted; None where it fails to start."""
+        plan = self.plan(inputs)
+        return None if plan is None else self._try(inputs, plan.arguments)
+
+    def _try(self, inputs: tuple[mx.array, ...], arguments: dict[str, Any]) -> mx.array | None:
+        try:
+            return self._run(inputs, arguments)
+        except Exception as error:
+            if self._switch_off():
+                self._warn(f"cannot be launched: {type(error).__name__}: {_first_line(error)}")
+            return None
 
     def _switch_off(self) -> bool:
         """Falls back for good: a source that is wrong once on a machine is not trusted there with other shapes.

@@ -39,6 +39,7 @@ class Kernel:
         metal, cuda: bodies for ``mx.fast.metal_kernel`` and ``mx.fast.cuda_kernel``, which write ``out``.
         header: text before the body: includes, and functions that it calls.
         shared_memory: bytes of dynamic shared memory that a block of the CUDA source takes.
+        in_place: the source writes inputs too, and takes them with whatever strides they have; called by ``launched``.
         tolerance: allowed error for each dtype of the output; one that it does not list has the default of
             ``core.kernels.compare``, and an integer none at all.
         supports: whether the sources take these inputs; reads shapes and dtypes only. Empty arrays never reach it.
@@ -58,6 +59,7 @@ class Kernel:
         cuda: str | None = None,
         header: str = "",
         shared_memory: int = 0,
+        in_place: bool = False,
         tolerance: Mapping[mx.Dtype, Tolerance] | None = None,
         supports: Callable[..., bool] | None = None,
     ) -> None:
@@ -69,6 +71,7 @@ class Kernel:
         self.cuda = cuda
         self.header = header
         self.shared_memory = shared_memory
+        self.in_place = in_place
         self.tolerance = {**DEFAULT_TOLERANCE, **(tolerance or {})}
         self.supports = supports or _supports_all
         self.input_names = tuple(inspect.signature(reference).parameters)
@@ -81,6 +84,16 @@ class Kernel:
         if device is None or (plan := self._plan(device, inputs)) is None:
             return self.reference(*inputs)
         return plan.run(*inputs) if in_inference() else plan.differentiable(*inputs)
+
+    def launched(self, *inputs: mx.array) -> mx.array | None:
+        """What the fused source makes of these inputs, without gradient; None where it does not run, or fails to.
+
+        For sources that write in place, whose reference would leave that undone.
+        """
+        device = current_device()
+        if device is None or self._plan(device, inputs) is None:
+            return None
+        return self._fused[device].tried(inputs)
 
     def takes(self, *inputs: mx.array) -> bool:
         """Whether a fused source would run on these inputs, here; may run its check."""

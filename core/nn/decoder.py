@@ -12,10 +12,10 @@ import mlx.nn as nn
 
 from core.errors import UsageError
 from core.nn.cache import Cache
+from core.nn.groups import CacheGroups
 from core.nn.linear import Linear
 from core.nn.pacing import Pace
 from core.nn.settings import CacheSettings
-from core.nn.rows import CacheGroups
 from core.nn.spec import CacheSpec
 from core.nn.step import Step, StepPlan
 

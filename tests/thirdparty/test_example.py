@@ -18,6 +18,9 @@ reference, copy = sys.argv[1:]
 lm = core.load(reference, tokenizer=False)
 prompt = [3, 1, 4, 1, 5]
 greedy = list(core.generate_tokens(lm.model, prompt, max_tokens=8, temperature=0))
+batch = core.Batch(lm)
+requests = [batch.submit(ids, max_tokens=8, temperature=0) for ids in ([7] * 30, prompt, [9])]
+list(batch)
 core.convert(reference, copy)
 again = core.load(copy, tokenizer=False)
 smaller = core.load(reference, tokenizer=False, quantize=4)
@@ -25,6 +28,7 @@ print(json.dumps({
     "plugin": lm.report.plan.plugin,
     "unread": lm.report.plan.unread_keys,
     "greedy": greedy,
+    "batch": requests[1].result.token_ids,
     "again": list(core.generate_tokens(again.model, prompt, max_tokens=8, temperature=0)),
     "quantized": len(list(core.generate_tokens(smaller.model, prompt, max_tokens=8, temperature=0))),
     "bytes": [lm.report.plan.bytes, smaller.report.plan.bytes],
@@ -50,7 +54,7 @@ def test_it_loads_generates_saves_and_quantizes(installed: Environment, tmp_path
     assert facts["plugin"] == "corelm_olmo2 (corelm-olmo2 0.1.0)"
     assert facts["unread"] == []
     assert len(facts["greedy"]) == facts["quantized"] == 8
-    assert facts["greedy"] == facts["again"]
+    assert facts["greedy"] == facts["again"] == facts["batch"]
     assert facts["bytes"][1] < facts["bytes"][0] / 2
     modules = {"", ".attention", ".block", ".config", ".weights"}
     assert set(facts["modules"]) == {f"corelm_olmo2{name}" for name in modules}  # and no built-in plugin

@@ -1,0 +1,115 @@
+"""Prompts are read in beside those who decode: in chunks, in time, and many at once where nobody waits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+import core
+from core.batching.pace import Pace
+from tests.batching.models import check_alone, model, prompt
+
+
+class Counting:
+    """A model that notes the shape of each call."""
+
+    vocab_size = model("full").vocab_size
+    make_cache = staticmethod(model("full").make_cache)
+    head = staticmethod(model("full").head)
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, ...]] = []
+
+    def modules(self) -> list[object]:
+        return []
+
+    def hidden_states(self, tokens: mx.array, cache: Any = None, lengths: Any = None) -> mx.array:
+        self.calls.append(tuple(tokens.shape))
+        return model("full").hidden_states(tokens, cache, lengths)
+
+
+def test_a_long_prompt_stalls_nobody() -> None:
+    """Between two tokens of those who run lies one chunk, at most; each step gives each of them one token."""
+    counting = Counting()
+    batch = core.Batch(counting, max_rows=5, prefill_chunk=32)
+    runs = [batch.submit(prompt(i, 5), max_tokens=400) for i in range(3)]
+    for _ in range(4):
+        batch.step()
+    late = batch.submit(prompt(4, 1000), max_tokens=3)
+    short = None
+    steps = 0
+    while not late.done:
+        counting.calls.clear()
+        events = batch.step()
+        told = [event.request for event in events if event.chunk is not None and event.chunk.token_id is not None]
+        assert all(request in told for request in runs)
+        assert sum(rows * tokens for rows, tokens in counting.calls if tokens > 1) <= 32
+        steps += 1
+        if steps == 8:
+            short = batch.submit(prompt(3, 20), max_tokens=2)
+    assert steps >= 1000 // 32
+    assert short is not None
+    assert short.done, "a short prompt is read between two chunks of the long one"
+    for request in runs:
+        request.cancel()
+    list(batch)
+    for request in (*runs, late, short):
+        check_alone("full", request)
+
+
+def test_a_crowd_is_read_at_once() -> None:
+    counting = Counting()
+    batch = core.Batch(counting, max_rows=32, prefill_chunk=16, prefill_burst=256)
+    requests = [batch.submit(prompt(i % 7, 33), max_tokens=8) for i in range(32)]
+    counting.calls.clear()
+    while batch._waiting or batch._inbox:
+        batch.step()
+    read = [shape for shape in counting.calls if shape[1] > 1]
+    assert read == [(8, 32)] * 4
+    list(batch)
+    for request in requests:
+        check_alone("full", request)
+
+
+def test_prompts_of_very_different_lengths_are_not_padded_to_one() -> None:
+    counting = Counting()
+    batch = core.Batch(counting, max_rows=8, prefill_burst=4096)
+    lengths = [4, 5, 300, 310, 3]
+    for i, length in enumerate(lengths):
+        batch.submit(prompt(i, length), max_tokens=4)
+    counting.calls.clear()
+    while batch._waiting or batch._inbox:
+        batch.step()
+    padded = sum(rows * tokens for rows, tokens in counting.calls if rows > 1 or tokens > 8)
+    assert padded <= 2 * sum(lengths)
+    batch.close()
+
+
+@pytest.mark.parametrize(("step", "token"), [(8.0, 0.027), (1.0, 0.027), (8.0, 0.5), (5.0, 0.0)])
+def test_the_pace_finds_a_chunk_that_fits(step: float, token: float) -> None:
+    """A device that takes ``step`` milliseconds for a decode step and ``token`` for a prompt token more."""
+    pace = Pace(512)
+    for _ in range(5):
+        pace.record(step, 0)
+    took = []
+    for _ in range(60):
+        chunk = pace.chunk
+        took.append(step + token * chunk)
+        pace.record(took[-1], chunk)
+    assert max(took) < 3 * step
+    if token * 512 < 0.3 * step:
+        assert pace.chunk == 512
+    if token:
+        assert token * pace.chunk > 0.25 * step or pace.chunk == 512, "and no smaller than it has to be"
+
+
+def test_the_pace_slows_down_when_chunks_get_dear() -> None:
+    pace = Pace(512)
+    for _ in range(5):
+        pace.record(8.0, 0)
+    for depth in range(400):
+        took = 8.0 + pace.chunk * (0.01 + depth * 0.0005)
+        assert took < 3 * 8.0
+        pace.record(took, pace.chunk)

@@ -1,0 +1,268 @@
+"""What a request may ask for, how it ends, and that its errors are its own."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+import core
+from core.batching import BatchEvent
+from core.errors import CoreError, InsufficientMemoryError, ProcessorError, TokenizerError, UsageError
+from tests.batching.models import check_alone, model, prompt
+
+
+@pytest.fixture(scope="module")
+def lm() -> core.LanguageModel:
+    return core.load("demo:mistral", dequantize=True, dtype=mx.float32)
+
+
+PROMPTS = ["To be, or", "My lord,", "What light through yonder", "O Romeo", "Enter", "Now is the winter"]
+
+
+def test_text_and_stops_are_those_of_a_stream(lm: core.LanguageModel) -> None:
+    options: list[dict[str, Any]] = [
+        {"max_tokens": 30, "temperature": 0.0},
+        {"max_tokens": 40, "temperature": 0.0, "stop": ["\n"]},
+        {"max_tokens": 40, "temperature": 0.0, "stop": ["e", "the "]},
+        {"max_tokens": 12, "temperature": 0.0, "logprobs": 3},
+        {"max_tokens": 20, "temperature": 0.9, "seed": 4, "top_p": 0.9, "logprobs": 0},
+        {"max_tokens": 0, "temperature": 0.0},
+    ]
+    batch = core.Batch(lm, max_rows=4)
+    requests = [batch.submit(text, **each) for text, each in zip(PROMPTS, options, strict=True)]
+    events: dict[int, list[BatchEvent]] = {request.id: [] for request in requests}
+    for event in batch:
+        events[event.request.id].append(event)
+    for request, text, each in zip(requests, PROMPTS, options, strict=True):
+        chunks = list(lm.stream(text, **each))
+        alone = chunks[-1].result
+        found = request.result
+        assert found is not None
+        assert alone is not None
+        assert (found.text, found.token_ids, found.prompt_ids) == (alone.text, alone.token_ids, alone.prompt_ids)
+        assert (found.finish_reason, found.stopped_by) == (alone.finish_reason, alone.stopped_by)
+        assert found.sampling == alone.sampling
+        assert (found.logprobs is None) == (alone.logprobs is None)
+        assert found.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+        told = [event.chunk for event in events[request.id]]
+        assert [(c.text, c.token_id) for c in told if c] == [(c.text, c.token_id) for c in chunks]
+        if alone.top_logprobs is not None:
+            assert found.top_logprobs is not None
+            assert [[i for i, _ in top] for top in found.top_logprobs] == [
+                [i for i, _ in t] for t in alone.top_logprobs
+            ]
+
+
+@pytest.mark.parametrize("name", ["demo:mistral", "demo:mixtral"])
+def test_quantized_demo_models_past_their_windows(name: str) -> None:
+    lm = core.load(name)
+    prompts = [[(7 * place + 3 * i) % 1000 for place in range(length)] for i, length in enumerate((3, 60, 75))]
+    batch = core.Batch(lm, prefill_chunk=16)
+    requests = [batch.submit(ids, max_tokens=14, temperature=0.0) for ids in prompts]
+    list(batch)
+    for request in requests:
+        assert request.result is not None
+        assert request.result.token_ids == lm.generate(request.prompt_ids, max_tokens=14, temperature=0.0).token_ids
+
+
+def test_an_end_of_sequence_token_ends_one_row_and_no_other() -> None:
+    first = list(core.generate_tokens(model("full"), prompt(1, 9), max_tokens=12))
+    batch = core.Batch(model("full"))
+    stops = batch.submit(prompt(1, 9), max_tokens=12, eos=[first[5]])
+    goes_on = batch.submit(prompt(1, 9), max_tokens=12)
+    list(batch)
+    assert stops.result is not None
+    assert stops.result.token_ids == first[: first.index(first[5]) + 1]
+    assert (stops.result.finish_reason, stops.result.stopped_by) == ("stop", first[5])
+    assert goes_on.result is not None
+    assert goes_on.result.token_ids == first
+
+
+def test_the_context_is_a_limit(lm: core.LanguageModel) -> None:
+    """The demo model's blocks all have a window; a model without one has as many positions as its config says."""
+    batch = core.Batch(lm)
+    lm_context = 40
+    object.__setattr__(lm, "context", lm_context)
+    try:
+        with pytest.raises(UsageError, match="no room in the model's context"):
+            batch.submit([1] * lm_context, max_tokens=5)
+        ends = batch.submit([1] * (lm_context - 3), max_tokens=5)
+        fits = batch.submit([1] * (lm_context - 5), max_tokens=5)
+        list(batch)
+    finally:
+        del lm.__dict__["context"]
+    assert ends.result is not None
+    assert fits.result is not None
+    assert (len(ends.result.token_ids), ends.result.finish_reason) == (3, "context")
+    assert (len(fits.result.token_ids), fits.result.finish_reason) == (5, "length")
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "error"),
+    [
+        ([], {}, UsageError),
+        ([61], {}, UsageError),
+        (["a"], {}, UsageError),
+        ([1], {"max_tokens": -1}, UsageError),
+        ([1], {"max_tokens": 1.5}, UsageError),
+        ([1], {"temperature": -1.0}, UsageError),
+        ([1], {"logprobs": 62}, UsageError),
+        ([1], {"logit_bias": {61: 1.0}}, UsageError),
+        ([1], {"kv_bits": 8}, UsageError),
+        ([1], {"tempreature": 1.0}, UsageError),
+        ([1], {"stop": ["x"]}, TokenizerError),
+        ([1] * 100, {"max_tokens": 5000}, InsufficientMemoryError),
+    ],
+)
+def test_what_is_refused_is_refused_at_once(ids: Any, options: dict[str, Any], error: type[CoreError]) -> None:
+    batch = core.Batch(model("full"), max_bytes=1 << 20)
+    runs = batch.submit(prompt(1, 5), max_tokens=6)
+    batch.step()
+    with pytest.raises(error):
+        batch.submit(ids, **options)
+    list(batch)
+    check_alone("full", runs)
+
+
+def test_a_failing_processor_harms_only_its_own_request() -> None:
+    def fails_later(logits: mx.array, context: Any) -> mx.array:
+        if context.generated == 3:
+            raise RuntimeError("out of ideas")
+        return logits
+
+    def wrong_shape(logits: mx.array, context: Any) -> mx.array:
+        return logits[:, :5]
+
+    def forbids_even(logits: mx.array, context: Any) -> mx.array:
+        return mx.where(mx.arange(logits.shape[-1]) % 2 == 0, -mx.inf, logits)
+
+    batch = core.Batch(model("full"), max_rows=5)
+    before = batch.submit(prompt(1, 5), max_tokens=20)
+    later = batch.submit(prompt(2, 5), max_tokens=20, processors=[fails_later])
+    wrong = batch.submit(prompt(3, 5), max_tokens=20, processors=[wrong_shape])
+    odd = batch.submit(prompt(3, 5), max_tokens=20, processors=[forbids_even])
+    after = batch.submit(prompt(4, 5), max_tokens=20)
+    events = list(batch)
+    for request in (before, after):
+        check_alone("full", request)
+    assert odd.result is not None
+    assert all(token_id % 2 for token_id in odd.result.token_ids)
+    for request, said in ((later, "out of ideas"), (wrong, "does not return logits")):
+        assert isinstance(request.error, ProcessorError)
+        assert said in str(request.error)
+        assert [event.error for event in events if event.request is request][-1] is request.error
+        assert request.result is None
+
+
+def test_a_model_that_fails_ends_who_runs_and_nobody_after() -> None:
+    broken = False
+
+    class Fragile:
+        vocab_size = model("full").vocab_size
+        make_cache = staticmethod(model("full").make_cache)
+        head = staticmethod(model("full").head)
+
+        @staticmethod
+        def modules() -> list[object]:
+            return []
+
+        @staticmethod
+        def hidden_states(tokens: mx.array, cache: Any = None, lengths: Any = None) -> mx.array:
+            if broken:
+                raise RuntimeError("the model broke")
+            return model("full").hidden_states(tokens, cache, lengths)
+
+    batch = core.Batch(Fragile(), max_rows=2)
+    doomed = [batch.submit(prompt(i, 5), max_tokens=20) for i in range(2)]
+    saved = batch.submit(prompt(5, 5), max_tokens=8)
+    for _ in range(5):
+        batch.step()
+    broken = True
+    events = batch.step()
+    broken = False
+    assert {event.request for event in events if event.error} == set(doomed)
+    list(batch)
+    assert all(isinstance(request.error, RuntimeError) for request in doomed)
+    check_alone("full", saved)
+    assert batch._waiting.rows == batch._waiting.nbytes == 0
+
+
+def test_cancelled_requests_end_with_what_they_have() -> None:
+    batch = core.Batch(model("full"), max_rows=2, prefill_chunk=4, prefill_burst=4)
+    runs = batch.submit(prompt(1, 3), max_tokens=100)
+    while not batch._running.rows or batch._running.rows[0].submitted < 5:
+        batch.step()
+    being_read = batch.submit(prompt(2, 200), max_tokens=10)
+    queued = batch.submit(prompt(3, 5), max_tokens=10)
+    batch.step()
+    for request in (runs, being_read, queued):
+        request.cancel()
+    events = list(batch)
+    for request, least in ((runs, 3), (being_read, 0), (queued, 0)):
+        assert request.result is not None
+        assert str(request.result.finish_reason) == "cancelled"
+        assert len(request.result.token_ids) >= least
+        assert sum(event.result is not None for event in events if event.request is request) == 1
+    check_alone("full", runs)
+
+
+def test_closing_ends_everything() -> None:
+    batch = core.Batch(model("full"), max_rows=2, prefill_chunk=4, prefill_burst=4)
+    requests = [batch.submit(prompt(i, 20), max_tokens=100) for i in range(5)]
+    for _ in range(9):
+        batch.step()
+    batch.close()
+    assert all(request.done for request in requests)
+    assert not batch.pending
+    assert batch._running.groups.nbytes == 0
+
+
+def test_threads_submit_and_cancel_while_another_steps() -> None:
+    batch = core.Batch(model("full"), max_rows=4)
+    made: list[Any] = []
+
+    def owner(number: int) -> None:
+        for i in range(12):
+            request = batch.submit(prompt(number, 1 + i), max_tokens=6)
+            made.append(request)
+            if i % 5 == 4:
+                request.cancel()
+
+    threads = [threading.Thread(target=owner, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads) or batch.pending:
+        batch.step()
+    assert len(made) == 48
+    for request in made:
+        check_alone("full", request)
+    assert len({request.id for request in made}) == 48
+
+
+def test_first_come_first_served_within_the_memory() -> None:
+    """What does not fit now waits, and whoever comes later waits behind it; in the end, all are served."""
+    row = core.Batch(model("full"))._template.row_bytes(64)
+    batch = core.Batch(model("full"), max_rows=10, max_bytes=4 * row)
+    requests = [batch.submit(prompt(i, 30), max_tokens=tokens) for i, tokens in enumerate([30, 220, 30, 30, 30])]
+    order = []
+    for event in batch:
+        assert batch._waiting.nbytes <= 4 * row
+        if event.request not in order:
+            order.append(event.request)
+    assert order == requests
+    for request in requests:
+        check_alone("full", request)
+
+
+def test_models_whose_rotations_depend_on_the_length_are_refused() -> None:
+    from tests.batching.models import CONFIG
+
+    scaled = core.build(CONFIG | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}).model
+    with pytest.raises(UsageError, match="depend on the sequence's length"):
+        core.Batch(scaled)
+    for name in ("max_rows", "prefill_chunk", "prefill_burst"):
+        with pytest.raises(UsageError, match=name):
+            core.Batch(model("full"), **{name: 0})
