@@ -192,7 +192,7 @@ def _kernel(head_dim: int, group: int) -> Kernel:
     constants = {"HEAD_DIM": head_dim, "GROUP": group, "WARPS": _WARPS}
     lines = [f"constexpr int {key} = {value};" for key, value in constants.items()]
     lines.append(f"constexpr float SCORE_SCALE = {head_dim**-0.5 * math.log2(math.e)!r}f;")
-    text = f"namespace {space} {{\n" + "\n".join(lines) + _HEADER + "}\n"
+    text = f"namespace {space} {{\n" + "\n".join(lines) + _HEADER
     array = "const __nv_bfloat16* {0}, {1}const __grid_constant__ Strides {0}_strides"
     parameters = [array.format(one, "") for one in ("queries", "new_key", "new_value")]
     parameters += [array.format("cache_k", "const __grid_constant__ Shape cache_k_shape, "), array.format("cache_v", "")]
