@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -162,6 +163,17 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
         saved(tmp_path, "full", PROMPT[:20])
     assert list(tmp_path.iterdir()) == [place]
     assert place.read_bytes() == before
+
+
+def test_what_a_killed_run_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    left, busy = (tmp_path / f".prompt.safetensors.partial-{name}" for name in "ab")
+    other = tmp_path / ".another.safetensors.partial-a"
+    for path in (left, busy, other):
+        path.write_bytes(b"half")
+    with busy.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        place = saved(tmp_path, "full")
+    assert sorted(tmp_path.iterdir()) == sorted([busy, other, place])
 
 
 def test_files_that_are_no_caches(tmp_path: Path) -> None:
