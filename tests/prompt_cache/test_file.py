@@ -111,11 +111,12 @@ def demo() -> core.LanguageModel:
 
 
 def test_a_loaded_model_with_its_tokenizer(tmp_path: Path, demo: core.LanguageModel) -> None:
-    cache, ids = demo.make_cache(), demo.encode("Once upon a time")
+    cache, ids = demo.make_cache(kv_bits=8, kv_group_size=32), demo.encode("Once upon a time")
     demo.model(mx.array([ids]), cache)
     core.save_cache(tmp_path / "c", cache, demo, ids)
     for same in (demo, demo.model, core.load("demo:mistral", tokenizer=False)):
-        assert core.load_cache(tmp_path / "c", same)[1] == ids
+        loaded, held = core.load_cache(tmp_path / "c", same)
+        assert (held, loaded.settings.kv_bits) == (ids, 8)
 
 
 def test_another_tokenizer_is_refused(tmp_path: Path, demo: core.LanguageModel) -> None:
