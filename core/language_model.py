@@ -73,9 +73,9 @@ class LanguageModel:
     def __repr__(self) -> str:
         return f"<LanguageModel {self.report.plan.source} ({self.config.model_type})>"
 
-    def make_cache(self, batch: int = 1) -> Cache:
-        """An empty cache for ``batch`` sequences."""
-        return self.model.make_cache(batch)
+    def make_cache(self, batch: int = 1, **settings: int | None) -> Cache:
+        """An empty cache for ``batch`` sequences; settings are those of ``core.nn.CacheSettings``."""
+        return self.model.make_cache(batch, **settings)
 
     def generate(self, prompt: Prompt, **options: Any) -> GenerationResult:
         """Generates to the end; options are those of ``stream``."""

@@ -6,11 +6,13 @@ description, every tensor's shape against the model, and the data by a checksum.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import uuid
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -166,14 +168,24 @@ def _header(entries: Sequence[_Entry], metadata: dict[str, str], data: Iterable[
 
 
 def _write(place: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """All of it under its name, or nothing."""
+    """All of it under its name, or nothing. What a killed run has left of the same name goes, too."""
+    _remove_leftovers(place)
     partial = place.with_name(f".{place.name}.partial-{uuid.uuid4().hex[:12]}")
     try:
         with partial.open("xb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells a run that still writes from one that was killed
             for part in parts:
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(place)
+            partial.replace(place)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _remove_leftovers(place: Path) -> None:
+    for path in place.parent.iterdir():
+        if path.name.startswith(f".{place.name}.partial-"):
+            with suppress(OSError), path.open("rb") as file:  # gone already, or being written
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()

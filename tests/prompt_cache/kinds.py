@@ -36,6 +36,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "packed": ({"sliding_window": None}, {"kv_bits": 8, "kv_group_size": 32}),
     "packed limit": ({"sliding_window": None}, {"kv_bits": 4, "kv_group_size": 32, "max_kv_tokens": 12}),
     "state": (RECURRENT, {}),
+    "beside": ({}, {}),  # a block with a window before a full one
 }
 
 
@@ -57,12 +58,21 @@ def model(kind: str, seed: int = 5) -> Decoder:
 
 @functools.cache
 def _model(kind: str, seed: int) -> Decoder:
+    if kind == "beside":
+        return _joined(_model("window", seed), _model("full", seed))
     changes = KINDS[kind][0]
     mx.random.seed(seed)
     with recurrent():
         built: Decoder = core.build(changes if changes is RECURRENT else MISTRAL | changes).model
     mx.eval(built.parameters())
     return built
+
+
+def _joined(one: Decoder, other: Decoder) -> Decoder:
+    made = Decoder(one.vocab_size, 64, [one.layers[0], other.layers[1]], other.norm)
+    made.set_cache_specs([one.make_cache().specs[0], other.make_cache().specs[1]])
+    mx.eval(made.parameters())
+    return made
 
 
 def settings(kind: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -110,11 +111,12 @@ def demo() -> core.LanguageModel:
 
 
 def test_a_loaded_model_with_its_tokenizer(tmp_path: Path, demo: core.LanguageModel) -> None:
-    cache, ids = demo.make_cache(), demo.encode("Once upon a time")
+    cache, ids = demo.make_cache(kv_bits=8, kv_group_size=32), demo.encode("Once upon a time")
     demo.model(mx.array([ids]), cache)
     core.save_cache(tmp_path / "c", cache, demo, ids)
     for same in (demo, demo.model, core.load("demo:mistral", tokenizer=False)):
-        assert core.load_cache(tmp_path / "c", same)[1] == ids
+        loaded, held = core.load_cache(tmp_path / "c", same)
+        assert (held, loaded.settings.kv_bits) == (ids, 8)
 
 
 def test_another_tokenizer_is_refused(tmp_path: Path, demo: core.LanguageModel) -> None:
@@ -162,6 +164,17 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
         saved(tmp_path, "full", PROMPT[:20])
     assert list(tmp_path.iterdir()) == [place]
     assert place.read_bytes() == before
+
+
+def test_what_a_killed_run_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    left, busy = (tmp_path / f".prompt.safetensors.partial-{name}" for name in "ab")
+    other = tmp_path / ".another.safetensors.partial-a"
+    for path in (left, busy, other):
+        path.write_bytes(b"half")
+    with busy.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        place = saved(tmp_path, "full")
+    assert sorted(tmp_path.iterdir()) == sorted([busy, other, place])
 
 
 def test_files_that_are_no_caches(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from .kinds import ATOL, KINDS, ON_CPU, assert_holds, empty, feed, processed, sc
 
 PROMPT = [int(x) for x in np.random.default_rng(0).integers(0, 64, 90)]
 LARGE = 1 << 30
-DROPS = ("window", "limit", "packed limit")
+DROPS = ("window", "limit", "packed limit", "beside")
 
 
 @pytest.mark.parametrize("kind", KINDS)
