@@ -22,8 +22,8 @@ from core.batching.flight import Flight
 from core.batching.groups import capacity_class
 from core.batching.options import wanted
 from core.batching.pace import Pace
-from core.batching.prefill import Reading, next_reading
 from core.batching.prefixes import Prefixes
+from core.batching.prompts import Prompts
 from core.batching.request import BatchEvent, BatchRequest
 from core.batching.row import Row
 from core.batching.running import Running
@@ -100,10 +100,9 @@ class Batch:
         if max_bytes is None:
             max_bytes = int(_SHARE * max(0, (memory_limits()[0] or 0) - mx.get_active_memory()))
         self._waiting = Waiting(max_rows, max_bytes)
-        self._burst = max(prefill_burst, prefill_chunk)
         self._pace = Pace(prefill_chunk)
         self._prefixes = Prefixes(prefix, self._make_cache)
-        self._readings: deque[Reading] = deque()
+        self._prompts = Prompts(self._waiting, self._prefixes, self._make_cache, self._pace, prefill_burst)
         self._running = Running(self._model, self._template, self._make_cache)
         self._flight: Flight | None = None
         self._last_read: float | None = None
@@ -114,7 +113,7 @@ class Batch:
     @property
     def pending(self) -> bool:
         """Requests have been submitted whose last event no step has returned."""
-        return bool(self._inbox or self._waiting or self._readings or self._running.rows or self._flight)
+        return bool(self._inbox or self._waiting or self._prompts.rows or self._running.rows or self._flight)
 
     def submit(self, prompt: Any, **options: Any) -> BatchRequest:
         """Queues a request.
@@ -170,8 +169,7 @@ class Batch:
 
     def close(self) -> None:
         """Cancels every request, and lets go of all memory."""
-        held = [*self._inbox, *self._waiting, *self._running.rows]
-        for row in held + [row for reading in self._readings for row in reading.rows]:
+        for row in [*self._inbox, *self._waiting, *self._prompts.rows, *self._running.rows]:
             row.request.cancel()
         for _ in self:
             pass
@@ -190,11 +188,9 @@ class Batch:
                 self._end(row, "length", events)
         for row in self._waiting.cancelled():
             self._end(row, "cancelled", events)
-        for reading in list(self._readings):
-            if all(row.request.cancelled for row in reading.rows):
-                self._drop(reading)
-                for row in reading.rows:
-                    self._end(row, "cancelled", events)
+        for row in self._prompts.cancelled():
+            self._waiting.release(row)
+            self._end(row, "cancelled", events)
         for row in list(self._running.rows):
             if row.request.cancelled and not row.request.done:
                 self._end(row, "cancelled", events)
@@ -206,30 +202,20 @@ class Batch:
     def _read_prompts(self, events: list[BatchEvent]) -> int:
         """At most one chunk of prompts; returns its tokens."""
         decoding = bool(self._running.rows)
-        if not decoding:
-            self._waiting.mark_crowd()
-        first = self._waiting.first()
-        budget = self._burst if not decoding or (first is not None and first.crowd) else self._pace.chunk
-        # Beside a long prompt, a short one may come in; of two long ones, the first is the first to finish.
-        new = next_reading(self._waiting, budget, self._make_cache, self._prefixes, short=bool(self._readings))
-        if new is not None:
-            self._readings.append(new)
-        if not self._readings:
+        reading, budget = self._prompts.turn(decoding)
+        if reading is None:
             return 0
-        self._readings.rotate(-1)
-        reading = self._readings[0]
-        if decoding and (reading is not new or reading.left > budget):
-            budget = self._pace.chunk
         try:
             # While rows decode, reading their last ids has waited for the chunk before the last one.
             tokens = reading.chunk(self._model, budget, wait=not decoding)
             if reading.left == 0:
-                self._readings.remove(reading)
+                self._prompts.remove(reading)
                 self._running.join(reading.rows, reading.cache)
         except Exception as error:  # of the model or the device, on these prompts
-            self._drop(reading)
             kept(error)
+            self._prompts.remove(reading)
             for row in reading.rows:
+                self._waiting.release(row)
                 self._fail(row, error, events)
             return 0
         return tokens
@@ -292,9 +278,3 @@ class Batch:
     def _leave(self, row: Row) -> None:
         self._running.leave(row)
         self._waiting.release(row)
-
-    def _drop(self, reading: Reading) -> None:
-        with contextlib.suppress(ValueError):
-            self._readings.remove(reading)
-        for row in reading.rows:
-            self._waiting.release(row)

@@ -1,18 +1,13 @@
-"""Reading prompts in, beside the rows that decode: long ones in chunks, several short ones at once.
-
-Knows tokens, caches and budgets; knows nothing of what comes after.
-"""
+"""Prompts that are read in together, chunk by chunk. Knows tokens and a cache; knows nothing of whose turn it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 
-from core.batching.prefixes import Prefixes
 from core.batching.row import Row
-from core.batching.waiting import Waiting
 from core.kernels import inference
 from core.nn import Cache
 
@@ -55,33 +50,3 @@ class Reading:
         mx.async_eval(self.cache.arrays())
         self._done += size
         return size * len(parts)
-
-
-def next_reading(
-    waiting: Waiting, budget: int, make_cache: Callable[[int], Cache], prefixes: Prefixes, *, short: bool = False
-) -> Reading | None:
-    """Starts the next prompt, and with it the following ones as far as all fit one call of ``budget`` tokens.
-
-    Args:
-        short: start none that does not fit one call.
-    """
-    rows: list[Row] = []
-    longest = real = 0
-    while (row := waiting.first()) is not None:
-        prefixes.look_up(row)
-        tokens = len(row.to_read)
-        if short and tokens > budget:
-            break
-        padded = (len(rows) + 1) * max(longest, tokens)
-        if rows and (
-            padded > budget or padded > 2 * (real + tokens) or row.found is not None or row.crowd != rows[0].crowd
-        ):
-            break
-        rows.append(waiting.start())
-        longest, real = max(longest, tokens), real + tokens
-        if row.found is not None or tokens > budget:
-            break
-    if not rows:
-        return None
-    found, rows[0].found = rows[0].found, None
-    return Reading(rows, make_cache(len(rows)) if found is None else found)

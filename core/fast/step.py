@@ -61,9 +61,7 @@ class FastStep:
         self._held: list[mx.array] = []
         for block in cache.blocks:
             assert isinstance(block, KeyValues)
-            assert block.keys is not None
-            assert block.values is not None
-            block.keys, block.values = mx.contiguous(block.keys), mx.contiguous(block.values)
+            block.replace([mx.contiguous(array) for array in block.arrays()])
 
     def __call__(self, tokens: mx.array) -> mx.array:
         """Logits ``[batch, vocab]`` after ``tokens`` ``[batch]``; to be evaluated before the next step is asked for."""

@@ -1,5 +1,10 @@
 """Keys and values of one attention block, as floats.
 
+Where a kernel is at hand, a step of one token a row writes them in place, which MLX does not know of. That is sound
+because nobody else holds the buffers: an ordinary step has written them, which copies whatever is shared; whoever asks
+for the arrays or for a copy gets them with an edge from the last kernel, and the next step is an ordinary one again.
+One step follows another through the token that it begins with.
+
 Knows arrays and how a step writes them; knows no other block.
 """
 
@@ -10,6 +15,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from core.kernels.decode_attention import decode_attention_kernel
+from core.kernels.device import in_inference
 from core.nn.slots import move_slots, write_slots
 from core.nn.span import Move, Reach, Write
 from core.nn.spec import CacheSpec
@@ -27,39 +33,76 @@ class KeyValues:
     def __init__(self, spec: CacheSpec, reach: Reach) -> None:
         self.spec = spec
         self.reach = reach
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
+        self._keys: mx.array | None = None
+        self._values: mx.array | None = None
+        self._owned = False  # nobody else holds the buffers
+        self._last: mx.array | None = None  # what the last step that wrote in place has given
+
+    @property
+    def keys(self) -> mx.array | None:
+        """``[batch, heads, slots, head_dim]``; None before the first write."""
+        return self.arrays()[0] if self._keys is not None else None
+
+    @property
+    def values(self) -> mx.array | None:
+        """``[batch, heads, slots, value_head_dim]``; None before the first write."""
+        return self.arrays()[1] if self._values is not None else None
 
     def attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, write: Write, view: View, scale: float
     ) -> mx.array:
         """Caches the step's keys and values, and attends to what ``view`` shows; shapes as in ``Step.attend``."""
+        if view.decodes and write.before is None and write.after is None:
+            attended = self._decode(queries, keys, values, view, scale)
+            if attended is not None:
+                return attended
         keys, values = self._write(keys, values, write)
-        if view.decodes and (kernel := decode_attention_kernel(queries, keys, scale)) is not None:
-            if kernel.takes(queries, keys, values, view.bounds):
-                return kernel(queries, keys, values, view.bounds)
         keys, values = keys[:, :, view.first : view.last], values[:, :, view.first : view.last]
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=view.mask)
+
+    def _decode(
+        self, queries: mx.array, keys: mx.array, values: mx.array, view: View, scale: float
+    ) -> mx.array | None:
+        """Writes and attends in one kernel; None where that cannot be."""
+        if not self._owned or self._keys is None or self._values is None or not in_inference():
+            return None
+        kernel = decode_attention_kernel(queries, self._keys, scale, masked=isinstance(view.mask, mx.array))
+        if kernel is None:
+            return None
+        attended = kernel.launched(queries, keys, values, self._keys, self._values, view.bounds)
+        self._last = self._last if attended is None else attended
+        return attended
 
     def _write(self, keys: mx.array, values: mx.array, write: Write) -> tuple[mx.array, mx.array]:
         """Adds ``[batch, heads, seq, head_dim]`` keys and values, and returns the buffers to attend to."""
         if self.spec.dtype is not None:
             keys, values = keys.astype(self.spec.dtype), values.astype(self.spec.dtype)
-        self.keys = write_slots(self.keys, keys, write)
-        self.values = write_slots(self.values, values, write)
-        buffers = self.keys, self.values
+        self._settle()
+        buffers = write_slots(self._keys, keys, write), write_slots(self._values, values, write)
+        self._keys, self._values = buffers
         if write.after is not None:
-            self.keys, self.values = move_slots(self.keys, write.after), move_slots(self.values, write.after)
+            self._keys, self._values = move_slots(self._keys, write.after), move_slots(self._values, write.after)
+        self._owned = True
         return buffers
+
+    def _settle(self) -> None:
+        """Lets whatever is made of the buffers from now on come after the last step that wrote in place."""
+        if self._last is not None and self._keys is not None and self._values is not None:
+            self._keys, self._values = mx.depends([self._keys, self._values], [self._last])
+        self._last = None
 
     def move(self, move: Move, after: mx.array) -> None:
         """Moves the kept slots to new buffers, once ``after`` has been computed."""
         keys, values = mx.depends(self.arrays(), [after])
-        self.keys, self.values = move_slots(keys, move), move_slots(values, move)
+        self._keys, self._values = move_slots(keys, move), move_slots(values, move)
 
     def arrays(self) -> list[mx.array]:
         """The arrays held, rows on axis 0 and slots on axis 2; none before the first write."""
-        return [] if self.keys is None or self.values is None else [self.keys, self.values]
+        if self._keys is None or self._values is None:
+            return []
+        self._settle()
+        self._owned = False
+        return [self._keys, self._values]
 
     def layout(self, slots: int) -> list[tuple[str, tuple[int, ...]]]:
         """Kind (``float``) and shape of ``arrays()`` for one row with so many slots."""
@@ -67,7 +110,8 @@ class KeyValues:
 
     def replace(self, arrays: Sequence[mx.array]) -> None:
         """Holds these arrays instead, in the order of ``arrays()``; the span must know of what has changed."""
-        self.keys, self.values = arrays or (None, None)
+        self._keys, self._values = arrays or (None, None)
+        self._owned, self._last = False, None
 
     def copy(self) -> KeyValues:
         """An independent cache with the same content; arrays are shared until one of the two writes."""

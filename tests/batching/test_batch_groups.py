@@ -110,7 +110,7 @@ def test_a_long_row_is_not_paid_for_by_short_ones() -> None:
     batch.submit(prompt(1, 900), max_tokens=50)
     for i in range(31):
         batch.submit(prompt(i, 4), max_tokens=60)
-    while batch._waiting or batch._readings or batch._inbox:
+    while batch._waiting or batch._prompts.rows or batch._inbox:
         batch.step()
     batch.step()
     row = batch._template.row_bytes

@@ -1,0 +1,96 @@
+"""Whose prompt is read in next, and how much of it: long ones in chunks, several short ones at once.
+
+Knows the queue, sizes and budgets; knows no arrays.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from core.batching.pace import Pace
+from core.batching.prefill import Reading
+from core.batching.prefixes import Prefixes
+from core.batching.row import Row
+from core.batching.waiting import Waiting
+from core.nn import Cache
+
+
+class Prompts:
+    """The prompts that are being read in: a long one at most, and in turns with it short ones.
+
+    Args:
+        waiting: those that have not begun.
+        prefixes: what there may already be of them.
+        make_cache: for a number of rows.
+        pace: the size of chunks while others decode.
+        burst: tokens at once while nobody does.
+    """
+
+    def __init__(
+        self, waiting: Waiting, prefixes: Prefixes, make_cache: Callable[[int], Cache], pace: Pace, burst: int
+    ) -> None:
+        self._waiting = waiting
+        self._prefixes = prefixes
+        self._make_cache = make_cache
+        self._pace = pace
+        self._burst = max(burst, pace.limit)
+        self._readings: deque[Reading] = deque()
+
+    @property
+    def rows(self) -> list[Row]:
+        """Those that have begun, and not yet joined the others."""
+        return [row for reading in self._readings for row in reading.rows]
+
+    def turn(self, decoding: bool) -> tuple[Reading | None, int]:
+        """What to read next, and how many tokens of it at most."""
+        if not decoding:
+            self._waiting.mark_crowd()
+        first = self._waiting.first()
+        budget = self._burst if not decoding or (first is not None and first.crowd) else self._pace.chunk
+        new = self._begin(budget) if len(self._readings) < 2 else None
+        if new is not None:
+            self._readings.append(new)
+        if not self._readings:
+            return None, 0
+        self._readings.rotate(-1)
+        reading = self._readings[0]
+        if decoding and (reading is not new or reading.left > budget):
+            budget = self._pace.chunk
+        return reading, budget
+
+    def remove(self, reading: Reading) -> None:
+        """It is read, or failed."""
+        if reading in self._readings:
+            self._readings.remove(reading)
+
+    def cancelled(self) -> list[Row]:
+        """Takes out what nobody wants any more."""
+        out = [reading for reading in self._readings if all(row.request.cancelled for row in reading.rows)]
+        for reading in out:
+            self._readings.remove(reading)
+        return [row for reading in out for row in reading.rows]
+
+    def _begin(self, budget: int) -> Reading | None:
+        """Starts the next prompt, and with it the following ones as far as all fit one call of ``budget`` tokens."""
+        rows: list[Row] = []
+        longest = real = 0
+        while (row := self._waiting.first()) is not None:
+            self._prefixes.look_up(row)
+            tokens = len(row.to_read)
+            alone = row.found is not None or tokens > budget
+            if self._readings and tokens > self._pace.limit:
+                break  # of two long ones, the first is the first to finish
+            if rows:
+                padded = (len(rows) + 1) * max(longest, tokens)
+                # As much padding as tokens, at most.
+                if alone or padded > budget or padded > 2 * (real + tokens) or row.crowd != rows[0].crowd:
+                    break
+            rows.append(self._waiting.start())
+            longest, real = max(longest, tokens), real + tokens
+            if alone:
+                break
+        if not rows:
+            return None
+        found, rows[0].found = rows[0].found, None
+        return Reading(rows, self._make_cache(len(rows)) if found is None else found)
