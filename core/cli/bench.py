@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="lengths of prompts (default: 32,512,2048,8192, as far as the model was made for them)",
     )
     parser.add_argument("--generate", type=natural, default=128, metavar="N", help="new tokens of a run")
-    parser.add_argument("--against", metavar="PEER", help="measure mlx-lm or transformers too, in turns, in a process of its own")
+    parser.add_argument(
+        "--against", metavar="PEER", help="measure mlx-lm or transformers too, in turns, in a process of its own"
+    )
     parser.add_argument("--chart", type=Path, metavar="FILE.svg", help="draw decode speed against context length")
     parser.add_argument("--json", action="store_true", help="one JSON object, as core/benchmark/result.py describes it")
     shape = parser.add_argument_group("a shape without weights")

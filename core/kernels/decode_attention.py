@@ -195,7 +195,10 @@ def _kernel(head_dim: int, group: int) -> Kernel:
     text = f"namespace {space} {{\n" + "\n".join(lines) + _HEADER
     array = "const __nv_bfloat16* {0}, {1}const __grid_constant__ Strides {0}_strides"
     parameters = [array.format(one, "") for one in ("queries", "new_key", "new_value")]
-    parameters += [array.format("cache_k", "const __grid_constant__ Shape cache_k_shape, "), array.format("cache_v", "")]
+    parameters += [
+        array.format("cache_k", "const __grid_constant__ Shape cache_k_shape, "),
+        array.format("cache_v", ""),
+    ]
     declaration = (  # to say how many threads a block has: registers are shared out by that
         f"namespace mlx::core::cu {{ __global__ void __launch_bounds__({_WARPS * 32}, 2) custom_kernel_{name}("
         f"{', '.join(parameters)}, const int32_t* bounds, __nv_bfloat16* out); }}\n"

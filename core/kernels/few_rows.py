@@ -260,6 +260,7 @@ class _Shape:
         )
         return "\n".join(["#include <cuda_bf16.h>", PRIMITIVES, *lines, _HEADER, declaration, ""])
 
+
 def _product(bits: int) -> Callable[[mx.array, mx.array, mx.array, mx.array], mx.array]:
     def few_rows(x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
         return x @ rounded_once(weight, scales, biases, GROUP_SIZE, bits).T

@@ -60,9 +60,7 @@ class KeyValues:
         keys, values = keys[:, :, view.first : view.last], values[:, :, view.first : view.last]
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=view.mask)
 
-    def _decode(
-        self, queries: mx.array, keys: mx.array, values: mx.array, view: View, scale: float
-    ) -> mx.array | None:
+    def _decode(self, queries: mx.array, keys: mx.array, values: mx.array, view: View, scale: float) -> mx.array | None:
         """Writes and attends in one kernel; None where that cannot be."""
         if not self._owned or self._keys is None or self._values is None or not in_inference():
             return None

@@ -46,9 +46,7 @@ def two_of_four(tokens: int) -> mx.array:
 @pytest.mark.parametrize("quantize", [False, True], ids=["float", "quantized"])
 @pytest.mark.parametrize("tokens", [1, 5, 70, 300])
 @pytest.mark.parametrize("apart", [False, True], ids=["gathered", "apart"])
-def test_every_way_is_the_definition(
-    tokens: int, quantize: bool, apart: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_way_is_the_definition(tokens: int, quantize: bool, apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_apart", lambda rows: apart)
     made = experts(quantize)
     x, indices = mx.random.normal((1, tokens, SIZE)), two_of_four(tokens)[None]

@@ -111,6 +111,20 @@ def test_it_is_used_from_the_second_step_on(monkeypatch: pytest.MonkeyPatch) -> 
     assert InPlace.calls == 3
 
 
+def test_arrays_that_were_asked_for_stay_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_values, "decode_attention_kernel", lambda *_, **__: InPlace())
+    cache = Cache([spec(None)], 1)
+    for seed, seq in enumerate((4, 1, 1)):
+        attend(cache, seq, seed, None)
+    arrays = cache.arrays()
+    before = [np.array(array) for array in arrays]
+    cache.rewind(2)
+    for seed in range(3, 7):
+        attend(cache, 1, seed, None)
+    for array, content in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(np.array(array), content)
+
+
 def test_training_never_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(key_values, "decode_attention_kernel", lambda *_, **__: InPlace())
     cache = Cache([spec(None)], 1)
