@@ -116,7 +116,7 @@ def test_arrays_that_were_asked_for_stay_what_they_were(monkeypatch: pytest.Monk
     cache = Cache([spec(None)], 1)
     for seed, seq in enumerate((4, 1, 1)):
         attend(cache, seq, seed, None)
-    arrays = cache.arrays()
+    arrays = [array[:] for array in cache.arrays()]  # the objects themselves follow the cache
     before = [np.array(array) for array in arrays]
     cache.rewind(2)
     for seed in range(3, 7):
