@@ -67,15 +67,29 @@ def ours(model: Any, prompts: Sequence[list[int]], generate: int, options: Any, 
         request.cancel()
     for _ in batch:
         pass
-    return {"times": list(times.values()), "joined": joined, "first": first, "peak_memory": peak}
+    ids = [request.result.token_ids for request in times if request.result is not None]
+    return {"times": list(times.values()), "joined": joined, "first": first, "peak_memory": peak, "ids": ids}
 
 
-def one_by_one(model: Any, prompts: Sequence[list[int]], generate: int) -> float:
-    """Tokens a second of the same requests, one after another."""
+def one_by_one(model: Any, prompts: Sequence[list[int]], generate: int) -> tuple[float, list[list[int]]]:
+    """Tokens a second of the same requests, one after another, and their ids."""
     started = time.perf_counter()
-    for ids in prompts:
-        assert len(list(core.generate_tokens(model, ids, max_tokens=generate))) == generate
-    return len(prompts) * generate / (time.perf_counter() - started)
+    ids = [list(core.generate_tokens(model, each, max_tokens=generate)) for each in prompts]
+    return len(prompts) * generate / (time.perf_counter() - started), ids
+
+
+def divergence(together: Sequence[list[int]], alone: Sequence[list[int]]) -> str:
+    """How many requests give other ids in a batch than alone, and after how many tokens."""
+    firsts = []
+    for one, other in zip(together, alone, strict=True):
+        place = next((place for place, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1]), None)
+        if place is not None:
+            firsts.append(place)
+    tokens = sum(map(len, alone)) - sum(len(alone[0]) - place - 1 for place in firsts)
+    after = f", after {statistics.median(firsts):.0f} tokens (median)" if firsts else ""
+    return (
+        f"{len(firsts)} of {len(alone)} requests give other ids than alone{after}; {len(firsts)} in {tokens:,} tokens"
+    )
 
 
 def figures(run: dict[str, Any]) -> dict[str, float]:
@@ -138,7 +152,9 @@ def main() -> None:
     parser.add_argument("--before", type=int, default=64, help="undisturbed tokens before it joins")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--against", choices=["mlx-lm"])
-    parser.add_argument("--solo", action="store_true", help="our requests also one after another")
+    parser.add_argument(
+        "--solo", action="store_true", help="our requests also one after another, and whether the ids differ"
+    )
     parser.add_argument("--prefill-chunk", type=int)
     parser.add_argument("--prefill-burst", type=int)
     arguments = parser.parse_args()
@@ -204,9 +220,10 @@ def measure(model: Any, peer: PeerProcess | None, generate: int, options: dict[s
         ]
         print(f"ratio of output tok/s: median {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
     if arguments.solo:
-        alone = one_by_one(model, prompts, generate)
+        alone, ids = one_by_one(model, prompts, generate)
         together = statistics.median(figures(run)["output tok/s"] for run in mine[1:])
         print(f"one after another: {alone:,.2f} tok/s; together {together / alone:.2f} times that")
+        print(divergence(mine[-1]["ids"], ids))
 
 
 if __name__ == "__main__":

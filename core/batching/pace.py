@@ -6,17 +6,22 @@ Knows durations and counts; knows no model.
 from __future__ import annotations
 
 from collections import deque
-from statistics import median
+from statistics import median_low
 
 _LEAST = 16  # tokens of the smallest chunk
-_MOST, _LITTLE = 2.4, 1.6  # steps with prompt tokens take so many undisturbed ones: above and below, the chunk changes
+_MOST = 2.4  # undisturbed steps that a step with a chunk may take
+_CHEAP = (
+    1.2  # … or so many steps with the smallest chunk: that reads all weights, and more tokens may cost nearly nothing
+)
 _KNOWN = 3  # undisturbed steps to have seen
+_RECENT = 3  # steps with chunks of one size that count; the lower median, as compiling something makes outliers
 
 
 class Pace:
     """The size of prompt chunks while other requests decode.
 
-    It begins small and doubles while there is time, so that the first chunks are no surprise to those who wait.
+    It begins small, and doubles while the next size is not expected to take too long, by what this size takes more than
+    the last.
 
     Args:
         limit: tokens at most.
@@ -24,8 +29,9 @@ class Pace:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._size = min(limit, _LEAST)
+        self._least = self._size = min(limit, _LEAST)
         self._undisturbed: deque[float] = deque(maxlen=9)
+        self._took: dict[int, deque[float]] = {}
 
     @property
     def chunk(self) -> int:
@@ -36,9 +42,24 @@ class Pace:
         """Takes note of one decode step, before which so many prompt tokens were processed."""
         if prompt_tokens == 0:
             self._undisturbed.append(seconds)
-        elif len(self._undisturbed) >= _KNOWN and prompt_tokens == self._size:
-            ratio = seconds / median(self._undisturbed)
-            if ratio > _MOST:
-                self._size = max(min(_LEAST, self.limit), self._size // 2)
-            elif ratio < _LITTLE:
-                self._size = min(self.limit, self._size * 2)
+            # The next prompt begins at its beginning, where there is less to attend to.
+            self._took = {size: took for size, took in self._took.items() if size == self._least}
+            return
+        self._took.setdefault(prompt_tokens, deque(maxlen=_RECENT)).append(seconds)
+        if len(self._undisturbed) < _KNOWN or prompt_tokens != self._size:
+            return
+        most = _MOST * median_low(self._undisturbed)
+        if self._least in self._took:
+            most = max(most, _CHEAP * median_low(self._took[self._least]))
+        if median_low(self._took[self._size]) > most and self._size > self._least:
+            self._size = max(self._least, self._size // 2)
+        elif self._expected(min(self.limit, self._size * 2)) < most:
+            self._size = min(self.limit, self._size * 2)
+
+    def _expected(self, size: int) -> float:
+        """Seconds of a step with a chunk of twice the size: as seen, else by the slope so far, else as now."""
+        seen = self._took.get(size, ())
+        if len(seen) > 1:  # one alone may be an outlier
+            return median_low(seen)
+        now, smaller = median_low(self._took[self._size]), self._took.get(self._size // 2)
+        return now if smaller is None else now + 2 * max(0.0, now - median_low(smaller))

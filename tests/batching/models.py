@@ -26,12 +26,13 @@ CONFIG: dict[str, Any] = {
 }
 EXPERTS = CONFIG | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}
 WINDOW = 8
-KINDS = ("full", "window", "beside", "experts", "state", "packed")
+KINDS = ("full", "window", "beside", "experts", "state", "recurrent", "packed")
 
 
 @functools.cache
 def model(kind: str) -> Decoder:
-    """``beside``: a block with a window and one without; ``packed``: 4-bit weights."""
+    """``beside``: a block with a window and one without; ``state``: one that keeps a state and one that attends;
+    ``recurrent``: states alone; ``packed``: 4-bit weights."""
     mx.random.seed(5)
     match kind:
         case "full" | "packed":
@@ -45,9 +46,10 @@ def model(kind: str) -> Decoder:
             )
         case "experts":
             made = core.build(EXPERTS).model
-        case "state":
-            state = core.build(recurrent.CONFIG | {"vocab_size": VOCABULARY}, plugin=recurrent.Recurrent()).model
-            made = _joined(state, core.build(CONFIG | {"sliding_window": None}).model)
+        case "state" | "recurrent":
+            made = core.build(recurrent.CONFIG | {"vocab_size": VOCABULARY}, plugin=recurrent.Recurrent()).model
+            if kind == "state":
+                made = _joined(made, core.build(CONFIG | {"sliding_window": None}).model)
         case _:
             raise AssertionError(kind)
     if kind == "packed":

@@ -72,7 +72,7 @@ class Ids:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
 def test_rows_attend_to_their_own_tokens(kind: str, data: st.DataObject, seed: int) -> None:
     attending = Attending(kind, seed)

@@ -30,7 +30,7 @@ def test_an_exact_hit_and_a_longer_one_and_a_shorter_one(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["full", "window", "state"])
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 12)), min_size=1, max_size=15),
     room=st.sampled_from([1, 3000, 12000, 60000]),
