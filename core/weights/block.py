@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -28,7 +28,7 @@ from core.weights.reader import Reader
 _LARGE = 1 << 22  # bytes of a parameter from which on threads are worth it
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Block:
     """What has been begun of some entries, by their place among them.
 
@@ -54,6 +54,7 @@ class BlockReader:
         self._check = check_finite
         self._reader = Reader(checkpoint, check_sources=check_finite, measure=True)
         self._filler = Filler(checkpoint.shard_path) if can_fill() else None
+        self._begun: list[Block] = []
 
     def begin(self, entries: list[Entry]) -> Block:
         """Begins to read, and returns at once.
@@ -62,6 +63,7 @@ class BlockReader:
             CheckpointError: a shard cannot be read.
         """
         block = Block(entries)
+        self._begun.append(block)
         if self._filler is None:
             return block
         with self._reading():
@@ -89,12 +91,14 @@ class BlockReader:
             arrays = [self._array(block, place) for place in range(len(block.entries))]
             flags = self._reader.take_flags()
             if self._check:
-                flags += [has_non_finite(a) for place, a in enumerate(arrays) if is_float(a) and place not in checked]
+                others = (array for place, array in enumerate(arrays) if place not in checked)
+                flags += [has_non_finite(array) for array in others if is_float(array.dtype)]
             losses = self._reader.take_losses()
             mx.eval(arrays, flags, losses)
             finite = all(check.result() for check in checks) and not any(flag.item() for flag in flags)
         if not finite:
             self._refuse(arrays, block.entries)
+        self._begun.remove(block)
         return arrays, [cast(float, loss.item()) for loss in losses]
 
     def _read(self, block: Block) -> tuple[list[Future[bool]], set[int]]:
@@ -102,18 +106,18 @@ class BlockReader:
         if self._filler is None:
             return [], set()
         entries = block.entries
-        checked = {place for place, (_, found) in block.blanks.items() if found.dtype == entries[place].dtype}
-        checked |= {place for place, array in block.whole.items() if array.dtype == entries[place].dtype}
-        if not self._check or not can_check():
-            checked = set()
+        dtypes = {place: found.dtype for place, (_, found) in block.blanks.items()}
+        dtypes |= {place: array.dtype for place, array in block.whole.items()}
+        looks = self._check and can_check()
+        # Numbers of another dtype than the parameter's may become too large for it.
+        checked = {at for at, dtype in dtypes.items() if looks and is_float(dtype) and dtype == entries[at].dtype}
         fills: list[Future[bool]] = []
         mx.eval([memory for memory, _ in block.blanks.values()])
         for place, (memory, found) in block.blanks.items():
             fills += self._filler.fill(memory, found.runs, found.dtype if place in checked else None)
         mx.eval(list(block.whole.values()))
-        checks = [
-            c for place, a in block.whole.items() if place in checked and is_float(a) for c in self._filler.check(a)
-        ]
+        whole = (array for place, array in block.whole.items() if place in checked)
+        checks = [check for array in whole for check in self._filler.check(array)]
         for fill in fills:
             fill.result()  # all there, before anything is computed of it
         return fills + checks, checked
@@ -131,7 +135,7 @@ class BlockReader:
 
     def _refuse(self, arrays: list[mx.array], entries: list[Entry]) -> None:
         for array, entry in zip(arrays, entries, strict=True):
-            if is_float(array) and has_non_finite(array).item():
+            if is_float(array.dtype) and has_non_finite(array).item():
                 raise self._reader.not_finite(entry)
         # What was quantized hides it.
         raise self._reader.not_finite(*(entry for entry in entries if outer_operation(entry.source) is not None))
@@ -146,9 +150,12 @@ class BlockReader:
             ) from error
 
     def close(self) -> None:
-        """Ends its threads; what has been begun and not finished is left unread."""
+        """Ends its threads. Waits for MLX to have read what it has begun, so that no error of that comes up elsewhere."""
         if self._filler is not None:
             self._filler.close()
+        for block in self._begun:
+            with suppress(RuntimeError):
+                mx.eval(list(block.whole.values()))
 
 
 def _axis(entry: Entry) -> int:

@@ -12,9 +12,9 @@ _BITS = {
 }
 
 
-def is_float(array: mx.array) -> bool:
-    """Whether the array has a dtype that ``has_non_finite`` knows."""
-    return array.dtype in _BITS
+def is_float(dtype: mx.Dtype) -> bool:
+    """Whether it is a dtype that ``has_non_finite`` knows."""
+    return dtype in _BITS
 
 
 def has_non_finite(array: mx.array) -> mx.array:
