@@ -150,7 +150,7 @@ class BlockReader:
             ) from error
 
     def close(self) -> None:
-        """Ends its threads. Waits for MLX to have read what it has begun, so that no error of that comes up elsewhere."""
+        """Ends its threads, and waits for MLX to have read what it has begun: its errors would come up elsewhere."""
         if self._filler is not None:
             self._filler.close()
         for block in self._begun:
