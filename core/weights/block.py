@@ -18,7 +18,7 @@ import mlx.core as mx
 from core.checkpoint import Checkpoint
 from core.errors import CheckpointError
 from core.weights.axes import rows_axis
-from core.weights.fill import Filler, blank, can_check, can_fill
+from core.weights.fill import Filler, blank, can_check, can_fill, streams
 from core.weights.finite import has_non_finite, is_float
 from core.weights.joint import Extent, extent
 from core.weights.nodes import outer_operation
@@ -55,6 +55,7 @@ class BlockReader:
         self._reader = Reader(checkpoint, check_sources=check_finite, measure=True)
         self._filler = Filler(checkpoint.shard_path) if can_fill() else None
         self._begun: list[Block] = []
+        self._count = 0
 
     def begin(self, entries: list[Entry]) -> Block:
         """Begins to read, and returns at once.
@@ -66,13 +67,15 @@ class BlockReader:
         self._begun.append(block)
         if self._filler is None:
             return block
+        stream = streams()[self._count % 2]
+        self._count += 1
         with self._reading():
             for place, entry in enumerate(entries):
                 found = extent(entry.source, _axis(entry), self._checkpoint.tensors) if entry.nbytes >= _LARGE else None
                 if found is None:
                     continue
                 if len(found.runs) > 1:
-                    block.blanks[place] = blank(sum(run.stop - run.start for run in found.runs)), found
+                    block.blanks[place] = blank(sum(run.stop - run.start for run in found.runs), stream), found
                 else:
                     block.whole[place] = self._reader.build(entry.source, _axis(entry))
             mx.async_eval([memory for memory, _ in block.blanks.values()])

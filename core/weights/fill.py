@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ from core.weights.joint import Run
 
 _PIECE = 1 << 22  # bytes that a thread reads and then looks at: they fit into the last cache
 _THREADS = 4
+_own = threading.local()
 
 
 def can_fill() -> bool:
@@ -37,11 +39,21 @@ def can_check() -> bool:
     return importlib.util.find_spec("numpy") is not None
 
 
-def blank(nbytes: int) -> mx.array:
+def streams() -> tuple[mx.Stream, mx.Stream]:
+    """Two streams of this thread for ``blank``: new memory takes a processor's time, and a stream is one thread.
+
+    MLX frees no stream, so each thread makes its second one once.
+    """
+    if not hasattr(_own, "second"):
+        _own.second = mx.new_stream(mx.Device(mx.DeviceType.cpu))
+    return mx.default_stream(mx.Device(mx.DeviceType.cpu)), _own.second
+
+
+def blank(nbytes: int, stream: mx.Stream | None = None) -> mx.array:
     """Memory of its own, which is to be evaluated and then filled: a flat array of integers."""
     # Wide integers take less time to write. Contiguous is what makes it memory, and not one number repeated.
     dtype = mx.uint32 if nbytes % 4 == 0 else mx.uint8
-    return mx.contiguous(mx.zeros((nbytes // dtype.size,), dtype))
+    return mx.contiguous(mx.zeros((nbytes // dtype.size,), dtype, stream=stream), stream=stream)
 
 
 class Filler:
