@@ -1,11 +1,13 @@
 """``corelm doctor``: does core work on this machine? A report to paste.
 
-Checks versions, every plugin, every kernel against its reference, and the demo models; says at the end what is wrong.
+Checks versions, every plugin, every kernel against its reference, the demo models and those that are named, and says
+which of them the fast decode step serves; at the end, what is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,15 +15,17 @@ from core.cli.terminal import clean, fold, put, size
 from core.errors import CoreError
 
 if TYPE_CHECKING:
+    from core import LanguageModel
     from core.cli.plugins import ClaimFacts
 
-SUMMARY = "check this installation: versions, plugins, kernels, demo models; a report to paste"
+SUMMARY = "check this installation: versions, plugins, kernels, models; a report to paste"
 _PROMPT = "To be, or"
 _TOKENS = 24
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
+    parser.add_argument("sources", metavar="MODEL", nargs="*", help="try this model, too, beside the demos")
     parser.add_argument("--kernels", action="store_true", help="every case of every kernel, with its errors")
 
 
@@ -37,7 +41,10 @@ def run(args: argparse.Namespace) -> int:
     put(_section("plugins", claim_lines(claims)))
     _import_plugins(claims)
     put(_section("kernels", check_kernels(problems, full=args.kernels)))
-    put(_section("demos", list(_demos(problems))))
+    tried = list(dict.fromkeys([*_demos(), *args.sources]))
+    steps: list[str] = []
+    put(_section("models", list(_models(tried, steps, problems))))
+    put(_section("fast decode step", steps or ["not used: there is no model to use it for"]))
     put(["", f"{len(problems)} problem{'s' if len(problems) > 1 else ''}" if problems else "all is well"])
     for problem in problems:
         put(fold("- ", problem))
@@ -85,26 +92,57 @@ def _import_plugins(found: tuple[ClaimFacts, ...]) -> None:
             import_claim(claim)
 
 
-def _demos(problems: list[str]) -> Iterator[str]:
+def _demos() -> list[str]:
     from core.checkpoint.source import DEMOS
 
-    names = sorted(path.name for path in DEMOS.iterdir() if (path / "config.json").is_file()) if DEMOS.is_dir() else []
-    if not names:
-        yield "none: this installation has no demo models"
-    for name in names:
+    return sorted(f"demo:{path.name}" for path in DEMOS.glob("*") if (path / "config.json").is_file())
+
+
+def _models(sources: list[str], steps: list[str], problems: list[str]) -> Iterator[str]:
+    """What became of each model; what the fast decode step has to say of it is appended to ``steps``."""
+    if not any(source.startswith("demo:") for source in sources):
+        yield "no demos: this installation has none"
+    for source in sources:
         try:
-            yield _demo(f"demo:{name}")
+            yield _try(source, steps)
         except Exception as error:  # a report of what does not work must itself work
             message = str(error) if isinstance(error, CoreError) else f"{type(error).__name__}: {error}"
-            problems.append(f"demo:{name}: {message}")
-            yield f"demo:{name}  failed"
+            problems.append(f"{source}: {message}")
+            yield f"{source}  failed"
 
 
-def _demo(source: str) -> str:
+def _try(source: str, steps: list[str]) -> str:
     import core
 
     model = core.load(source)
     result = model.generate(_PROMPT, max_tokens=_TOKENS, temperature=0.0)
     if not result.text.strip():
         raise CoreError("the model generates no text", where=source)
+    step = _fast_step(source, model)
+    steps += [] if step in steps else [step]
     return f"{source}  ok, {result.stats.decode_tps:.0f} tok/s: {clean(_PROMPT + result.text)}"
+
+
+def _fast_step(source: str, model: LanguageModel) -> str:
+    """Whether the fast decode step serves the model, and if not, why; the same line for all where it is the device."""
+    try:
+        from core.fast import device_reason, fast_step, reason
+    except ImportError:
+        return "not used: this installation is without core.fast"
+    from core.generation import generate_tokens
+
+    why = device_reason()
+    if why is not None:
+        return f"not used: {why}"
+    cache = model.model.make_cache()
+    list(generate_tokens(model.model, [1], max_tokens=1, cache=cache))
+    why = reason(model.model, cache)
+    if why is not None:
+        return f"{source}  not used: {why}"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        step = fast_step(model.model, cache)
+    if step is None:
+        return f"{source}  not used: " + (str(caught[-1].message) if caught else "its check has failed before")
+    step.close()
+    return f"{source}  used, and agrees with the ordinary path"

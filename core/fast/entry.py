@@ -42,14 +42,13 @@ def fast_step(model: object, cache: Cache) -> FastStep | None:
 
 
 def reason(model: object, cache: Cache) -> str | None:
-    """Why there is no fast step for this model and cache on the device at hand; None where there is one."""
-    device = current_device()
-    if device is None or device.language != "cuda" or device.build is not mx.fast.cuda_kernel:
-        return "no CUDA device"
-    if mx.device_info(mx.Device(mx.gpu)).get("compute_capability_major") != 9:
-        return "a device that is not of compute capability 9"
-    if multiprocessors() == 0:
-        return "an unknown number of multiprocessors"
+    """Why there is no fast step for this model and cache on the device at hand; None where there is one.
+
+    It follows "because of".
+    """
+    unfit = device_reason()
+    if unfit is not None:
+        return unfit
     if any(not block.arrays() for block in cache.blocks):
         return "an empty cache"
     if any(array.dtype != mx.bfloat16 for array in cache.arrays()):
@@ -59,6 +58,18 @@ def reason(model: object, cache: Cache) -> str | None:
     except Unsupported as unsupported:
         return str(unsupported)
     return problem(shape, multiprocessors())
+
+
+def device_reason() -> str | None:
+    """Why the device at hand has no fast step, whatever the model."""
+    device = current_device()
+    if device is None or device.language != "cuda" or device.build is not mx.fast.cuda_kernel:
+        return "no CUDA device"
+    if mx.device_info(mx.Device(mx.gpu)).get("compute_capability_major") != 9:
+        return "a device that is not of compute capability 9"
+    if multiprocessors() == 0:
+        return "an unknown number of multiprocessors"
+    return None
 
 
 @functools.cache

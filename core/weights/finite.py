@@ -12,9 +12,9 @@ _BITS = {
 }
 
 
-def is_float(array: mx.array) -> bool:
-    """Whether the array has a dtype that ``has_non_finite`` knows."""
-    return array.dtype in _BITS
+def is_float(dtype: mx.Dtype) -> bool:
+    """Whether it is a dtype that ``has_non_finite`` knows."""
+    return dtype in _BITS
 
 
 def has_non_finite(array: mx.array) -> mx.array:
@@ -29,3 +29,19 @@ def has_non_finite(array: mx.array) -> mx.array:
     positive = mx.max(array.view(signed)) >= mx.array(infinity, dtype=signed)
     negative = mx.max(array.view(unsigned)) >= mx.array(sign | infinity, dtype=unsigned)
     return positive | negative
+
+
+def bytes_are_finite(memory: memoryview, dtype: mx.Dtype) -> bool:
+    """The same for the bytes of numbers of ``dtype``, answered at once and the other way round.
+
+    For threads: NumPy, which must be installed, lets others run meanwhile, needs no stream of MLX, and reads what is in
+    the processor's cache at 20 GB/s or more.
+    """
+    import numpy as np  # 0.1 s, and not a dependency of core
+
+    if not len(memory):
+        return True
+    size = dtype.size
+    infinity = _BITS[dtype][2]
+    greatest = np.frombuffer(memory, f"i{size}").max(), np.frombuffer(memory, f"u{size}").max()
+    return int(greatest[0]) < infinity and int(greatest[1]) < 1 << (8 * size - 1) | infinity

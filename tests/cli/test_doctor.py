@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import core
 from core.checkpoint import source
 from core.cli import environment
 from core.cli.plugins import ClaimFacts, PluginList
-from core.kernels import Kernel, Launch, registry
+from core.kernels import Kernel, KernelWarning, Launch, registry
+from core.kernels.device import use_device
 from tests.cli.conftest import Run
 from tests.cli.packages import install
 from tests.fixtures import STORIES, oracle
@@ -100,7 +102,54 @@ def test_no_demo_is_said_plainly(corelm: Run, demos: Path) -> None:
     shutil.rmtree(demos)
     outcome = corelm("doctor")
     assert outcome.code == 0
-    assert "\ndemos\n  none: this installation has no demo models\n" in outcome.out
+    assert "\nmodels\n  no demos: this installation has none\n" in outcome.out
+    assert "\nfast decode step\n  not used: there is no model to use it for\n" in outcome.out
+
+
+@pytest.mark.usefixtures("quick", "demos")
+def test_why_no_model_gets_the_fast_step_is_one_line_where_it_is_the_device(corelm: Run) -> None:
+    with use_device(None):
+        outcome = corelm("doctor", str(STORIES))
+    assert outcome.code == 0
+    assert f"\n  {STORIES}  ok, " in outcome.out
+    assert "\nfast decode step\n  not used: no CUDA device\n\n" in outcome.out
+
+
+@pytest.mark.usefixtures("quick", "demos")
+def test_why_a_model_does_not_get_the_fast_step(corelm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.fast.device_reason", lambda: None)
+    monkeypatch.setattr("core.fast.entry.device_reason", lambda: None)
+    outcome = corelm("doctor")
+    assert outcome.code == 0
+    assert "\n  demo:stories  not used: a cache in another type than bfloat16\n" in outcome.out
+
+
+@pytest.mark.usefixtures("quick", "demos")
+@pytest.mark.parametrize("agrees", [True, False])
+def test_a_model_that_gets_the_fast_step_or_fails_its_check(
+    corelm: Run, monkeypatch: pytest.MonkeyPatch, agrees: bool
+) -> None:
+    closed: list[bool] = []
+
+    class Step:
+        def close(self) -> None:
+            closed.append(True)
+
+    def step(model: object, cache: object) -> Step | None:
+        if not agrees:
+            warnings.warn("the fast decode step is off for this model", KernelWarning, stacklevel=2)
+        return Step() if agrees else None
+
+    monkeypatch.setattr("core.fast.device_reason", lambda: None)
+    monkeypatch.setattr("core.fast.reason", lambda model, cache: None)
+    monkeypatch.setattr("core.generation.loop._fast_step", lambda model, cache: None)
+    monkeypatch.setattr("core.fast.fast_step", step)
+    outcome = corelm("doctor")
+    wanted = (
+        "used, and agrees with the ordinary path" if agrees else "not used: the fast decode step is off for this model"
+    )
+    assert f"\n  demo:stories  {wanted}\n" in outcome.out
+    assert closed == [True] * agrees
 
 
 def test_a_broken_plugin(corelm: Run, demos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from core.fast import fast_step, reason
 from core.generation import generate_tokens
 from core.kernels import reference_only
+from tests.generation.stress import generate_in_threads
 
 from .models import build, filled
 
@@ -121,3 +122,14 @@ def test_reference_only_switches_it_off() -> None:
     cache = filled(model, 2)
     with reference_only():
         assert fast_step(model, cache) is None
+
+
+@pytest.mark.parametrize("changes", [{"sliding_window": None}, {}], ids=["full", "window"])
+def test_two_threads_snapshots_and_abandoned_generations_on_the_fast_step(changes: dict) -> None:
+    model = build(bits=4, **changes)
+    prompts = [[1, 2, 3], [9, 8, 7, 6, 5]]
+    cache = model.make_cache()
+    list(generate_tokens(model, prompts[0], max_tokens=1, cache=cache))
+    assert reason(model, cache) is None
+    alone = [list(generate_tokens(model, prompt, max_tokens=40)) for prompt in prompts]
+    generate_in_threads(model, list(zip(prompts, alone, strict=True)), rounds=8)

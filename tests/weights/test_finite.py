@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.weights.finite import has_non_finite, is_float
+from core.weights.finite import bytes_are_finite, has_non_finite, is_float
 
 HALVES = {mx.float16: np.isfinite(np.arange(2**16, dtype=np.uint16).view(np.float16))}
 HALVES[mx.bfloat16] = np.isfinite((np.arange(2**16, dtype=np.uint32) << 16).view(np.float32))
@@ -35,5 +35,19 @@ def test_float32_agrees_with_numpy(values: list[float]) -> None:
 
 
 def test_integers_are_not_asked() -> None:
-    assert not is_float(mx.zeros((1,), dtype=mx.uint32))
-    assert is_float(mx.zeros((1,), dtype=mx.bfloat16))
+    assert not is_float(mx.uint32)
+    assert is_float(mx.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_the_bytes_of_halves_are_told_right_each_alone(dtype: mx.Dtype) -> None:
+    patterns = np.arange(2**16, dtype=np.uint16)
+    finite = HALVES[dtype]
+    assert [bytes_are_finite(memoryview(patterns[i : i + 1]).cast("B"), dtype) for i in range(2**16)] == finite.tolist()
+    assert bytes_are_finite(memoryview(patterns[finite]).cast("B"), dtype)
+
+
+@given(st.lists(st.floats(width=32), max_size=8))
+def test_the_bytes_of_float32_agree_with_numpy(values: list[float]) -> None:
+    array = np.array(values, dtype=np.float32)
+    assert bytes_are_finite(memoryview(array.view(np.uint8)), mx.float32) is bool(np.isfinite(array).all())

@@ -1,0 +1,165 @@
+"""Reads the parameters of one block: what can be begun early is begun, then all of it is evaluated and looked at.
+
+Memory: what the block's parameters need, and once more for those that are not simply the bytes of files. Begun early,
+and in memory that is the parameters' own for good, is only what does simply lie in files: a tensor, or several that
+are joined or stacked, which a CPU reads where they belong. Knows plans' entries; knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import cast
+
+import mlx.core as mx
+
+from core.checkpoint import Checkpoint
+from core.errors import CheckpointError
+from core.weights.axes import rows_axis
+from core.weights.fill import Filler, blank, can_check, can_fill, streams
+from core.weights.finite import has_non_finite, is_float
+from core.weights.joint import Extent, extent
+from core.weights.nodes import outer_operation
+from core.weights.plan import Entry
+from core.weights.reader import Reader
+
+_LARGE = 1 << 22  # bytes of a parameter from which on threads are worth it
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """What has been begun of some entries, by their place among them.
+
+    Attributes:
+        blanks: memory that is to be filled, and from where.
+        whole: tensors as they are in files.
+    """
+
+    entries: list[Entry]
+    blanks: dict[int, tuple[mx.array, Extent]] = field(default_factory=dict)
+    whole: dict[int, mx.array] = field(default_factory=dict)
+
+
+class BlockReader:
+    """Reads a checkpoint's blocks; ``close`` it.
+
+    Args:
+        check_finite: refuse NaN and infinity.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, check_finite: bool) -> None:
+        self._checkpoint = checkpoint
+        self._check = check_finite
+        self._reader = Reader(checkpoint, check_sources=check_finite, measure=True)
+        self._filler = Filler(checkpoint.shard_path) if can_fill() else None
+        self._begun: list[Block] = []
+        self._count = 0
+
+    def begin(self, entries: list[Entry]) -> Block:
+        """Begins to read, and returns at once.
+
+        Raises:
+            CheckpointError: a shard cannot be read.
+        """
+        block = Block(entries)
+        self._begun.append(block)
+        if self._filler is None:
+            return block
+        stream = streams()[self._count % 2]
+        self._count += 1
+        with self._reading():
+            for place, entry in enumerate(entries):
+                found = extent(entry.source, _axis(entry), self._checkpoint.tensors) if entry.nbytes >= _LARGE else None
+                if found is None:
+                    continue
+                if len(found.runs) > 1:
+                    block.blanks[place] = blank(sum(run.stop - run.start for run in found.runs), stream), found
+                else:
+                    block.whole[place] = self._reader.build(entry.source, _axis(entry))
+            mx.async_eval([memory for memory, _ in block.blanks.values()])
+            mx.async_eval(list(block.whole.values()))
+        return block
+
+    def finish(self, block: Block) -> tuple[list[mx.array], list[float]]:
+        """The parameters, evaluated, and the errors that are made on purpose.
+
+        Raises:
+            WeightsError: NaN or infinity.
+            CheckpointError: a shard cannot be read.
+        """
+        with self._reading():
+            checks, checked = self._read(block)
+            arrays = [self._array(block, place) for place in range(len(block.entries))]
+            flags = self._reader.take_flags()
+            if self._check:
+                others = (array for place, array in enumerate(arrays) if place not in checked)
+                flags += [has_non_finite(array) for array in others if is_float(array.dtype)]
+            losses = self._reader.take_losses()
+            mx.eval(arrays, flags, losses)
+            finite = all(check.result() for check in checks) and not any(flag.item() for flag in flags)
+        if not finite:
+            self._refuse(arrays, block.entries)
+        self._begun.remove(block)
+        return arrays, [cast(float, loss.item()) for loss in losses]
+
+    def _read(self, block: Block) -> tuple[list[Future[bool]], set[int]]:
+        """Waits for what has been begun; returns what is still being looked at, and the places of it."""
+        if self._filler is None:
+            return [], set()
+        entries = block.entries
+        dtypes = {place: found.dtype for place, (_, found) in block.blanks.items()}
+        dtypes |= {place: array.dtype for place, array in block.whole.items()}
+        looks = self._check and can_check()
+        # Numbers of another dtype than the parameter's may become too large for it.
+        checked = {at for at, dtype in dtypes.items() if looks and is_float(dtype) and dtype == entries[at].dtype}
+        fills: list[Future[bool]] = []
+        mx.eval([memory for memory, _ in block.blanks.values()])
+        for place, (memory, found) in block.blanks.items():
+            fills += self._filler.fill(memory, found.runs, found.dtype if place in checked else None)
+        mx.eval(list(block.whole.values()))
+        whole = (array for place, array in block.whole.items() if place in checked)
+        checks = [check for array in whole for check in self._filler.check(array)]
+        for fill in fills:
+            fill.result()  # all there, before anything is computed of it
+        return fills + checks, checked
+
+    def _array(self, block: Block, place: int) -> mx.array:
+        entry = block.entries[place]
+        if place in block.blanks:
+            memory, found = block.blanks[place]
+            array = memory.view(found.dtype).reshape(found.shape)
+        elif place in block.whole:
+            array = block.whole[place]
+        else:
+            array = self._reader.build(entry.source, _axis(entry))
+        return array.astype(entry.dtype)
+
+    def _refuse(self, arrays: list[mx.array], entries: list[Entry]) -> None:
+        for array, entry in zip(arrays, entries, strict=True):
+            if is_float(array.dtype) and has_non_finite(array).item():
+                raise self._reader.not_finite(entry)
+        # What was quantized hides it.
+        raise self._reader.not_finite(*(entry for entry in entries if outer_operation(entry.source) is not None))
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            raise CheckpointError(
+                "reading the weights failed", where=self._checkpoint.where(), found=str(error).split("\n")[0]
+            ) from error
+
+    def close(self) -> None:
+        """Ends its threads, and waits for MLX to have read what it has begun: its errors would come up elsewhere."""
+        if self._filler is not None:
+            self._filler.close()
+        for block in self._begun:
+            with suppress(RuntimeError):
+                mx.eval(list(block.whole.values()))
+
+
+def _axis(entry: Entry) -> int:
+    return rows_axis(entry.parameter.rpartition(".")[2], len(entry.shape))

@@ -1,0 +1,120 @@
+"""Reads pieces of files into arrays that exist, several at a time, and looks for NaN while they are in the cache.
+
+For a CPU, where new memory costs more than the copy into it: parts that are read apart and then joined take it twice.
+Knows bytes and arrays; knows nothing of models.
+
+Nobody can wait for these threads with Python's lock held, so nothing here can hang: the memory is MLX's own and
+evaluated before a byte is written, and no thread of MLX runs Python. (A file-like object given to ``mx.load`` would do
+without the evaluation, but is read, and freed, by threads that MLX shares among all loads and that need the lock.)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from core.device import backend
+from core.weights.finite import bytes_are_finite
+from core.weights.joint import Run
+
+_PIECE = 1 << 22  # bytes that a thread reads and then looks at: they fit into the last cache
+_THREADS = 4
+_own = threading.local()
+
+
+def can_fill() -> bool:
+    """Whether it is worth it here: a GPU joins in no time, and its memory is not to be written to from outside."""
+    return backend() == "cpu" and hasattr(os, "preadv")
+
+
+def can_check() -> bool:
+    """Whether the threads can look for NaN, too."""
+    return importlib.util.find_spec("numpy") is not None
+
+
+def streams() -> tuple[mx.Stream, mx.Stream]:
+    """Two streams of this thread for ``blank``: new memory takes a processor's time, and a stream is one thread.
+
+    MLX frees no stream, so each thread makes its second one once.
+    """
+    if not hasattr(_own, "second"):
+        _own.second = mx.new_stream(mx.Device(mx.DeviceType.cpu))
+    return mx.default_stream(mx.Device(mx.DeviceType.cpu)), _own.second
+
+
+def blank(nbytes: int, stream: mx.Stream | None = None) -> mx.array:
+    """Memory of its own, which is to be evaluated and then filled: a flat array of integers."""
+    # Wide integers take less time to write. Contiguous is what makes it memory, and not one number repeated.
+    dtype = mx.uint32 if nbytes % 4 == 0 else mx.uint8
+    return mx.contiguous(mx.zeros((nbytes // dtype.size,), dtype, stream=stream), stream=stream)
+
+
+class Filler:
+    """Threads that fill arrays with what is in files.
+
+    Args:
+        path: the local file of a shard.
+    """
+
+    def __init__(self, path: Callable[[str], Path]) -> None:
+        self._path = path
+        self._files: dict[str, int] = {}
+        self._pool = ThreadPoolExecutor(_THREADS)
+
+    def fill(self, array: mx.array, runs: Iterable[Run], dtype: mx.Dtype | None) -> list[Future[bool]]:
+        """Begins to fill an array.
+
+        Args:
+            array: ``blank``, evaluated, and nobody else's until the results are there.
+            runs: where its bytes are.
+            dtype: of the floats that they are, where they are to be finite; None where nobody looks.
+
+        Returns:
+            Whether all numbers of a piece are finite, for each piece. A result may raise ``OSError``.
+
+        Raises:
+            OSError: a shard cannot be opened.
+        """
+        memory = memoryview(array).cast("B")  # type: ignore[arg-type]
+        jobs, filled = [], 0
+        for run in runs:
+            file = self._open(run.shard)
+            for start in range(run.start, run.stop, _PIECE):
+                size = min(_PIECE, run.stop - start)
+                jobs.append(self._pool.submit(_fill, file, start, memory[filled : filled + size], dtype))
+                filled += size
+        return jobs
+
+    def check(self, array: mx.array) -> list[Future[bool]]:
+        """Whether all numbers of a piece are finite, for each piece of an evaluated, contiguous array of floats."""
+        memory = memoryview(array.reshape(-1).view(mx.uint8))  # type: ignore[arg-type]
+        pieces = (memory[at : at + _PIECE] for at in range(0, len(memory), _PIECE))
+        return [self._pool.submit(bytes_are_finite, piece, array.dtype) for piece in pieces]
+
+    def _open(self, shard: str) -> int:
+        if shard not in self._files:
+            self._files[shard] = os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC)
+        return self._files[shard]
+
+    def close(self) -> None:
+        """Ends the threads, and drops what has not begun."""
+        self._pool.shutdown(cancel_futures=True)
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+
+def _fill(file: int, start: int, memory: Any, dtype: mx.Dtype | None) -> bool:
+    done = 0
+    while done < len(memory):
+        count = os.preadv(file, [memory[done:]], start + done)
+        if not count:
+            raise OSError(f"a shard has become shorter: there is no byte {start + done:,}")
+        done += count
+    return dtype is None or bytes_are_finite(memory, dtype)

@@ -1,0 +1,128 @@
+"""Arrays of a checkpoint's tensors, put together as a plan's nodes say; unevaluated, and each handed out once.
+
+Knows nothing of models, nor of when anything is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+
+import mlx.core as mx
+
+from core.checkpoint import Checkpoint
+from core.errors import CheckpointError, QuantizationError, WeightsError
+from core.weights.dtypes import spelling
+from core.weights.finite import has_non_finite
+from core.weights.nodes import Joined, Leaf, Node, Operation, Permuted, Stacked, leaves
+from core.weights.permute import to_halves
+from core.weights.plan import Entry
+from core.weights.summary import summarise
+
+
+class Reader:
+    """Lazy arrays of a checkpoint's tensors; each is handed out once, so that its memory is free once it is used.
+
+    Args:
+        check_sources: look for NaN in sources of what would hide it.
+        measure: compute the errors of what is approximated.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, check_sources: bool, measure: bool) -> None:
+        self._checkpoint = checkpoint
+        self._check_sources = check_sources
+        self._measure = measure
+        self._flags: list[mx.array] = []
+        self._losses: list[mx.array] = []
+        self._computed: dict[Hashable, dict[str, mx.array]] = {}
+        self._open: dict[str, dict[str, mx.array]] = {}
+
+    def build(self, node: Node, axis: int) -> mx.array:
+        if isinstance(node, Leaf):
+            return self._take(node.name)
+        if isinstance(node, Operation):
+            return self._compute(node, axis)
+        if isinstance(node, Permuted):
+            return to_halves(self.build(node.part, axis), node.heads, axis)
+        if isinstance(node, Stacked) and all(map(_is_flat, node.parts)):
+            # All rows of all experts at once, cut afterwards: one copy instead of two.
+            parts = [self.build(part, axis) for joined in node.parts for part in _parts(joined)]
+            rows = mx.concatenate(parts, axis=0)
+            return rows.reshape(len(node.parts), -1, *rows.shape[1:])
+        parts = [self.build(part, axis) for part in node.parts]
+        return mx.concatenate(parts, axis=axis) if isinstance(node, Joined) else mx.stack(parts)
+
+    def _compute(self, operation: Operation, axis: int) -> mx.array:
+        """One result of an operation; all are computed when the first is asked for, and kept until each has been."""
+        results = self._computed.pop(operation.key, None)
+        if results is None:
+            parts = [self.build(part, axis) for part in operation.parts]
+            if operation.finite and self._check_sources:
+                self._flags += [has_non_finite(part) for part in parts]
+            try:
+                results = operation.compute(*parts)
+                loss = operation.loss(*parts) if self._measure else None
+            except QuantizationError as error:  # of what the tensors hold, which no header tells
+                shard = self._checkpoint.tensors[leaves(operation)[0]].shard
+                error.where = self._checkpoint.where(shard)
+                error.args = (error._render(),)
+                raise
+            self._losses += [] if loss is None else [loss]
+        result = results.pop(operation.role)
+        if results:
+            self._computed[operation.key] = results
+        return result
+
+    def take_losses(self) -> list[mx.array]:
+        """The largest errors of what has been approximated, unevaluated; each is handed out once."""
+        losses, self._losses = self._losses, []
+        return losses
+
+    def take_flags(self) -> list[mx.array]:
+        """Whether sources of what has been computed are not finite, unevaluated; each flag is handed out once."""
+        flags, self._flags = self._flags, []
+        return flags
+
+    def _take(self, name: str) -> mx.array:
+        shard = self._checkpoint.tensors[name].shard
+        if shard not in self._open:
+            self._open[shard] = _load(self._checkpoint.shard_path(shard))
+        return self._open[shard].pop(name)
+
+    def not_finite(self, *entries: Entry) -> WeightsError:
+        """The error for parameters with NaN or infinity, naming the first tensor that has one.
+
+        Where none has, the conversion to the parameter's dtype has made it.
+        """
+        for name in dict.fromkeys(name for entry in entries for name in entry.tensors):
+            info = self._checkpoint.tensors[name]
+            values = _load(self._checkpoint.shard_path(info.shard))[name].astype(mx.float32)
+            bad = mx.sum(~mx.isfinite(values)).item()
+            if bad:
+                return WeightsError(
+                    f"tensor {name!r} holds NaN or infinity in {bad:,} of {values.size:,} elements",
+                    where=self._checkpoint.where(info.shard),
+                    hint="The file is damaged or training diverged. core.load(…, check_finite=False) loads it anyway.",
+                )
+        return WeightsError(
+            f"{summarise(entries[0].tensors)} holds numbers too large for {spelling(entries[0].dtype)}",
+            where=self._checkpoint.where(),
+            hint="Load it in another dtype, for instance core.load(…, dtype=mx.float32).",
+        )
+
+
+def _is_flat(node: Node) -> bool:
+    return isinstance(node, Joined) and all(isinstance(part, Leaf | Operation) for part in node.parts)
+
+
+def _parts(node: Node) -> tuple[Node, ...]:
+    return () if isinstance(node, Leaf) else node.parts
+
+
+def _load(path: Path) -> dict[str, mx.array]:
+    try:
+        arrays = mx.load(str(path), format="safetensors")
+    except RuntimeError as error:
+        raise CheckpointError("MLX cannot read this file", where=path, found=str(error).split("\n")[0]) from error
+    assert isinstance(arrays, dict)
+    return arrays
