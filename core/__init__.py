@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from core.benchmark import Benchmark, bench
+    from core.chat import Conversation
     from core.evaluation import Evaluation, evaluate
     from core.generation import GenerationResult, generate_tokens
     from core.hookspecs import hookimpl
@@ -28,6 +29,7 @@ _HOMES = {
     "Benchmark": "core.benchmark",
     "Cache": "core.nn",
     "CacheSpec": "core.nn",
+    "Conversation": "core.chat",
     "Evaluation": "core.evaluation",
     "GenerationResult": "core.generation",
     "LanguageModel": "core.language_model",
@@ -55,6 +57,7 @@ __all__ = [
     "Benchmark",
     "Cache",
     "CacheSpec",
+    "Conversation",
     "Evaluation",
     "GenerationResult",
     "LanguageModel",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from core.errors import TokenizerError, UsageError
@@ -78,6 +78,7 @@ class LanguageModel:
         seed: int | None = None,
         cache: Cache | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[GenerationChunk]:
         """Generates text piece by piece, until an end-of-sequence token or ``max_tokens``.
 
@@ -88,6 +89,7 @@ class LanguageModel:
             prompt: a string is continued as it is; a list of messages goes through the chat template; ids are ids.
             cache: continues what it holds; BOS is not added again to a cache that holds tokens.
             tools: descriptions of tools for the chat template.
+            progress: called as the prompt is processed, as ``generate_tokens`` says.
 
         Raises:
             TokenizerError: text without a tokenizer.
@@ -98,7 +100,7 @@ class LanguageModel:
         sampling = self.sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         if max_tokens is None:
             max_tokens = self._default("max_new_tokens", int, _DEFAULT_MAX_TOKENS)
-        return self._stream(ids, max_tokens, sampling, cache)
+        return self._stream(ids, max_tokens, sampling, cache, progress)
 
     def encode(
         self, prompt: Prompt, *, tools: Sequence[Mapping[str, Any]] | None = None, begins: bool = True
@@ -162,7 +164,12 @@ class LanguageModel:
         return frozenset(item for item in ids if isinstance(item, int))
 
     def _stream(
-        self, ids: list[int], max_tokens: int, sampling: Sampling, cache: Cache | None
+        self,
+        ids: list[int],
+        max_tokens: int,
+        sampling: Sampling,
+        cache: Cache | None,
+        progress: Callable[[int, int], None] | None,
     ) -> Iterator[GenerationChunk]:
         stats = GenerationStats()
         eos = self._eos_ids()
@@ -177,6 +184,7 @@ class LanguageModel:
             eos=eos,
             cache=cache,
             stats=stats,
+            progress=progress,
         )
         detokenizer = self.tokenizer.detokenizer(ids) if self.tokenizer is not None else None
         generated: list[int] = []

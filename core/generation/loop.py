@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import mlx.core as mx
@@ -45,6 +45,7 @@ def generate_tokens(
     cache: Cache | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
     stats: GenerationStats | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[int]:
     """Generates token ids.
 
@@ -60,6 +61,8 @@ def generate_tokens(
         cache: for one sequence; None makes a new one.
         prefill_chunk: prompt tokens processed at once.
         stats: filled in as the generation goes.
+        progress: called with the prompt's tokens processed so far and all of them, after each chunk but the last, whose
+            end is the first token. What it raises ends the generation.
 
     Raises:
         UsageError: an empty prompt, an id that the vocabulary has not, or a setting out of range.
@@ -78,6 +81,7 @@ def generate_tokens(
         # Where rotary frequencies depend on the length, keys of an early chunk would be rotated for a shorter prompt.
         len(prompt) if len(prompt) > prefill_chunk and depends_on_length(model) else prefill_chunk,
         GenerationStats() if stats is None else stats,
+        progress,
     )
 
 
@@ -90,6 +94,7 @@ def _generate(
     cache: Cache,
     chunk: int,
     stats: GenerationStats,
+    progress: Callable[[int, int], None] | None,
 ) -> Iterator[int]:
     if max_tokens == 0:
         return
@@ -99,7 +104,7 @@ def _generate(
     stats.prompt_tokens = len(prompt)
     position = cache.length + len(prompt)  # of the next token to choose
     with wired_memory():
-        token = sample(_prefill(model, prompt, cache, chunk), position)
+        token = sample(_prefill(model, prompt, cache, chunk, progress), position)
         # The caches too: what a window has dropped of a long prompt would stay until the next step.
         mx.async_eval(token, cache.arrays())
         processed, yielded = cache.length, 0
@@ -134,13 +139,17 @@ def _generate(
             token = following
 
 
-def _prefill(model: CausalLM, prompt: list[int], cache: Cache, chunk: int) -> mx.array:
+def _prefill(
+    model: CausalLM, prompt: list[int], cache: Cache, chunk: int, progress: Callable[[int, int], None] | None
+) -> mx.array:
     """Processes the prompt and returns the logits of its last position, ``[1, vocab]``."""
     tokens = mx.array(prompt, dtype=mx.int32)[None]
     for start in range(0, len(prompt), chunk):
         hidden = model.hidden_states(tokens[:, start : start + chunk], cache)
         if start + chunk < len(prompt):
             mx.eval(cache.arrays())
+            if progress is not None:
+                progress(start + chunk, len(prompt))
     return model.head(hidden[:, -1:])[:, -1]
 
 
