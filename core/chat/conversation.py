@@ -251,7 +251,7 @@ class Conversation:
                         self.result = result = dataclasses.replace(result, text=self.calls.text)
                         held.extend([*new, *result.token_ids])
                         kept = self._keep(self.calls)
-                    yield GenerationChunk(text, chunk.token_id, result)
+                    yield dataclasses.replace(chunk, text=text, result=result)
             except GeneratorExit:
                 stream.close()  # type: ignore[attr-defined]
                 if not kept:  # else it was closed after its end
