@@ -174,7 +174,8 @@ class Repl:
         stats, context = result.stats, chat.context
         lines = [
             f"prompt    {len(result.prompt_ids):,} new tokens, {stats.prompt_tps:.1f} tok/s",
-            f"decode    {stats.generated_tokens:,} tokens, {stats.decode_tps:.1f} tok/s, ended by {result.finish_reason}",
+            f"decode    {stats.generated_tokens:,} tokens, {stats.decode_tps:.1f} tok/s",
+            f"ended by  {result.finish_reason}",
             f"context   {chat.cached_tokens:,} tokens" + ("" if context is None else f" of {context:,}"),
             f"memory    {size(stats.peak_memory)} at most",
             f"sampling  {described(result.sampling)}",

@@ -114,7 +114,7 @@ class MarkdownScreen:
 
 
 class SafeMarkdown:
-    """Markdown with its line ends kept, and with nothing in it that a terminal obeys: no links, no control characters."""
+    """Markdown with its line ends kept, and with nothing that a terminal obeys: no links, no control characters."""
 
     def __init__(self, text: str) -> None:
         self._text = text
