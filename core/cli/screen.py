@@ -69,6 +69,7 @@ class MarkdownScreen:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._text = ""
+        self._begun = False
         self._live: Any = None
         self._drawn = 0.0
 
@@ -76,8 +77,9 @@ class MarkdownScreen:
         self._text += clean_prose(text)
         end = end_of_block(self._text)
         while end:
-            self._render(self._text[:end])
-            self._text = self._text[end:]
+            block, self._text = self._text[:end], self._text[end:]
+            self._draw(now=True)  # what is printed appears above what is drawn
+            self._render(block)
             end = end_of_block(self._text)
         self._draw()
 
@@ -87,13 +89,12 @@ class MarkdownScreen:
             self._live = None
         if self._text.strip():
             self._render(self._text)
-        self._text = ""
+        self._text, self._begun = "", False
 
-    def _draw(self) -> None:
+    def _draw(self, *, now: bool = False) -> None:
         from rich.live import Live
         from rich.text import Text
 
-        now = time.monotonic()
         if self._live is None:
             self._live = Live(
                 console=self._console,
@@ -103,14 +104,16 @@ class MarkdownScreen:
                 redirect_stderr=False,
             )
             self._live.start()
-        if now - self._drawn >= _INTERVAL:
-            self._drawn = now
+        if now or time.monotonic() - self._drawn >= _INTERVAL:
+            self._drawn = time.monotonic()
             lines = self._text.split("\n")[-max(1, self._console.height - 2) :]
             self._live.update(Text("\n".join(lines)), refresh=True)
 
     def _render(self, block: str) -> None:
-        if block.strip():
-            self._console.print(SafeMarkdown(block))
+        if self._begun:
+            self._console.print()
+        self._begun = True
+        self._console.print(SafeMarkdown(block))
 
 
 class SafeMarkdown:
@@ -124,12 +127,16 @@ class SafeMarkdown:
         from rich.segment import Segment
 
         markdown = Markdown(_with_line_ends(self._text), code_theme="ansi_dark", hyperlinks=False)
-        for segment in console.render(markdown, options):
-            if segment.control is None:
-                style = segment.style
+        for line in Segment.split_lines(console.render(markdown, options)):
+            words = [segment for segment in line if segment.control is None]
+            while words and not words[-1].text.strip():
+                words.pop()  # padding up to the terminal's width, which would be copied with the text
+            for place, (text, style, _) in enumerate(words, start=1):
                 if style is not None and style.link:
                     style = style.update_link(None)
-                yield Segment(clean_prose(segment.text), style)
+                text = clean_prose(text)
+                yield Segment(text.rstrip() if place == len(words) else text, style)
+            yield Segment.line()
 
 
 def end_of_block(text: str) -> int:
