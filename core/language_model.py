@@ -78,6 +78,7 @@ class LanguageModel:
         seed: int | None = None,
         cache: Cache | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        continues: bool | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[GenerationChunk]:
         """Generates text piece by piece, until an end-of-sequence token or ``max_tokens``.
@@ -89,6 +90,8 @@ class LanguageModel:
             prompt: a string is continued as it is; a list of messages goes through the chat template; ids are ids.
             cache: continues what it holds; BOS is not added again to a cache that holds tokens.
             tools: descriptions of tools for the chat template.
+            continues: the text goes on from the prompt's: a space between two words is kept, a character that the prompt
+                has begun is ended. False where an answer begins. None: unless the prompt is a list of messages.
             progress: called as the prompt is processed, as ``generate_tokens`` says.
 
         Raises:
@@ -100,7 +103,9 @@ class LanguageModel:
         sampling = self.sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         if max_tokens is None:
             max_tokens = self._default("max_new_tokens", int, _DEFAULT_MAX_TOKENS)
-        return self._stream(ids, max_tokens, sampling, cache, progress)
+        if continues is None:
+            continues = not isinstance(next(iter(prompt), None), Mapping)
+        return self._stream(ids, ids if continues else [], max_tokens, sampling, cache, progress)
 
     def encode(
         self, prompt: Prompt, *, tools: Sequence[Mapping[str, Any]] | None = None, begins: bool = True
@@ -166,6 +171,7 @@ class LanguageModel:
     def _stream(
         self,
         ids: list[int],
+        before: list[int],
         max_tokens: int,
         sampling: Sampling,
         cache: Cache | None,
@@ -186,7 +192,7 @@ class LanguageModel:
             stats=stats,
             progress=progress,
         )
-        detokenizer = self.tokenizer.detokenizer(ids) if self.tokenizer is not None else None
+        detokenizer = self.tokenizer.detokenizer(before) if self.tokenizer is not None else None
         generated: list[int] = []
         pieces: list[str] = []
         with contextlib.closing(tokens):  # type: ignore[type-var]

@@ -1,4 +1,4 @@
-"""The text of an answer as it comes: without the space that only joins words, and without calls of tools.
+"""The text of an answer as it comes, without calls of tools.
 
 Knows ids, a tokenizer and the pieces of a generation; knows no messages.
 """
@@ -11,8 +11,6 @@ from core.text.tool_calls import TOOL_CALLS, ToolCalls, Vocabulary, parse_tool_c
 class AnswerText:
     """What of a generation's text is said to the reader.
 
-    A generation's text goes on from its prompt's, with the space between two words. An answer begins; in vocabularies
-    that put a space before every word, that space is no part of it: in the next prompt there would be two.
     What follows the control token of a tool call is held back, and released if it turns out to be no call.
 
     Args:
@@ -26,7 +24,6 @@ class AnswerText:
         self._shown: list[str] = []
         self._held: list[str] = []
         self._calls = False
-        self._begun = False
 
     @property
     def ids(self) -> list[int]:
@@ -44,7 +41,6 @@ class AnswerText:
             self._ids.append(token_id)
             if token_id in self._tokenizer.special_ids and self._tokenizer.token_of(token_id) == TOOL_CALLS:
                 self._calls = True
-        text = self._first(text)
         (self._held if self._calls else self._shown).append(text)
         return "" if self._calls else text
 
@@ -57,10 +53,3 @@ class AnswerText:
             return found.text.removeprefix(self.shown), found
         rest = "".join(self._held)
         return rest, ToolCalls(self.shown + rest, problem=found.problem)
-
-    def _first(self, text: str) -> str:
-        if self._begun or not text:
-            return text
-        self._begun = True
-        joined = text.startswith(" ") and not self._tokenizer.decode(self._ids).startswith(" ")
-        return text[1:] if joined else text

@@ -17,7 +17,7 @@ from core.chat.messages import INTERRUPTED, Message, checked_messages, checked_t
 from core.chat.reuse import Held
 from core.chat.storage import read_conversation, write_conversation
 from core.errors import ConversationError, TokenizerError, UsageError
-from core.generation import GenerationChunk, GenerationResult
+from core.generation import GenerationChunk, GenerationResult, Sampling
 from core.nn import depends_on_length
 from core.text.tool_calls import ToolCalls
 
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     from core.language_model import LanguageModel
 
 _DEFAULT_MAX_TOKENS = 1024
+_LOOKING_BACK = {
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "dry_multiplier": 0.0,
+    "processors": (),
+}
+"""Settings that look back on the prompt, with the values at which they do nothing."""
 _CACHE_OPTIONS = ("max_kv_tokens", "kv_bits", "kv_group_size")
 
 
@@ -238,10 +246,10 @@ class Conversation:
         held, answer = self._held, AnswerText(self.lm.tokenizer, turn=len(messages))
         kept = False
         try:
-            if not self._reuse:
+            if not self._reuse or _looks_back(self.lm, options):
                 held.forget()
             cache, new = held.prepare(ids)
-            stream = self.lm.stream(new, cache=cache, **options)
+            stream = self.lm.stream(new, cache=cache, continues=False, **options)
             try:
                 for chunk in stream:
                     text, result = answer.add(chunk.text, chunk.token_id), chunk.result
@@ -286,13 +294,20 @@ class Conversation:
         return stated if isinstance(stated, int) and stated > 0 else _DEFAULT_MAX_TOKENS
 
 
+def _looks_back(lm: LanguageModel, options: Mapping[str, Any]) -> bool:
+    """Whether settings depend on the tokens of the prompt, all of which are then processed: the loop sees no others."""
+    known = {field.name for field in dataclasses.fields(Sampling)}
+    chosen = lm.sampling(**{name: value for name, value in options.items() if name in known})
+    return any(getattr(chosen, name, none) != none for name, none in _LOOKING_BACK.items())
+
+
 def _checked(message: str | Mapping[str, Any]) -> list[Message]:
     return checked_messages([{"role": "user", "content": message} if isinstance(message, str) else message])
 
 
 def _checked_context(context: int | None, lm: LanguageModel) -> int | None:
-    made_for = getattr(lm.config, "max_position_embeddings", None)
     if context is None:
+        made_for = getattr(lm, "context", getattr(lm.config, "max_position_embeddings", None))
         return made_for if isinstance(made_for, int) and made_for > 0 else None
     if context < 8:
         raise UsageError("a context has room for a prompt and an answer", expected="8 tokens or more", found=context)

@@ -5,8 +5,8 @@ said stands as it was said, with an empty line between.
 """
 
 PLAIN_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message.content is string %}{{ message.content }}{% endif %}\n\n"
+    "{{ bos_token }}{% set end = '\n\n' %}{% for message in messages %}"
+    "{% if message.content is string %}{{ message.content }}{% endif %}{{ end }}"
     "{% endfor %}"
 )
 """A chat template in jinja2: of messages with text, all roles alike."""
