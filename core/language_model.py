@@ -90,8 +90,8 @@ class LanguageModel:
             prompt: a string is continued as it is; a list of messages goes through the chat template; ids are ids.
             cache: continues what it holds; BOS is not added again to a cache that holds tokens.
             tools: descriptions of tools for the chat template.
-            continues: the text goes on from the prompt's: a space between two words is kept, a character that the prompt
-                has begun is ended. False where an answer begins. None: unless the prompt is a list of messages.
+            continues: the text goes on from the prompt's: a space between two words is kept, and a character that the
+                prompt has begun is ended. False where an answer begins. None: unless the prompt is a list of messages.
             progress: called as the prompt is processed, as ``generate_tokens`` says.
 
         Raises:

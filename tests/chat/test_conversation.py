@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from tests.fixtures import oracle
 
 from .conftest import APPENDING, REWRITING
 
-QUESTIONS = ["Once upon a time", "What then?\n", "Tom ran to the tree. And?", "The end", "ROMEO:\nWho are you?"]
+QUESTIONS = ["Once upon a time", "Tom ran to the tree. And?", "The end", "ROMEO:\nWho are you?", "What then?\n"]
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def processed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def talk(lm: LanguageModel, template: str, **options: Any) -> Conversation:
-    return Conversation(lm, chat_template=template, temperature=0, max_tokens=12, **options)
+    return Conversation(lm, chat_template=template, temperature=0, max_tokens=10, **options)
 
 
 def whole(chat: Conversation) -> list[int]:
@@ -46,22 +45,34 @@ def whole(chat: Conversation) -> list[int]:
     return before.prompt_ids()
 
 
+def common_prefix(one: list[int], other: list[int]) -> int:
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
 @pytest.mark.parametrize("name", ["sliding", "full"])
 def test_a_turn_processes_what_is_new(request: Any, processed: list[int], name: str) -> None:
-    """The prompt grows with each turn; what the model is given of it is what followed the last answer."""
+    """The prompt grows with each turn; what the model is given of it is what its cache does not hold.
+
+    An answer need not be in the tokens into which its text is encoded; then its rest is new, and where the window has
+    moved on, everything is.
+    """
     chat = talk(request.getfixturevalue(name), APPENDING, system="A story.")
     known: list[int] = []
+    only_new = 0
     for question in QUESTIONS:
         processed.clear()
         result = chat.generate(question)
         ids = whole(chat)
-        assert ids[: len(known)] == known  # the answer's ids come back as they were
-        assert processed[0] == len(result.prompt_ids) == result.stats.prompt_tokens == len(ids) - len(known)
-        assert ids[len(known) :] == result.prompt_ids
+        common = common_prefix(ids, known)
+        if name == "sliding" and common < len(known) and len(result.prompt_ids) == len(ids):
+            common = 0
+        assert processed[0] == len(result.prompt_ids) == result.stats.prompt_tokens == len(ids) - common
+        assert ids[common:] == result.prompt_ids
         assert set(processed[1:]) <= {1}
+        only_new += 0 < common == len(known)
         known = ids + result.token_ids[:-1]
         assert chat.cached_tokens == len(known)
-    assert len(known) > 80
+    assert only_new >= 2
 
 
 def test_history_that_the_template_rewrites_is_processed_from_there(full: LanguageModel) -> None:
@@ -69,7 +80,7 @@ def test_history_that_the_template_rewrites_is_processed_from_there(full: Langua
     first = chat.generate(QUESTIONS[0])
     second = chat.generate(QUESTIONS[1])
     ids = whole(chat)
-    common = next(place for place, (a, b) in enumerate(zip(first.prompt_ids, ids, strict=False)) if a != b)
+    common = common_prefix(first.prompt_ids, ids)
     assert 0 < common < len(first.prompt_ids)
     assert second.prompt_ids == ids[common:]
 
@@ -82,7 +93,7 @@ STEPS = st.lists(
         st.tuples(st.just("system"), st.sampled_from([None, "Be brief.", "A long story about Tom and the tree."])),
     ),
     min_size=2,
-    max_size=7,
+    max_size=5,
 )
 
 
@@ -108,7 +119,7 @@ def step(chat: Conversation, kind: str, value: Any) -> None:
         getattr(chat, kind)()
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(steps=STEPS, name=st.sampled_from(["sliding", "full"]), template=st.sampled_from([APPENDING, REWRITING]))
 def test_answers_are_those_without_reuse(request: Any, steps: list[Any], name: str, template: str) -> None:
     """Whatever was said, stopped, taken back and made anew before; also where a window cannot go back."""
@@ -155,20 +166,20 @@ def test_an_empty_answer_takes_the_question_back(full: LanguageModel) -> None:
     assert chat.messages == before
 
 
-def test_an_interruption_while_the_prompt_is_read(sliding: LanguageModel) -> None:
+def test_an_interruption_while_the_prompt_is_read(full: LanguageModel) -> None:
     """The question is taken back, and the cache, which holds half of it, is not taken for anything else."""
 
     def interrupt(done: int, total: int) -> None:
         assert 0 < done < total
         raise KeyboardInterrupt
 
-    chat = talk(sliding, APPENDING, context=8192)
+    chat = talk(full, APPENDING, context=8192)
     chat.generate("Hello")
     before = chat.messages
     with pytest.raises(KeyboardInterrupt):
-        list(chat.stream("word " * 2500, progress=interrupt))
+        list(chat.stream("a " * 2100, progress=interrupt))
     assert chat.messages == before
-    again = talk(sliding, APPENDING, messages=before)
+    again = talk(full, APPENDING, messages=before)
     assert chat.generate("And?").token_ids == again.generate("And?").token_ids
 
 
@@ -206,46 +217,43 @@ def test_an_answer_begins_without_the_space_that_joins_words(full: LanguageModel
     chat = talk(full, "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}")
     result = chat.generate("Once upon a time, there was a")
     assert full.tokenizer is not None
-    continued = full.generate("Once upon a time, there was a", temperature=0, max_tokens=12)
+    continued = full.generate("Once upon a time, there was a", temperature=0, max_tokens=10)
     assert continued.token_ids == result.token_ids
     assert continued.text == " " + result.text
     assert result.text == full.tokenizer.decode(result.token_ids)
 
 
-@pytest.fixture(params=["drop-oldest", "stop"])
-def policy(request: Any) -> Iterator[str]:
-    return request.param
-
-
-def test_a_full_context(sliding: LanguageModel, policy: Any) -> None:
+def test_a_full_context_leaves_out_the_oldest_turns(sliding: LanguageModel) -> None:
     """The prompt and the answer stay within the context; what is left out is turns, and the user is told."""
-    chat = talk(sliding, APPENDING, system="Be brief.", context=100, context_policy=policy)
+    chat = talk(sliding, APPENDING, system="Be brief.", context=100)
     left_out = []
-    try:
-        for number in range(12):
-            result = chat.generate(f"Question {number}?")
-            assert sliding.tokenizer is not None
-            ids = whole_sent(chat)
-            assert len(ids) + len(result.token_ids) <= 100
-            text = sliding.tokenizer.decode(ids)
-            assert text.startswith("systemBe brief.Question ")
-            assert text.endswith(f"Question {number}?")
-            left_out.append(chat.left_out)
-    except ConversationError as error:
-        assert policy == "stop"
-        assert "longer than the model's context" in str(error)
-        assert 2 <= len(left_out) < 12
-        assert set(left_out) == {0}
-        assert len(chat.messages) == 1 + 2 * len(left_out)
-        chat.undo()
-        chat.generate("?")  # there is room again
-        return
-    assert policy == "drop-oldest"
+    assert sliding.tokenizer is not None
+    for number in range(12):
+        result = chat.generate(f"Question {number}?")
+        ids = whole_sent(chat)
+        assert len(ids) + len(result.token_ids) <= 100
+        text = sliding.tokenizer.decode(ids)
+        assert text.startswith("systemBe brief.Question ")
+        assert text.endswith(f"Question {number}?")
+        left_out.append(chat.left_out)
     assert left_out == sorted(left_out)
     assert left_out[-1] > 0
     assert all(count % 2 == 0 for count in left_out)
     assert len(set(left_out)) < 6  # not at every turn
     assert len(chat.messages) == 25  # nothing is lost
+
+
+def test_a_full_context_stops(sliding: LanguageModel) -> None:
+    chat = talk(sliding, APPENDING, system="Be brief.", context=100, context_policy="stop")
+    turns = 0
+    with pytest.raises(ConversationError, match="longer than the model's context"):
+        for turns in range(12):
+            chat.generate(f"Question {turns}?")
+    assert 2 <= turns < 11
+    assert chat.left_out == 0
+    assert len(chat.messages) == 1 + 2 * turns
+    chat.undo()
+    chat.generate("?")  # there is room again
 
 
 def whole_sent(chat: Conversation) -> list[int]:
