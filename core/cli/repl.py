@@ -154,7 +154,8 @@ class Repl:
         seed = self._chat.options.get("seed")
         if seed is not None:
             options["seed"] = seed + self._again + 1  # the same one would say the same
-        if result is not None and not result.sampling.temperature:
+        answered = any(message["role"] == "assistant" for message in self._chat.messages[-1:])
+        if answered and result is not None and not result.sampling.temperature:
             say("note: at temperature 0 the answer is the same again; see --temperature")
         self._answer(self._chat.regenerate, **options)
         self._again += 1
