@@ -56,24 +56,28 @@ class Terminal:
         """What appears from here up to ``text``."""
         end = time.monotonic() + seconds
         while text not in self.shown[self._read :]:
-            ready, _, _ = select.select([self._ours], [], [], max(0.0, end - time.monotonic()))
-            data = b""
-            if ready:
-                with contextlib.suppress(OSError):  # how Linux reports the end
-                    data = os.read(self._ours, 65536)
-            if not data:
+            if not self._more(end):
                 raise AssertionError(f"{text!r} did not appear after {self.shown[self._read :]!r}")
-            self.shown += data.decode(errors="replace")
         place = self.shown.index(text, self._read) + len(text)
         found, self._read = self.shown[self._read : place], place
         return found
 
     def code(self) -> int:
         """The exit code, when everything was read."""
-        with contextlib.suppress(OSError):
-            while data := os.read(self._ours, 65536):
-                self.shown += data.decode(errors="replace")
-        return self._child.wait(timeout=60)
+        end = time.monotonic() + 60
+        while self._more(end):
+            pass
+        return self._child.wait(timeout=max(1.0, end - time.monotonic()))
+
+    def _more(self, end: float) -> bool:
+        """Reads what is there; False at the end, or when time is up."""
+        ready, _, _ = select.select([self._ours], [], [], max(0.0, end - time.monotonic()))
+        data = b""
+        if ready:
+            with contextlib.suppress(OSError):  # how Linux reports the end
+                data = os.read(self._ours, 65536)
+        self.shown += data.decode(errors="replace")
+        return bool(data)
 
     def close(self) -> None:
         os.close(self._ours)
@@ -165,6 +169,7 @@ def test_markdown_on_a_terminal(terminal: Open, tmp_path: Path) -> None:
     drawn = chat.until("(ended by length after 30 tokens)")
     assert "\x1b[2K" in drawn  # a paragraph was drawn before it was finished
     assert "ROMEO" in _ESCAPES.sub("", chat.shown)
+    chat.until(PROMPT)
     chat.send("\x04")
     assert chat.code() == 0
 
