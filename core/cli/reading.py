@@ -59,7 +59,7 @@ def next_said(line: NextLine) -> Said:
 
 
 def _quoted(first: str, line: NextLine) -> str:
-    lines = [first]
+    lines = first.split("\n")  # a paste has all its lines at once
     while not lines[-1].rstrip().endswith(_QUOTES):
         lines.append(_following(line))
     lines[-1] = lines[-1].rstrip().removesuffix(_QUOTES)
