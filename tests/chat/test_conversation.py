@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import core
+import core.generation.loop
 from core.chat import PLAIN_TEMPLATE, Conversation
 from core.errors import ChatTemplateError, ConversationError, TokenizerError, UsageError
 from core.language_model import LanguageModel
@@ -166,18 +167,23 @@ def test_an_empty_answer_takes_the_question_back(full: LanguageModel) -> None:
     assert chat.messages == before
 
 
-def test_an_interruption_while_the_prompt_is_read(full: LanguageModel) -> None:
+def test_an_interruption_while_the_prompt_is_read(full: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The question is taken back, and the cache, which holds half of it, is not taken for anything else."""
+    prefill = core.generation.loop._prefill
+    monkeypatch.setattr(
+        "core.generation.loop._prefill",
+        lambda model, prompt, cache, chunk, *more: prefill(model, prompt, cache, 16, *more),
+    )
 
     def interrupt(done: int, total: int) -> None:
         assert 0 < done < total
         raise KeyboardInterrupt
 
-    chat = talk(full, APPENDING, context=8192)
+    chat = talk(full, APPENDING)
     chat.generate("Hello")
     before = chat.messages
     with pytest.raises(KeyboardInterrupt):
-        list(chat.stream("a " * 2100, progress=interrupt))
+        list(chat.stream("a " * 20, progress=interrupt))
     assert chat.messages == before
     again = talk(full, APPENDING, messages=before)
     assert chat.generate("And?").token_ids == again.generate("And?").token_ids
