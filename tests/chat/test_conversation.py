@@ -120,7 +120,7 @@ def step(chat: Conversation, kind: str, value: Any) -> None:
         getattr(chat, kind)()
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(steps=STEPS, name=st.sampled_from(["sliding", "full"]), template=st.sampled_from([APPENDING, REWRITING]))
 def test_answers_are_those_without_reuse(request: Any, steps: list[Any], name: str, template: str) -> None:
     """Whatever was said, stopped, taken back and made anew before; also where a window cannot go back."""
@@ -231,13 +231,13 @@ def test_an_answer_begins_without_the_space_that_joins_words(full: LanguageModel
 
 def test_a_full_context_leaves_out_the_oldest_turns(sliding: LanguageModel) -> None:
     """The prompt and the answer stay within the context; what is left out is turns, and the user is told."""
-    chat = talk(sliding, APPENDING, system="Be brief.", context=100)
+    chat = talk(sliding, APPENDING, system="Be brief.", context=80)
     left_out = []
     assert sliding.tokenizer is not None
-    for number in range(12):
+    for number in range(9):
         result = chat.generate(f"Question {number}?")
         ids = whole_sent(chat)
-        assert len(ids) + len(result.token_ids) <= 100
+        assert len(ids) + len(result.token_ids) <= 80
         text = sliding.tokenizer.decode(ids)
         assert text.startswith("systemBe brief.Question ")
         assert text.endswith(f"Question {number}?")
@@ -245,8 +245,8 @@ def test_a_full_context_leaves_out_the_oldest_turns(sliding: LanguageModel) -> N
     assert left_out == sorted(left_out)
     assert left_out[-1] > 0
     assert all(count % 2 == 0 for count in left_out)
-    assert len(set(left_out)) < 6  # not at every turn
-    assert len(chat.messages) == 25  # nothing is lost
+    assert 2 <= len(set(left_out)) < 6  # not at every turn
+    assert len(chat.messages) == 19  # nothing is lost
 
 
 def test_a_full_context_stops(sliding: LanguageModel) -> None:
