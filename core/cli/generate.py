@@ -17,7 +17,6 @@ from core.cli.options import add_loading_options, natural
 from core.cli.sampling import add_cache_options, add_ending_options, add_sampling_options, described, stream_options
 from core.cli.terminal import clean_prose, is_terminal, say, size
 from core.errors import UsageError
-from core.text.tool_calls import ToolCalls, parse_tool_calls
 
 if TYPE_CHECKING:
     from core.generation import GenerationChunk, GenerationResult
@@ -100,6 +99,8 @@ class _Output:
         if not self._args.json:
             print(flush=True)
             return
+        from core.text.tool_calls import ToolCalls, parse_tool_calls
+
         found = None
         if templated and model.tokenizer is not None:
             found = parse_tool_calls(result.token_ids, model.tokenizer)

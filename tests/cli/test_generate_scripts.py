@@ -15,7 +15,6 @@ import pytest
 import core
 import core.cli.progress
 import core.generation.loop
-from core.cli import generate
 from core.language_model import LanguageModel
 from core.text.tool_calls import ToolCall, ToolCalls
 from tests.cli.checkpoints import with_chat_template
@@ -169,11 +168,13 @@ def test_lines_of_json_without_a_tokenizer(corelm: Run) -> None:
 def test_tool_calls_in_json(corelm: Run, chat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parser's own tests say what a call is; here is what becomes of one."""
     found = ToolCalls("said", (ToolCall("jump", {"high": [1]}, "abcdefgh1"),))
-    monkeypatch.setattr(generate, "parse_tool_calls", lambda ids, tokenizer: found)
+    monkeypatch.setattr("core.text.tool_calls.parse_tool_calls", lambda ids, tokenizer: found)
     (result,) = lines(corelm("generate", "Tom", "-m", chat, "-n", "2", "--json").out)
     assert result["text"] == "said"
     assert result["tool_calls"] == [{"name": "jump", "arguments": {"high": [1]}, "id": "abcdefgh1"}]
-    monkeypatch.setattr(generate, "parse_tool_calls", lambda ids, tokenizer: ToolCalls("x", problem="cut off"))
+    monkeypatch.setattr(
+        "core.text.tool_calls.parse_tool_calls", lambda ids, tokenizer: ToolCalls("x", problem="cut off")
+    )
     (result,) = lines(corelm("generate", "Tom", "-m", chat, "-n", "2", "--json").out)
     assert (result["tool_calls"], result["tool_problem"]) == ([], "cut off")
     assert result["text"] != "said"
