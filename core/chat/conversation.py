@@ -54,7 +54,7 @@ class Conversation:
         messages: what has been said; a system message at the beginning is the system prompt.
         tools: functions that the model may call, as JSON schemas in OpenAI's form.
         chat_template: as for ``Tokenizer.encode_chat``; None takes the checkpoint's.
-        context: tokens of prompt and answer together; None takes what the model was made for.
+        context: tokens of prompt and answer together, at most what the model was made for, which None takes.
         context_policy: what happens when they no longer fit; see ``core.chat.context``.
         reuse: keep the cache between turns; False processes every prompt whole.
         options: for ``LanguageModel.stream``, for all answers; ``max_kv_tokens``, ``kv_bits`` and ``kv_group_size`` are
@@ -306,9 +306,9 @@ def _checked(message: str | Mapping[str, Any]) -> list[Message]:
 
 
 def _checked_context(context: int | None, lm: LanguageModel) -> int | None:
+    made_for = getattr(lm, "context", getattr(lm.config, "max_position_embeddings", None))
     if context is None:
-        made_for = getattr(lm, "context", getattr(lm.config, "max_position_embeddings", None))
-        return made_for if isinstance(made_for, int) and made_for > 0 else None
+        return made_for if isinstance(made_for, int) else None
     if context < 8:
         raise UsageError("a context has room for a prompt and an answer", expected="8 tokens or more", found=context)
-    return context
+    return min(context, made_for) if isinstance(made_for, int) else context

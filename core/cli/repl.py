@@ -107,6 +107,7 @@ class Repl:
                 if advance is not None:
                     advance(done, total)
 
+            stack.enter_context(self._stopped(interruption))
             stream = begin(*message, progress=progress, **options)
             if chat.left_out > left_out:
                 say(f"note: the context is full; the first {chat.left_out} messages are no longer sent to the model")
@@ -119,12 +120,22 @@ class Repl:
                     break
         self._remark(stopped=interruption.requested)
 
+    @contextlib.contextmanager
+    def _stopped(self, interruption: Interruption) -> Iterator[None]:
+        """Where somebody types, an answer that Ctrl-C ended at once is one that was stopped."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not self._interactive:
+                raise
+            interruption.requested = True
+
     def _remark(self, *, stopped: bool) -> None:
         """What there is to say about an answer beside it."""
         chat, last = self._chat, self._chat.messages[-1:]
         if stopped:
             kept = bool(last) and last[0].get(INTERRUPTED, False)
-            say("(stopped; what was said is kept)" if kept else "(stopped before anything was said)")
+            say("(stopped; what was said is kept)" if kept else "(stopped; the message is taken back)")
             return
         for call in chat.calls.calls:
             put(f"{clean(call.name)}({clean(json.dumps(call.arguments, ensure_ascii=False))})")

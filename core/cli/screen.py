@@ -74,8 +74,9 @@ class MarkdownScreen:
         self._drawn = 0.0
 
     def add(self, text: str) -> None:
+        at_line = self._text.endswith("\n")
         self._text += clean_prose(text)
-        end = end_of_block(self._text)
+        end = end_of_block(self._text) if at_line or "\n" in text else 0  # nothing ends within a line
         while end:
             block, self._text = self._text[:end], self._text[end:]
             self._draw(now=True)  # what is printed appears above what is drawn

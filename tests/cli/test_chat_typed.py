@@ -62,6 +62,15 @@ class Terminal:
         found, self._read = self.shown[self._read : place], place
         return found
 
+    def interrupt_until(self, text: str) -> None:
+        """Presses Ctrl-C at a prompt; again if Python's readline has just missed it, on its way to wait for a key."""
+        for _ in range(5):
+            self.send("\x03")
+            with contextlib.suppress(AssertionError):
+                self.until(text, seconds=5)
+                return
+        raise AssertionError(f"{text!r} did not appear")
+
     def code(self) -> int:
         """The exit code, when everything was read."""
         end = time.monotonic() + 60
@@ -115,8 +124,9 @@ def test_interrupting_answers_lines_and_ending(terminal: Open, tmp_path: Path) -
     chat.send("\x03")
     chat.until("(stopped; what was said is kept)")
     chat.until(PROMPT)
-    chat.send("half a line\x03")
-    chat.until("(Ctrl-D or /exit ends)")
+    chat.send("half a line")
+    chat.until("half a line")
+    chat.interrupt_until("(Ctrl-D or /exit ends)")
     chat.until(PROMPT)
     file = tmp_path / "chat.json"
     chat.send(f"/save {file}\r")
@@ -186,3 +196,16 @@ def test_answers_to_a_file_and_messages_from_a_keyboard(terminal: Open, tmp_path
     demo = core.load("demo:mistral")
     expected = demo.generate("ROMEO:\n\n", max_tokens=5, temperature=0).text
     assert (tmp_path / "out").read_text() == f"{expected}\n"
+
+
+def test_an_answer_that_is_stopped_at_once(terminal: Open) -> None:
+    """Two Ctrl-C: the second does not wait for a good moment, and the program goes on all the same."""
+    chat = terminal("-n", "2000", "--plain")
+    chat.send("ROMEO:\r")
+    chat.until("ROMEO:\r\n")
+    chat.until("\n")
+    chat.send("\x03\x03")
+    chat.until("(stopped;")
+    chat.until(PROMPT)
+    chat.send("/exit\r")
+    assert chat.code() == 0
