@@ -20,6 +20,23 @@ ContextPolicy = Literal["drop-oldest", "stop"]
 POLICIES: tuple[str, ...] = get_args(ContextPolicy)
 
 
+def usable(given: int | None, made_for: int | None) -> int | None:
+    """Tokens that a prompt and its answer may have together; None where nobody knows a limit.
+
+    Args:
+        given: what the user allows; None: whatever the model can.
+        made_for: what the model was made for.
+
+    Raises:
+        UsageError: there is no room for a prompt and an answer.
+    """
+    if given is None:
+        return made_for
+    if given < 8:
+        raise UsageError("a context has room for a prompt and an answer", expected="8 tokens or more", found=given)
+    return given if made_for is None else min(given, made_for)
+
+
 def reserved(max_tokens: int, context: int) -> int:
     """Tokens of a context that are kept free for an answer: what it may take, but no more than a quarter."""
     return max(1, min(max_tokens, context // 4))

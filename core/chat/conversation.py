@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from core.chat.answer import AnswerText
-from core.chat.context import ContextPolicy, checked_policy, first_sent, reserved
-from core.chat.messages import INTERRUPTED, Message, checked_messages, checked_tools, shown, turns
+from core.chat.context import ContextPolicy, checked_policy, first_sent, reserved, usable
+from core.chat.messages import Message, answered, checked_messages, checked_tools, shown, turns
 from core.chat.reuse import Held
 from core.chat.storage import read_conversation, write_conversation
 from core.errors import ConversationError, TokenizerError, UsageError
@@ -44,9 +44,9 @@ class Conversation:
         for chunk in chat.stream("And I?"):
             print(chunk.text, end="")
 
-    An answer becomes a message when it is complete. One whose iterator is closed early is kept as far as it was
-    yielded, and marked ``interrupted``. Where nothing was said, by an error, an early end or an empty answer, the
-    question is taken back too, so that roles alternate as templates demand.
+    One answer at a time. It becomes a message when it is complete. One whose iterator is closed early is kept as far as
+    it was yielded, and marked ``interrupted``. Where nothing was said, by an error, an early end or an empty answer,
+    the question is taken back too, so that roles alternate as templates demand.
 
     Args:
         lm: the model, with a tokenizer.
@@ -94,12 +94,13 @@ class Conversation:
         self.calls = ToolCalls("")
         self.left_out = 0
         self._chat_template = chat_template
-        self._context = _checked_context(context, lm)
+        self._context = usable(context, getattr(lm, "context", getattr(lm.config, "max_position_embeddings", None)))
         self._policy = checked_policy(context_policy)
         self._held = Held(lambda: lm.model.make_cache(1, **cache_options))
         # Keys that were rotated for a shorter prompt are not those of a longer one.
         self._reuse = reuse and not depends_on_length(lm.model)
-        self._messages: list[Message] = []
+        self._answering = False
+        self._messages: list[Message] = []  # never changed in place, so that a failure can bring it back
         self._take(checked_messages(messages))
 
     @property
@@ -137,7 +138,8 @@ class Conversation:
             are not in it but in ``calls``.
 
         Raises:
-            ConversationError: there is nothing to answer, or it does not fit into the context.
+            ConversationError: there is nothing to answer, or it does not fit into the context; from the iterator: the
+                conversation has changed since, or another answer is under way.
             ChatTemplateError, UsageError: as ``LanguageModel.stream``. The conversation is then as it was.
         """
         return self._stream(self._messages + ([] if message is None else _checked(message)), options)
@@ -222,7 +224,7 @@ class Conversation:
         ids = self._prompt(messages, options["max_tokens"])
         if self._context is not None:
             options["max_tokens"] = min(options["max_tokens"], self._context - len(ids))
-        return self._answer(messages, ids, options)
+        return self._answer(self._messages, messages, ids, options)
 
     def _prompt(self, messages: list[Message], max_tokens: int) -> list[int]:
         """The prompt's ids, of as many messages as the context has room for beside the answer."""
@@ -240,9 +242,15 @@ class Conversation:
         )
         return made[self.left_out]
 
-    def _answer(self, messages: list[Message], ids: list[int], options: dict[str, Any]) -> Iterator[GenerationChunk]:
+    def _answer(
+        self, old: list[Message], messages: list[Message], ids: list[int], options: dict[str, Any]
+    ) -> Iterator[GenerationChunk]:
         assert self.lm.tokenizer is not None
-        old, self._messages = self._messages, messages
+        if self._answering:
+            raise ConversationError("another answer is under way", hint="Read it to its end, or close its iterator.")
+        if self._messages is not old:
+            raise ConversationError("the conversation has changed since this answer was asked for")
+        self._messages, self._answering = messages, True
         held, answer = self._held, AnswerText(self.lm.tokenizer, turn=len(messages))
         kept = False
         try:
@@ -271,6 +279,7 @@ class Conversation:
                 held.forget()  # a step may have failed half-way
             raise
         finally:
+            self._answering = False
             if not kept:
                 self._messages = old
 
@@ -278,14 +287,7 @@ class Conversation:
         """Makes a message of what was said; False where that is nothing."""
         if not said.text.strip() and not said.calls:
             return False
-        message: Message = {"role": "assistant"}
-        if said.text:
-            message["content"] = said.text
-        if said.calls:
-            message["tool_calls"] = [call.as_message() for call in said.calls]
-        if interrupted:
-            message[INTERRUPTED] = True
-        self._messages = [*self._messages, message]
+        self._messages = [*self._messages, answered(said, interrupted=interrupted)]
         return True
 
     @property
@@ -303,12 +305,3 @@ def _looks_back(lm: LanguageModel, options: Mapping[str, Any]) -> bool:
 
 def _checked(message: str | Mapping[str, Any]) -> list[Message]:
     return checked_messages([{"role": "user", "content": message} if isinstance(message, str) else message])
-
-
-def _checked_context(context: int | None, lm: LanguageModel) -> int | None:
-    made_for = getattr(lm, "context", getattr(lm.config, "max_position_embeddings", None))
-    if context is None:
-        return made_for if isinstance(made_for, int) else None
-    if context < 8:
-        raise UsageError("a context has room for a prompt and an answer", expected="8 tokens or more", found=context)
-    return min(context, made_for) if isinstance(made_for, int) else context

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.errors import ConversationError
+from core.text.tool_calls import ToolCalls
 
 Message = dict[str, Any]
 
@@ -62,6 +63,18 @@ def turns(messages: Sequence[Message]) -> list[int]:
     """Where turns begin: at each user message. What stands before the first belongs to the first."""
     users = [place for place, message in enumerate(messages) if message["role"] == "user"]
     return [0, *users[1:]] if users else [0] if messages else []
+
+
+def answered(said: ToolCalls, *, interrupted: bool) -> Message:
+    """The message that an answer becomes; without ``content`` where only calls were made, as templates expect it."""
+    message: Message = {"role": "assistant"}
+    if said.text:
+        message["content"] = said.text
+    if said.calls:
+        message["tool_calls"] = [call.as_message() for call in said.calls]
+    if interrupted:
+        message[INTERRUPTED] = True
+    return message
 
 
 def shown(message: Message) -> Message:

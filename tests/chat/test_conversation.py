@@ -157,6 +157,25 @@ def test_a_stream_that_was_never_begun_changes_nothing(full: LanguageModel) -> N
     assert chat.messages == []
 
 
+def test_one_answer_at_a_time(full: LanguageModel) -> None:
+    """Two would write into one cache; and what is asked is asked of the messages as they then were."""
+    chat = talk(full, APPENDING)
+    chat.generate("Hello")
+    first, second = chat.stream("One"), chat.stream("Two")
+    next(first)
+    with pytest.raises(ConversationError, match="another answer is under way"):
+        next(second)
+    first.close()  # type: ignore[attr-defined]
+    said = chat.messages
+    late = chat.stream("Three")
+    chat.add("Four")
+    with pytest.raises(ConversationError, match="has changed since"):
+        next(late)
+    assert chat.messages == [*said, {"role": "user", "content": "Four"}]
+    again = talk(full, APPENDING, messages=chat.messages)
+    assert chat.generate().token_ids == again.generate().token_ids
+
+
 def test_an_empty_answer_takes_the_question_back(full: LanguageModel) -> None:
     chat = talk(full, APPENDING)
     chat.generate("Hello")
