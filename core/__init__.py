@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from core.batching import Batch
     from core.benchmark import Benchmark, bench
+    from core.chat import Conversation
     from core.evaluation import Evaluation, evaluate
     from core.generation import GenerationResult, generate_tokens
     from core.hookspecs import hookimpl
@@ -31,6 +32,7 @@ _HOMES = {
     "Benchmark": "core.benchmark",
     "Cache": "core.nn",
     "CacheSpec": "core.nn",
+    "Conversation": "core.chat",
     "Evaluation": "core.evaluation",
     "GenerationResult": "core.generation",
     "LanguageModel": "core.language_model",
@@ -62,6 +64,7 @@ __all__ = [
     "Benchmark",
     "Cache",
     "CacheSpec",
+    "Conversation",
     "Evaluation",
     "GenerationResult",
     "LanguageModel",

@@ -130,3 +130,7 @@ class EvaluationError(CoreError):
 
 class BenchmarkError(CoreError):
     """Speed cannot be measured: a peer is not installed, or fails, or a chart cannot be written."""
+
+
+class ConversationError(CoreError):
+    """A conversation is malformed, cannot be read or written, or does not fit into the model's context."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
 from core.config.context import context_length
@@ -94,6 +94,9 @@ class LanguageModel:
         logprobs: int | None = None,
         cache: Cache | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        history: Sequence[int] = (),
+        continues: bool | None = None,
+        progress: Callable[[int, int], None] | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Iterator[GenerationChunk]:
         """Generates text piece by piece, until an end-of-sequence token, a stop string or ``max_tokens``.
@@ -110,6 +113,10 @@ class LanguageModel:
                 the model's own distribution, before any setting; 0 gives the token's alone.
             cache: continues what it holds; BOS is not added again to a cache that holds tokens.
             tools: descriptions of tools for the chat template.
+            history: ids that ``cache`` holds, for settings that look back; without it they see the prompt only.
+            continues: the text goes on from the prompt's: a space between two words is kept, and a character that the
+                prompt has begun is ended. False where an answer begins. None: unless the prompt is a list of messages.
+            progress: called as the prompt is processed, as ``generate_tokens`` says.
             sampling: the fields of ``core.generation.Sampling``. ``dry_breakers`` are by default the tokens with a line
                 end, a colon, a quote or an asterisk in them.
 
@@ -136,10 +143,16 @@ class LanguageModel:
             eos=self._eos_ids(),
             context=self.context,
             logprobs=logprobs,
+            history=history,
             cache=cache,
             stats=stats,
+            progress=progress,
         )
-        return self._stream(tokens, ids, watch, GenerationResult("", [], ids, "length", chosen, stats), logprobs)
+        if continues is None:
+            continues = not isinstance(next(iter(prompt), None), Mapping)
+        return self._stream(
+            tokens, ids if continues else [], watch, GenerationResult("", [], ids, "length", chosen, stats), logprobs
+        )
 
     @functools.cached_property
     def context(self) -> int | None:
@@ -213,13 +226,13 @@ class LanguageModel:
     def _stream(
         self,
         tokens: Generator[Token, None, None],
-        ids: list[int],
+        before: list[int],
         stops: StopStrings,
         result: GenerationResult,
         logprobs: int | None,
     ) -> Iterator[GenerationChunk]:
         eos = self._eos_ids()
-        detokenizer = self.tokenizer.detokenizer(ids) if self.tokenizer is not None else None
+        detokenizer = self.tokenizer.detokenizer(before) if self.tokenizer is not None else None
         generated: list[Token] = []
         pieces: list[str] = []
         reason: FinishReason = "length"

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import core
-from core.cli import bench, convert, doctor, evaluate, generate, inspect, new
+from core.cli import bench, chat, convert, doctor, evaluate, generate, inspect, new
 from core.cli.terminal import clean_prose, fold, is_terminal, say
 from core.errors import CoreError, UsageError
 
@@ -35,6 +35,7 @@ class Command(Protocol):
 
 COMMANDS: dict[str, Command] = {
     "generate": generate,
+    "chat": chat,
     "inspect": inspect,
     "convert": convert,
     "evaluate": evaluate,

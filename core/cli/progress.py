@@ -26,6 +26,11 @@ def benchmark_progress() -> contextlib.AbstractContextManager[Advance | None]:
     return _bar("measuring", of_bytes=False)
 
 
+def prompt_progress() -> contextlib.AbstractContextManager[Advance | None]:
+    """The callback for ``LanguageModel.stream``, for prompts that take long; None where nobody watches."""
+    return _bar("reading the prompt", of_bytes=False)
+
+
 @contextlib.contextmanager
 def _bar(label: str, *, of_bytes: bool) -> Iterator[Advance | None]:
     if not is_terminal(sys.stderr):

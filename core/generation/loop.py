@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import time
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 import mlx.core as mx
@@ -46,6 +46,7 @@ def generate_tokens(
     cache: Cache | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
     stats: GenerationStats | None = None,
+    progress: Callable[[int, int], None] | None = None,
     **sampling: Unpack[SamplingOptions],
 ) -> Iterator[int]:
     """Generates token ids.
@@ -61,6 +62,8 @@ def generate_tokens(
         cache: for one sequence; None makes a new one.
         prefill_chunk: prompt tokens processed at once.
         stats: filled in as the generation goes.
+        progress: called with the prompt's tokens processed so far and all of them, after each chunk but the last, whose
+            end is the first token. What it raises ends the generation.
         sampling: the fields of ``Sampling``. Penalties look back on the prompt, not on what the cache held before.
 
     Raises:
@@ -76,6 +79,7 @@ def generate_tokens(
         cache=cache,
         prefill_chunk=prefill_chunk,
         stats=stats,
+        progress=progress,
     )
     return _ids(tokens)
 
@@ -93,6 +97,7 @@ def stream_tokens(
     cache: Cache | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
     stats: GenerationStats | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Generator[Token, None, None]:
     """``generate_tokens`` with what is known of each token: log-probabilities, and why it was the last.
 
@@ -135,6 +140,7 @@ def stream_tokens(
         # Where rotary frequencies depend on the length, keys of an early chunk would be rotated for a shorter prompt.
         len(prompt) if len(prompt) > prefill_chunk and depends_on_length(model) else prefill_chunk,
         GenerationStats() if stats is None else stats,
+        progress,
     )
 
 
@@ -156,6 +162,7 @@ def _generate(
     cache: Cache,
     chunk: int,
     stats: GenerationStats,
+    progress: Callable[[int, int], None] | None,
 ) -> Generator[Token, None, None]:
     if max_tokens == 0:
         return
@@ -167,7 +174,7 @@ def _generate(
     if context is not None and context - position < max_tokens:
         max_tokens, limit = max(1, context - position), "context"
     with wired_memory():
-        logits = _prefill(model, prompt, cache, chunk)
+        logits = _prefill(model, prompt, cache, chunk, progress)
         chooser = Chooser(logits.shape[-1])
         chooser.join(sampling, history, logprobs)
         choice = chooser.choose(logits, (position,))
@@ -216,7 +223,9 @@ def _told(choice: Choice, token_id: int, finish: FinishReason | None) -> Token:
     return Token(token_id, float(choice.logprobs.item()), top, finish)  # type: ignore[arg-type]
 
 
-def _prefill(model: CausalLM, prompt: list[int], cache: Cache, chunk: int) -> mx.array:
+def _prefill(
+    model: CausalLM, prompt: list[int], cache: Cache, chunk: int, progress: Callable[[int, int], None] | None
+) -> mx.array:
     """Processes the prompt and returns the logits of its last position, ``[1, vocab]``."""
     tokens = mx.array(prompt, dtype=mx.int32)[None]
     for start in range(0, len(prompt), chunk):
@@ -224,6 +233,8 @@ def _prefill(model: CausalLM, prompt: list[int], cache: Cache, chunk: int) -> mx
             hidden = model.hidden_states(tokens[:, start : start + chunk], cache)
         if start + chunk < len(prompt):
             mx.eval(cache.arrays())
+            if progress is not None:
+                progress(start + chunk, len(prompt))
     with inference():
         return model.head(hidden[:, -1:])[:, -1]
 

@@ -151,6 +151,9 @@ def _environment() -> ImmutableSandboxedEnvironment:
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols], cache_size=0
     )
     environment.filters["tojson"] = _tojson
+    # jinja2's own marks text as HTML, and what is added to it is then escaped: '{"name": ' + arguments|tojson|safe, as
+    # published templates have it, would write &#34; (and does, in transformers).
+    environment.filters["safe"] = str
     environment.globals.pop("lipsum")
     environment.globals.update(
         raise_exception=_raise_exception, strftime_now=_strftime_now, namespace=PlainNamespace, dict=_dict

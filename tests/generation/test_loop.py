@@ -221,3 +221,21 @@ def test_float_tokens_are_refused_and_spoil_no_cache(model: core.nn.Decoder) -> 
     with pytest.raises(UsageError, match="must be integers"):
         model(mx.zeros((1, 3)), cache)
     model(mx.array([PROMPT]), cache)
+
+
+def test_progress_of_a_prompt(model: core.nn.Decoder) -> None:
+    """After each chunk but the last; what it raises ends the generation, and the cache holds the chunks."""
+    seen: list[tuple[int, int]] = []
+
+    def note(done: int, total: int) -> None:
+        seen.append((done, total))
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+
+    told = list(core.generate_tokens(model, PROMPT, max_tokens=2, prefill_chunk=5, progress=note))
+    assert seen == [(5, 12), (10, 12)]
+    assert told == naive(model, PROMPT, 2)
+    cache = model.make_cache()
+    with pytest.raises(KeyboardInterrupt):
+        list(core.generate_tokens(model, PROMPT, max_tokens=2, prefill_chunk=5, cache=cache, progress=note))
+    assert_holds(model, cache, PROMPT[:10])

@@ -1,0 +1,55 @@
+"""The text of an answer as it comes, without calls of tools.
+
+Knows ids, a tokenizer and the pieces of a generation; knows no messages.
+"""
+
+from __future__ import annotations
+
+from core.text.tool_calls import TOOL_CALLS, ToolCalls, Vocabulary, parse_tool_calls
+
+
+class AnswerText:
+    """What of a generation's text is said to the reader.
+
+    What follows the control token of a tool call is held back, and released if it turns out to be no call.
+
+    Args:
+        tokenizer: of the model.
+        turn: as for ``parse_tool_calls``.
+    """
+
+    def __init__(self, tokenizer: Vocabulary, turn: int) -> None:
+        self._tokenizer, self._turn = tokenizer, turn
+        self._ids: list[int] = []
+        self._shown: list[str] = []
+        self._held: list[str] = []
+        self._calls = False
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids so far."""
+        return list(self._ids)
+
+    @property
+    def shown(self) -> str:
+        """What has been released so far."""
+        return "".join(self._shown)
+
+    def add(self, text: str, token_id: int | None) -> str:
+        """Takes the next piece; returns what of it the reader sees."""
+        if token_id is not None:
+            self._ids.append(token_id)
+            if token_id in self._tokenizer.special_ids and self._tokenizer.token_of(token_id) == TOOL_CALLS:
+                self._calls = True
+        (self._held if self._calls else self._shown).append(text)
+        return "" if self._calls else text
+
+    def finish(self) -> tuple[str, ToolCalls]:
+        """What is released at the end, and the calls. Text that was held back is no text if it makes calls."""
+        if not self._calls:
+            return "", ToolCalls(self.shown)
+        found = parse_tool_calls(self._ids, self._tokenizer, turn=self._turn)
+        if found.problem is None:
+            return found.text.removeprefix(self.shown), found
+        rest = "".join(self._held)
+        return rest, ToolCalls(self.shown + rest, problem=found.problem)

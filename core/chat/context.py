@@ -1,0 +1,100 @@
+"""What of a conversation is sent to the model when it no longer fits into its context: the policy, as arithmetic.
+
+Knows messages, turns and a function that counts tokens; knows no model. Two policies:
+
+* ``drop-oldest``: the oldest turns are left out whole, a question with all that answers it. The system prompt and the
+  last turn always stay. So many are left out that half of the context is free: the rest is processed anew once, and not
+  for every turn that follows.
+* ``stop``: an error says that the conversation is full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+from core.chat.messages import Message, turns
+from core.errors import ConversationError, UsageError
+
+ContextPolicy = Literal["drop-oldest", "stop"]
+POLICIES: tuple[str, ...] = get_args(ContextPolicy)
+
+
+def usable(given: int | None, made_for: int | None) -> int | None:
+    """Tokens that a prompt and its answer may have together; None where nobody knows a limit.
+
+    Args:
+        given: what the user allows; None: whatever the model can.
+        made_for: what the model was made for.
+
+    Raises:
+        UsageError: there is no room for a prompt and an answer.
+    """
+    if given is None:
+        return made_for
+    if given < 8:
+        raise UsageError("a context has room for a prompt and an answer", expected="8 tokens or more", found=given)
+    return given if made_for is None else min(given, made_for)
+
+
+def reserved(max_tokens: int, context: int) -> int:
+    """Tokens of a context that are kept free for an answer: what it may take, but no more than a quarter."""
+    return max(1, min(max_tokens, context // 4))
+
+
+def first_sent(
+    messages: Sequence[Message],
+    since: int,
+    count: Callable[[int], int],
+    *,
+    context: int,
+    room: int,
+    policy: str,
+) -> int:
+    """Where the part of a conversation begins that is sent to the model.
+
+    Args:
+        messages: without the system prompt.
+        since: where the part began that was sent last; nothing before it is sent again.
+        count: tokens of the prompt that begins at this message.
+        context: tokens that the model can process, prompt and answer together.
+        room: of these, tokens for the answer.
+        policy: one of ``POLICIES``.
+
+    Raises:
+        ConversationError: the policy is ``stop`` and the prompt does not fit, or not even its last turn does.
+    """
+    tokens = count(since)
+    if tokens <= context - room:
+        return since
+    if policy == "stop":
+        raise ConversationError(
+            "the conversation is longer than the model's context",
+            expected=f"at most {context - room:,} tokens, and {room:,} for the answer",
+            found=f"{tokens:,} tokens",
+            hint="Start a new one, undo a turn, or let the oldest turns be left out (drop-oldest).",
+        )
+    later = [place for place in turns(messages) if place > since]
+    for place in later:
+        tokens = count(place)
+        if tokens <= (context - room) // 2:
+            return place
+    if later and tokens <= context - room:
+        return later[-1]
+    raise ConversationError(
+        "the last message and the system prompt are longer than the model's context",
+        expected=f"at most {context - room:,} tokens, and {room:,} for the answer",
+        found=f"{tokens:,} tokens",
+        hint="Send less at once.",
+    )
+
+
+def checked_policy(policy: str) -> str:
+    """The policy, if there is one of this name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if policy not in POLICIES:
+        raise UsageError("no context policy has this name", expected=", ".join(POLICIES), found=repr(policy))
+    return policy

@@ -1,0 +1,131 @@
+"""Messages as plain data: what a conversation may hold, and its turns.
+
+Knows roles and keys, as chat templates read them; knows no templates, no tokens and no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from core.errors import ConversationError
+from core.text.tool_calls import ToolCalls
+
+Message = dict[str, Any]
+
+INTERRUPTED = "interrupted"
+"""The key that marks an answer which was stopped before its end; no template is shown it."""
+
+
+def checked_messages(value: object, where: str | None = None) -> list[Message]:
+    """``value`` as messages, in dictionaries of their own.
+
+    A message is an object with a ``role`` and a ``content``: text, or a list of objects (``{"type": "text", …}``).
+    An assistant's may have ``tool_calls`` and no content, a tool's says its ``tool_call_id``. Other keys are the
+    template's affair.
+
+    Args:
+        where: the file that they came from, for errors.
+
+    Raises:
+        ConversationError: anything else, with the place of the message.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise ConversationError("a conversation is a list of messages", where=where, found=type(value).__name__)
+    messages = []
+    for place, item in enumerate(value, start=1):
+        problem = _problem(item)
+        if problem is not None:
+            raise ConversationError(f"message {place} of {len(value)}: {problem}", where=where)
+        messages.append(dict(item))
+    return messages
+
+
+def checked_tools(value: object, where: str | None = None) -> list[dict[str, Any]]:
+    """``value`` as descriptions of tools: JSON schemas in OpenAI's form, as templates take them.
+
+    Raises:
+        ConversationError: anything else.
+    """
+    expected = 'a list of {"type": "function", "function": {"name": …, "description": …, "parameters": …}}'
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise ConversationError("tools are a list", where=where, expected=expected, found=type(value).__name__)
+    for place, tool in enumerate(value, start=1):
+        function = tool.get("function") if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise ConversationError(f"tool {place} of {len(value)} is none", where=where, expected=expected)
+        if not _is_text(tool):
+            raise ConversationError(f"tool {place} of {len(value)} holds text that is no Unicode", where=where)
+    return [dict(tool) for tool in value]
+
+
+def turns(messages: Sequence[Message]) -> list[int]:
+    """Where turns begin: at each user message. What stands before the first belongs to the first."""
+    users = [place for place, message in enumerate(messages) if message["role"] == "user"]
+    return [0, *users[1:]] if users else [0] if messages else []
+
+
+def answered(said: ToolCalls, *, interrupted: bool) -> Message:
+    """The message that an answer becomes; without ``content`` where only calls were made, as templates expect it."""
+    message: Message = {"role": "assistant"}
+    if said.text:
+        message["content"] = said.text
+    if said.calls:
+        message["tool_calls"] = [call.as_message() for call in said.calls]
+    if interrupted:
+        message[INTERRUPTED] = True
+    return message
+
+
+def shown(message: Message) -> Message:
+    """The message as a template is shown it."""
+    return {key: value for key, value in message.items() if key != INTERRUPTED}
+
+
+def _problem(item: object) -> str | None:
+    if not isinstance(item, Mapping):
+        return f"is no object but {type(item).__name__}"
+    role = item.get("role")
+    if not isinstance(role, str) or not role:
+        return "has no role"
+    content, calls = item.get("content"), item.get("tool_calls")
+    if calls is not None:
+        if role != "assistant":
+            return f"has tool calls, and the role {role!r}"
+        if not _are_calls(calls):
+            return 'tool_calls is no list of {"id": …, "function": {"name": …, "arguments": …}}'
+    if content is None:
+        if not calls:
+            return "has no content"
+    elif not isinstance(content, str) and not _are_chunks(content):
+        return f"content is neither text nor a list of objects, but {type(content).__name__}"
+    if role == "tool" and not isinstance(item.get("tool_call_id", ""), str):
+        return "tool_call_id is no text"
+    if not isinstance(item.get(INTERRUPTED, True), bool):
+        return f"{INTERRUPTED} is neither true nor false"
+    return None if _is_text(item) else "holds text that is no Unicode (half a surrogate pair)"
+
+
+def _are_chunks(content: object) -> bool:
+    return isinstance(content, list) and all(isinstance(chunk, Mapping) for chunk in content)
+
+
+def _are_calls(calls: object) -> bool:
+    if not isinstance(calls, list):
+        return False
+    functions = [call.get("function") if isinstance(call, Mapping) else None for call in calls]
+    return all(
+        isinstance(function, Mapping)
+        and isinstance(function.get("name"), str)
+        and isinstance(function.get("arguments", {}), Mapping | str)
+        for function in functions
+    )
+
+
+def _is_text(value: object) -> bool:
+    """Whether every string in plain data can be written as UTF-8."""
+    if isinstance(value, str):
+        return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, Mapping):
+        return all(_is_text(key) and _is_text(item) for key, item in value.items())
+    return all(map(_is_text, value)) if isinstance(value, list | tuple) else True

@@ -1,0 +1,119 @@
+"""Files of conversations: what is read back, what is refused, and that nothing is ever half written."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.chat import checked_messages, checked_tools, read_conversation, write_conversation
+from core.errors import ConversationError
+
+CALL = {"id": "abcdefgh1", "type": "function", "function": {"name": "f", "arguments": {"a": [1, None]}}}
+MESSAGES: list[dict[str, Any]] = [
+    {"role": "system", "content": "Écris 🗼\n"},
+    {"role": "user", "content": [{"type": "text", "text": "x"}]},
+    {"role": "assistant", "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "abcdefgh1", "content": "1"},
+    {"role": "assistant", "content": "cut", "interrupted": True},
+]
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_conversation(path, MESSAGES, tools=TOOLS, model="demo:mistral")
+    stored = read_conversation(path)
+    assert (stored.messages, stored.tools, stored.model) == (MESSAGES, TOOLS, "demo:mistral")
+    write_conversation(path, MESSAGES[:2])
+    assert read_conversation(path).messages == MESSAGES[:2]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_list_of_messages_and_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(MESSAGES).encode())
+    assert read_conversation(path).messages == MESSAGES
+    path.write_text(json.dumps({"messages": MESSAGES}))  # as other programs have it
+    assert read_conversation(path).messages == MESSAGES
+
+
+BAD_FILES = {
+    "": "is not valid JSON",
+    "{": "is not valid JSON",
+    "[" * 100_000: "is not valid JSON",
+    "3": "a conversation is a list of messages",
+    '"user"': "a conversation is a list of messages",
+    "{}": "holds no messages",
+    '{"corelm_conversation": 2, "messages": []}': "of another version",
+    '{"messages": [], "tools": {}}': "tools are a list",
+    '{"messages": [], "tools": [{"name": "f"}]}': "tool 1 of 1 is none",
+    '[{"role": "user", "content": "a"}, "b"]': "message 2 of 2: is no object but str",
+    '[{"content": "a"}]': "message 1 of 1: has no role",
+    '[{"role": "user"}]': "has no content",
+    '[{"role": "user", "content": 3}]': "neither text nor a list of objects, but int",
+    '[{"role": "user", "content": "a", "tool_calls": []}]': "has tool calls, and the role 'user'",
+    '[{"role": "assistant", "tool_calls": [{"name": "f"}]}]': "tool_calls is no list of",
+    '[{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 3}}]}]': "tool_calls is no list of",
+    '[{"role": "tool", "content": "a", "tool_call_id": 3}]': "tool_call_id is no text",
+    '[{"role": "assistant", "content": "a", "interrupted": "yes"}]': "interrupted is neither true nor false",
+    r'[{"role": "user", "content": "\ud83d"}]': "no Unicode",
+}
+
+
+@pytest.mark.parametrize("content", BAD_FILES, ids=list(BAD_FILES.values()))
+def test_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    with pytest.raises(ConversationError) as info:
+        read_conversation(path)
+    assert BAD_FILES[content] in str(info.value)
+    assert str(info.value).startswith(str(path))
+
+
+def test_not_utf8_and_not_there(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b'[{"role": "user", "content": "\xe9"}]')
+    for name, problem in (("latin", "is not valid JSON"), ("none", "cannot be read"), (".", "cannot be read")):
+        with pytest.raises(ConversationError, match=problem):
+            read_conversation(tmp_path / name)
+
+
+def test_what_is_no_conversation_is_not_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"weights")
+    with pytest.raises(ConversationError, match="is there, and is no conversation"):
+        write_conversation(path, MESSAGES)
+    assert path.read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failure_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    path = tmp_path / "a.json"
+    write_conversation(path, MESSAGES[:2])
+
+    def fail(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*((os, "fsync", fail) if step == "fsync" else (Path, "replace", fail)))
+    with pytest.raises(ConversationError, match="cannot be written: No space left on device"):
+        write_conversation(path, MESSAGES)
+    assert read_conversation(path).messages == MESSAGES[:2]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "link.json").symlink_to(tmp_path / "a.json")
+    write_conversation(tmp_path / "link.json", MESSAGES)
+    assert (tmp_path / "link.json").is_symlink()
+    assert read_conversation(tmp_path / "a.json").messages == MESSAGES
+
+
+def test_checked_messages_are_copies() -> None:
+    given = [{"role": "user", "content": "x"}]
+    checked = checked_messages(given)
+    assert checked == given
+    assert checked[0] is not given[0]
+    assert checked_tools(TOOLS) == TOOLS
