@@ -30,10 +30,12 @@ from core.generation import (
 from core.nn import Cache
 from core.text.breakers import breaker_ids
 from core.text.stops import StopStrings
+from core.text.tool_calls import parse_tool_calls
 
 if TYPE_CHECKING:
     from core.config import ModelConfig
     from core.loading import LoadReport, Origin
+    from core.prompt_cache import PrefixCache
     from core.text import NativeTokenizer, Tokenizer
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -97,6 +99,10 @@ class LanguageModel:
         history: Sequence[int] = (),
         continues: bool | None = None,
         progress: Callable[[int, int], None] | None = None,
+        prefix: PrefixCache | None = None,
+        max_kv_tokens: int | None = None,
+        kv_bits: int | None = None,
+        kv_group_size: int | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Iterator[GenerationChunk]:
         """Generates text piece by piece, until an end-of-sequence token, a stop string or ``max_tokens``.
@@ -112,11 +118,15 @@ class LanguageModel:
             logprobs: also give the log-probabilities of each token and of this many of the likeliest in its place, in
                 the model's own distribution, before any setting; 0 gives the token's alone.
             cache: continues what it holds; BOS is not added again to a cache that holds tokens.
-            tools: descriptions of tools for the chat template.
+            tools: descriptions of tools for the chat template; the result then has the calls that the model asks for.
             history: ids that ``cache`` holds, for settings that look back; without it they see the prompt only.
             continues: the text goes on from the prompt's: a space between two words is kept, and a character that the
                 prompt has begun is ended. False where an answer begins. None: unless the prompt is a list of messages.
             progress: called as the prompt is processed, as ``generate_tokens`` says.
+            prefix: what earlier prompts have left: the longest common beginning is not processed again, and what this
+                one leaves is kept there.
+            max_kv_tokens, kv_bits, kv_group_size: of the cache, as ``core.nn.CacheSettings`` says; not beside ``cache``,
+                which has settings of its own. With ``max_kv_tokens`` the model's context is no limit.
             sampling: the fields of ``core.generation.Sampling``. ``dry_breakers`` are by default the tokens with a line
                 end, a colon, a quote or an asterisk in them.
 
@@ -124,24 +134,35 @@ class LanguageModel:
             TokenizerError: text, or a stop string, without a tokenizer.
             ChatTemplateError: a conversation that the template refuses, or no template.
             UsageError: an empty prompt, one that fills the model's ``context``, or a setting out of range.
+            CacheError: ``prefix`` belongs to another model or other settings.
             ProcessorError: while it runs: a processor of the user's own failed.
         """
         if stop and self.tokenizer is None:
             raise TokenizerError("stop strings need a tokenizer", hint="Load with one, or look for ids yourself.")
         watch = StopStrings(() if stop is None else stop)
+        settings = {"max_kv_tokens": max_kv_tokens, "kv_bits": kv_bits, "kv_group_size": kv_group_size}
+        given = {name: value for name, value in settings.items() if value is not None}
+        if cache is not None and (given or prefix is not None):
+            raise UsageError(f"{next(iter(given), 'prefix')} is for a new cache, and this one is given")
         ids = self.encode(prompt, tools=tools, begins=cache is None or not any(cache.lengths))
         chosen = self.sampling(**sampling)
         if max_tokens is None:
             stated = checkpoint_number(self.generation_config, "max_new_tokens", int)
             max_tokens = _DEFAULT_MAX_TOKENS if stated is None else stated
         stats = GenerationStats()
+        reused = 0
+        if cache is None:
+            cache = self.make_cache(**given)
+            if prefix is not None:
+                cache, reused = prefix.fetch(ids, cache)
+                history = ids[:reused]
         tokens = stream_tokens(
             self.model,
-            ids,
+            ids[reused:],
             chosen,
             max_tokens=max_tokens,
             eos=self._eos_ids(),
-            context=self.context,
+            context=None if max_kv_tokens is not None else self.context,
             logprobs=logprobs,
             history=history,
             cache=cache,
@@ -150,9 +171,9 @@ class LanguageModel:
         )
         if continues is None:
             continues = not isinstance(next(iter(prompt), None), Mapping)
-        return self._stream(
-            tokens, ids if continues else [], watch, GenerationResult("", [], ids, "length", chosen, stats), logprobs
-        )
+        empty = GenerationResult("", [], ids, "length", chosen, stats)
+        answer = self._stream(tokens, ids if continues else [], watch, empty, logprobs, bool(tools))
+        return answer if prefix is None else _kept(answer, prefix, cache)
 
     @functools.cached_property
     def context(self) -> int | None:
@@ -230,6 +251,7 @@ class LanguageModel:
         stops: StopStrings,
         result: GenerationResult,
         logprobs: int | None,
+        calls: bool,
     ) -> Iterator[GenerationChunk]:
         eos = self._eos_ids()
         detokenizer = self.tokenizer.detokenizer(before) if self.tokenizer is not None else None
@@ -263,4 +285,16 @@ class LanguageModel:
             logprobs=None if logprobs is None else [token.logprob or 0.0 for token in generated],
             top_logprobs=None if logprobs is None else [token.top for token in generated],
         )
+        if calls and self.tokenizer is not None:
+            called = parse_tool_calls(whole.token_ids, self.tokenizer)
+            if called.calls:  # the text beside them: what is written of a call is no prose
+                whole = dataclasses.replace(whole, text=called.text, tool_calls=called.calls)
         yield GenerationChunk(rest, None, whole)
+
+
+def _kept(answer: Iterator[GenerationChunk], prefix: PrefixCache, cache: Cache) -> Iterator[GenerationChunk]:
+    """The answer; what it leaves is stored before its last chunk comes."""
+    for chunk in answer:
+        if chunk.result is not None:
+            prefix.store([*chunk.result.prompt_ids, *chunk.result.token_ids], cache)
+        yield chunk

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import cast
 
 from core.batching.options import Wanted
 from core.generation import FinishReason, GenerationChunk, GenerationResult, GenerationStats, Token
@@ -54,7 +53,7 @@ class Answer:
             reason = self._wanted.limit
         return GenerationChunk(text, token.id, None, token.logprob, token.top), reason
 
-    def finish(self, reason: str) -> GenerationChunk:
+    def finish(self, reason: FinishReason) -> GenerationChunk:
         """The last chunk, with the result."""
         rest = ""
         if self._detokenizer is not None:
@@ -67,7 +66,7 @@ class Answer:
             "".join(self._pieces),
             self.token_ids,
             wanted.prompt_ids,
-            cast(FinishReason, reason),
+            reason,
             wanted.sampling,
             self.stats,
             self._stopped_by,

@@ -30,6 +30,7 @@ from core.batching.running import Running
 from core.batching.waiting import Waiting
 from core.device import memory_limits, wired_memory
 from core.errors import InsufficientMemoryError, ProcessorError, UsageError
+from core.generation import FinishReason
 from core.language_model import LanguageModel
 from core.nn import Cache, depends_on_length
 from core.nn.rows import RowTemplate
@@ -257,7 +258,7 @@ class Batch:
             if reason is not None:
                 self._end(row, reason, events)
 
-    def _end(self, row: Row, reason: str, events: list[BatchEvent]) -> None:
+    def _end(self, row: Row, reason: FinishReason, events: list[BatchEvent]) -> None:
         row.answer.stats.peak_memory = mx.get_peak_memory()
         chunk = row.answer.finish(reason)
         row.request.result = chunk.result

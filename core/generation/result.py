@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from core.generation.sampling import Sampling
 
-FinishReason = Literal["stop", "length", "context"]
+if TYPE_CHECKING:
+    from core.text.tool_calls import ToolCall
+
+FinishReason = Literal["stop", "length", "context", "cancelled"]
 """``stop``: an end-of-sequence token or a stop string; ``length``: ``max_tokens`` were generated; ``context``: the
-model's positions are used up."""
+model's positions are used up; ``cancelled``: whoever asked for it wants no more (``core.Batch``)."""
 
 TopLogprobs = tuple[tuple[int, float], ...]
 """Ids and log-probabilities of the likeliest tokens, falling."""
@@ -76,6 +79,7 @@ class GenerationResult:
         logprobs: of each new id, its log-probability in the model's own distribution, before any setting; None if not
             asked for.
         top_logprobs: for each new id, the likeliest tokens in its place; None if not asked for.
+        tool_calls: what the model asks for, where tools were offered; ``text`` is then what it says beside them.
     """
 
     text: str
@@ -87,6 +91,7 @@ class GenerationResult:
     stopped_by: str | int | None = None
     logprobs: list[float] | None = None
     top_logprobs: list[TopLogprobs] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

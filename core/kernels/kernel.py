@@ -24,9 +24,9 @@ class Kernel:
     the two on random input, once per process, dtype and class of shapes (shapes that run the same compiled code); a
     wrong number, a NaN or an error switches the source off for the rest of the process, with one ``KernelWarning``.
 
-    Gradients (``mx.grad``, ``mx.vjp``) are the reference's, of every order; inside ``inference()`` there are none. ``mx.vmap`` and ``mx.jvp`` work wherever
-    the reference is used, so inside ``reference_only()`` everywhere; MLX refuses to batch or push forward a fused
-    source, and to compile one with ``shapeless=True``.
+    Gradients (``mx.grad``, ``mx.vjp``) are the reference's, of every order; inside ``inference()`` there are none.
+    ``mx.vmap`` and ``mx.jvp`` work wherever the reference is used, so inside ``reference_only()`` everywhere; MLX
+    refuses to batch or push forward a fused source, and to compile one with ``shapeless=True``.
 
     Constructing a kernel registers it.
 

@@ -49,7 +49,7 @@ class View:
 
     @property
     def bounds(self) -> mx.array:
-        """For one query a row, what it sees as numbers: int32 ``[rows, 3]``, as ``decode_attention_kernel`` takes it."""
+        """For one query a row, what it sees: int32 ``[rows, 3]``, as ``decode_attention_kernel`` takes it."""
         if self._bounds is None:
             rows = []
             for row, start in enumerate(self._starts):
