@@ -125,7 +125,7 @@ class LanguageModel:
             progress: called as the prompt is processed, as ``generate_tokens`` says.
             prefix: what earlier prompts have left: the longest common beginning is not processed again, and what this
                 one leaves is kept there.
-            max_kv_tokens, kv_bits, kv_group_size: of the cache, as ``core.nn.CacheSettings`` says; not beside ``cache``,
+            max_kv_tokens, kv_bits, kv_group_size: of the cache, as in ``core.nn.CacheSettings``; not beside ``cache``,
                 which has settings of its own. With ``max_kv_tokens`` the model's context is no limit.
             sampling: the fields of ``core.generation.Sampling``. ``dry_breakers`` are by default the tokens with a line
                 end, a colon, a quote or an asterisk in them.

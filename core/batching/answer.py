@@ -32,7 +32,7 @@ class Answer:
         """The ids so far."""
         return [token.id for token in self._tokens]
 
-    def add(self, token: Token) -> tuple[GenerationChunk, str | None]:
+    def add(self, token: Token) -> tuple[GenerationChunk, FinishReason | None]:
         """Takes the next token; returns its chunk, and why the answer ends with it, if it does."""
         now = time.perf_counter()
         self._tokens.append(token)
