@@ -52,6 +52,7 @@ class BlockReader:
     def __init__(self, checkpoint: Checkpoint, check_finite: bool) -> None:
         self._checkpoint = checkpoint
         self._check = check_finite
+        self._looks = check_finite and can_check()
         self._reader = Reader(checkpoint, check_sources=check_finite, measure=True)
         self._filler = Filler(checkpoint.shard_path) if can_fill() else None
         self._begun: list[Block] = []
@@ -80,6 +81,8 @@ class BlockReader:
                     block.whole[place] = self._reader.build(entry.source, _axis(entry))
             mx.async_eval([memory for memory, _ in block.blanks.values()])
             mx.async_eval(list(block.whole.values()))
+        if self._looks and (block.blanks or block.whole):
+            self._filler.prepare_checks()
         return block
 
     def finish(self, block: Block) -> tuple[list[mx.array], list[float]]:
@@ -111,9 +114,8 @@ class BlockReader:
         entries = block.entries
         dtypes = {place: found.dtype for place, (_, found) in block.blanks.items()}
         dtypes |= {place: array.dtype for place, array in block.whole.items()}
-        looks = self._check and can_check()
         # Numbers of another dtype than the parameter's may become too large for it.
-        checked = {at for at, dtype in dtypes.items() if looks and is_float(dtype) and dtype == entries[at].dtype}
+        checked = {at for at, dtype in dtypes.items() if self._looks and is_float(dtype) and dtype == entries[at].dtype}
         fills: list[Future[bool]] = []
         mx.eval([memory for memory, _ in block.blanks.values()])
         for place, (memory, found) in block.blanks.items():

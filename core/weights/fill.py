@@ -10,6 +10,7 @@ without the evaluation, but is read, and freed, by threads that MLX shares among
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import threading
@@ -67,6 +68,10 @@ class Filler:
         self._path = path
         self._files: dict[str, int] = {}
         self._pool = ThreadPoolExecutor(_THREADS)
+
+    def prepare_checks(self) -> None:
+        """Imports what looks for NaN while there is nothing to look at yet."""
+        self._pool.submit(importlib.import_module, "numpy")
 
     def fill(self, array: mx.array, runs: Iterable[Run], dtype: mx.Dtype | None) -> list[Future[bool]]:
         """Begins to fill an array.
