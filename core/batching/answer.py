@@ -41,7 +41,8 @@ class Answer:
         if stats.generated_tokens == 1:
             stats.prompt_seconds, self._first = now - self._started, now
         stats.decode_seconds = now - self._first
-        text, reason = "", None
+        text = ""
+        reason: FinishReason | None = None
         if token.id in self._wanted.eos:
             self._stopped_by, reason = token.id, "stop"
         elif self._detokenizer is not None:
