@@ -21,7 +21,7 @@ from core.benchmark.shapes import Shape
 from core.benchmark.traffic import parameter_count, step_cache_bytes, step_weight_bytes, weight_bytes
 from core.loading import BuiltModel, load
 from core.nn import Decoder
-from core.weights.dtypes import spelling
+from core.weights.dtypes import dtype_from, spelling
 from core.weights.quantization import settings_of
 
 
@@ -95,13 +95,13 @@ def from_checkpoint(
     )
 
 
-def from_shape(shape: Shape, peer: PeerProcess | None, dtype: mx.Dtype | None) -> Measured:
+def from_shape(shape: Shape, peer: PeerProcess | None, dtype: mx.Dtype | str | None) -> Measured:
     """Fills a shape with random weights, on both sides.
 
     Raises:
         CoreError: the config is refused, or the peer fails.
     """
-    built, compute = random_model(shape, dtype)
+    built, compute = random_model(shape, dtype_from(dtype))
     if peer is not None:
         peer.make(shape)
     return _measured(built, compute, name=shape.name, random=True, loading=None, peer_loading=None)

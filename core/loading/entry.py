@@ -66,7 +66,7 @@ def plan(
     *,
     plugin: Any = None,
     strict: bool = False,
-    dtype: mx.Dtype | None = None,
+    dtype: mx.Dtype | str | None = None,
     quantize: Quantize | None = None,
     quantize_embeddings: bool = True,
     quantize_head: bool = True,
@@ -95,7 +95,7 @@ def load(
     *,
     plugin: Any = None,
     tokenizer: bool = True,
-    dtype: mx.Dtype | None = None,
+    dtype: mx.Dtype | str | None = None,
     quantize: Quantize | None = None,
     quantize_embeddings: bool = True,
     quantize_head: bool = True,
@@ -116,7 +116,8 @@ def load(
         plugin: the plugin to use instead of the one that the registry would choose: a module or object with the hooks,
             the name of an installed distribution, or a module's dotted path.
         tokenizer: load the tokenizer too; without one, ``generate`` takes and gives ids.
-        dtype: compute dtype; None takes the checkpoint's, or float32 for quantized weights and experts on a CPU.
+        dtype: compute dtype, or its name (``"bfloat16"``); None takes the checkpoint's, or float32 for quantized
+            weights and experts on a CPU.
         quantize: quantize the weights as they are read, block by block, from the dtype that the file has them in: bits
             (``4``), a mode of MLX with its defaults (``"mxfp4"``), a ``core.weights.Quantization``, a mixed recipe of
             mlx-lm's by name (``"mixed_4_6"``), or patterns of the checkpoint's names to any of these or False
@@ -143,7 +144,7 @@ def load(
         TokenizerError: there is no tokenizer; said before any weight is read.
         InsufficientMemoryError: the model is larger than the memory.
         QuantizationError: the weights are quantized already, or in a way that is not supported.
-        UsageError: ``quantize`` asks for what the installed MLX does not have.
+        UsageError: ``dtype`` is none, or ``quantize`` asks for what the installed MLX does not have.
     """
     from core.language_model import LanguageModel
 

@@ -17,6 +17,7 @@ from core.loading.skeleton import random_state_kept, skeleton
 from core.nn import Decoder
 from core.registry import BoundPlugin
 from core.weights import Plan, QuantizationConfig, WeightMap
+from core.weights.dtypes import dtype_from
 from core.weights.planning import coverage, make_plan
 from core.weights.treatment import Treatment
 
@@ -38,7 +39,7 @@ def prepare(
     *,
     plugin: Any = None,
     strict: bool = False,
-    dtype: mx.Dtype | None = None,
+    dtype: mx.Dtype | str | None = None,
     revision: str | None = None,
     format: str | None = None,
     progress: bool = False,
@@ -54,10 +55,11 @@ def prepare_opened(
     *,
     plugin: Any = None,
     strict: bool = False,
-    dtype: mx.Dtype | None = None,
+    dtype: mx.Dtype | str | None = None,
     treatment: Treatment | None = None,
 ) -> Prepared:
     """``prepare``, of a checkpoint that is open already."""
+    computes = dtype_from(dtype)
     raw, bound, config = configure(checkpoint, plugin, strict)
     quantization = located(lambda: QuantizationConfig.from_config(raw), checkpoint.where(checkpoint.config_name))
     model, specs = skeleton(bound, config)
@@ -73,7 +75,7 @@ def prepare_opened(
             layout=layout,
             cache_specs=specs,
             quantization=quantization,
-            dtype=dtype,
+            dtype=computes,
             where=checkpoint.where,
             config_name=checkpoint.config_name,
             unread_keys=tuple(config.unread_keys(raw)),

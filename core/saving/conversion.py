@@ -20,7 +20,7 @@ from core.saving.shards import DEFAULT_SHARD_SIZE
 from core.saving.target import Target, make_target
 from core.saving.writer import ShardWriter
 from core.weights import Entry, Plan
-from core.weights.dtypes import FLOATS
+from core.weights.dtypes import FLOATS, dtype_from
 from core.weights.load import Progress, execute_blocks
 from core.weights.recipes import recipe
 from core.weights.treatment import Treatment
@@ -52,7 +52,7 @@ def plan_conversion(
     destination: str | os.PathLike[str],
     *,
     layout: str | None = None,
-    dtype: mx.Dtype | None = None,
+    dtype: mx.Dtype | str | None = None,
     quantize: Any = None,
     dequantize: bool = False,
     approximate: bool = False,
@@ -65,11 +65,12 @@ def plan_conversion(
     progress: bool = False,
 ) -> Conversion:
     """Says what ``convert`` would do: reads headers, writes nothing. Arguments and errors are those of ``convert``."""
+    floats = dtype_from(dtype)
     options = {"plugin": plugin, "strict": strict, "revision": revision, "format": format, "progress": progress}
     prepared = prepare(source, **options, treatment=_treatment(quantize, dequantize, approximate))
     prepared.plan.check()
     place = check_destination(Path(destination), force=force, source=prepared.checkpoint.path)
-    plan = replace(prepared.plan, entries=tuple(_as_stored(entry, dtype) for entry in prepared.plan.entries))
+    plan = replace(prepared.plan, entries=tuple(_as_stored(entry, floats) for entry in prepared.plan.entries))
     dtypes = {entry.parameter: entry.dtype for entry in plan.entries}
     target = make_target(
         prepared.model,
@@ -81,7 +82,7 @@ def plan_conversion(
         layout=layout,
         order=tuple(dtypes),
         stored=lambda parameter, _: dtypes[parameter],
-        dtype=dtype,
+        dtype=floats,
         max_shard_size=max_shard_size,
     )
     return Conversion(prepared, plan, target, place, tuple(files_of(target, prepared.checkpoint)))
@@ -92,7 +93,7 @@ def convert(
     destination: str | os.PathLike[str],
     *,
     layout: str | None = None,
-    dtype: mx.Dtype | None = None,
+    dtype: mx.Dtype | str | None = None,
     quantize: Any = None,
     dequantize: bool = False,
     approximate: bool = False,
@@ -111,7 +112,7 @@ def convert(
         source: directory, hub repository ``org/name`` or ``demo:NAME``.
         destination: a directory that does not exist yet, beside which the work is done.
         layout: ``"hf"``, ``"hf-fused"``, ``"mlx"`` or ``"mistral"``; None keeps the source's.
-        dtype: of all floats; None keeps each tensor's own.
+        dtype: of all floats, or its name; None keeps each tensor's own.
         quantize, dequantize, approximate, format: as for ``core.load``.
         max_shard_size: bytes of tensors in one file at most.
         force: replace a checkpoint that is there.

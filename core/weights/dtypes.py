@@ -4,9 +4,25 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from core.errors import UsageError
+
 FLOATS: dict[str, mx.Dtype] = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 PACKED = "U32"  # MLX packs quantized elements of any width into 32-bit words
 BYTES = "U8"  # scales of the mx and nv modes are 8-bit floats, which MLX holds as bytes
+
+
+def dtype_from(given: mx.Dtype | str | None) -> mx.Dtype | None:
+    """A dtype, or its name as users write it; None stays None.
+
+    Raises:
+        UsageError: a name of none that parameters may have, or another thing.
+    """
+    if given is None or isinstance(given, mx.Dtype):
+        return given
+    names = {spelling(dtype): dtype for dtype in FLOATS.values()}
+    if not isinstance(given, str) or given not in names:
+        raise UsageError("dtype is none that a model may have", expected=" or ".join(names), found=repr(given))
+    return names[given]
 
 
 def spelling(dtype: mx.Dtype) -> str:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
 import core
+from core.errors import UsageError
 from core.loading import build
 from core.weights.tree import all_arrays
 from tests.fixtures import STORIES, oracle
@@ -53,6 +56,21 @@ def test_a_lazy_load_is_the_same_model() -> None:
     assert lazy.report.seconds == 0
     tokens = mx.array([[1, 2, 3]])
     assert mx.array_equal(lazy.model(tokens), eager.model(tokens)).item()
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
+def test_a_dtype_may_be_given_by_its_name(dtype: mx.Dtype) -> None:
+    name = str(dtype).removeprefix("mlx.core.")
+    loaded = core.load(STORIES, tokenizer=False, dtype=name)
+    assert loaded.report.plan.compute_dtype == dtype
+    assert loaded.model.norm.weight.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", ["float8", "int32", "", 16, np.float16], ids=str)
+def test_what_is_no_dtype_is_refused(dtype: Any) -> None:
+    for refuses in (core.load, core.plan):
+        with pytest.raises(UsageError, match="float32 or float16 or bfloat16"):
+            refuses(STORIES, dtype=dtype)
 
 
 def test_progress_ends_at_the_plans_bytes() -> None:

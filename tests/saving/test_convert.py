@@ -41,6 +41,16 @@ def test_floats_are_rounded_to_the_dtype_asked_for(dtype: mx.Dtype, tmp_path: Pa
     assert "dtype" not in written
 
 
+def test_the_dtype_may_be_given_by_its_name(tmp_path: Path) -> None:
+    core.convert(MIXTRAL, tmp_path / "out", dtype="bfloat16")
+    written = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    assert isinstance(written, dict)
+    assert {array.dtype for array in written.values()} == {mx.bfloat16}
+    with pytest.raises(UsageError, match="float32 or float16 or bfloat16"):
+        core.convert(MIXTRAL, tmp_path / "other", dtype="int8")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_dtype_that_is_too_small_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     huge = Tensor.of(np.full(64, 1e30, np.float32), "F32")
     source = variant(MIXTRAL, tmp_path / "source", tensors=lambda found: found | {"model.norm.weight": huge})
