@@ -57,6 +57,7 @@ class Chooser:
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
         self._rows: list[Sampling] = []
+        self._used: list[frozenset[str]] = []
         self._logprobs: list[int | None] = []
         self._history: History | None = None
         self._counts: Counts | None = None
@@ -81,6 +82,7 @@ class Chooser:
         check_request(sampling, prompt_ids, logprobs, self.vocab_size)
         self._make_room(sampling)
         self._rows.append(sampling)
+        self._used.append(sampling.used)
         self._logprobs.append(logprobs)
         capacity = 0
         if self._history is not None:
@@ -101,7 +103,7 @@ class Chooser:
         """
         if not 0 <= row < len(self._rows):
             raise UsageError("there is no such row to leave", expected=f"0 to {len(self._rows) - 1}", found=row)
-        del self._rows[row], self._logprobs[row]
+        del self._rows[row], self._used[row], self._logprobs[row]
         for state in (self._history, self._counts, self._repetitions):
             if state is not None:
                 state.leave(row)
@@ -147,7 +149,7 @@ class Chooser:
         """Whatever follows from the rows alone."""
         rows = self._rows
         self._shape = (len(rows), self.vocab_size)
-        self._pipeline = Pipeline(rows, self.vocab_size)
+        self._pipeline = Pipeline(rows, self._used, self.vocab_size)
         self._noisy = any(not row.greedy for row in rows)
         self._plain = not self._noisy and self._pipeline.empty
         self._stateful = any(state is not None for state in (self._history, self._counts, self._repetitions))
@@ -214,14 +216,14 @@ class Chooser:
 
     def _drop_unused(self) -> None:
         """States that no row that is left needs."""
-        rows = self._rows
-        penalties, dry = any(row.uses("penalties") for row in rows), any(row.uses("dry") for row in rows)
-        if not penalties:
+        used = frozenset[str]().union(*self._used)
+        if "penalties" not in used:
             self._counts = None
-        if not dry:
+        if "dry" not in used:
             self._repetitions = None
-        bounded = any(row.uses("penalties") and row.penalty_context is not None for row in rows)
-        if not (bounded or dry or any(row.uses("processors") for row in rows)):
+        penalised = (row for row, names in zip(self._rows, self._used, strict=True) if "penalties" in names)
+        bounded = any(row.penalty_context is not None for row in penalised)
+        if not (bounded or "dry" in used or "processors" in used):
             self._history = None
 
 

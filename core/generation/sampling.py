@@ -19,7 +19,7 @@ and 3 to 5 do nothing.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -102,20 +102,12 @@ class Sampling:
 
     def uses(self, name: str) -> bool:
         """Whether the entry ``name`` of an order does anything with these settings."""
-        if name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "xtc") and self.greedy:
-            return False
-        return {
-            "logit_bias": bool(self.logit_bias),
-            "penalties": self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0,
-            "dry": self.dry_multiplier != 0,
-            "processors": bool(self.processors),
-            "temperature": self.temperature != 1,
-            "top_k": self.top_k != 0,
-            "top_p": self.top_p != 1,
-            "min_p": self.min_p != 0,
-            "typical_p": self.typical_p != 1,
-            "xtc": self.xtc_probability != 0,
-        }[name]
+        return _DOES[name](self) and not (name in _OF_CHANCE and self.greedy)
+
+    @property
+    def used(self) -> frozenset[str]:
+        """The entries of an order that do anything with these settings; for who asks often, to keep."""
+        return frozenset(name for name in DEFAULT_ORDER if self.uses(name))
 
     def checked(self) -> Self:
         """Itself, every value of its type and in its range, with a seed drawn where it needs one.
@@ -133,6 +125,21 @@ class Sampling:
         if missing:
             raise UsageError(f"order leaves {', '.join(map(repr, missing))} out, which these settings use")
         return replace(whole, seed=secrets.randbits(32)) if whole.seed is None and not whole.greedy else whole
+
+
+_OF_CHANCE = ("temperature", "top_k", "top_p", "min_p", "typical_p", "xtc")
+_DOES: dict[str, Callable[[Sampling], bool]] = {
+    "logit_bias": lambda it: bool(it.logit_bias),
+    "penalties": lambda it: it.repetition_penalty != 1 or it.presence_penalty != 0 or it.frequency_penalty != 0,
+    "dry": lambda it: it.dry_multiplier != 0,
+    "processors": lambda it: bool(it.processors),
+    "temperature": lambda it: it.temperature != 1,
+    "top_k": lambda it: it.top_k != 0,
+    "top_p": lambda it: it.top_p != 1,
+    "min_p": lambda it: it.min_p != 0,
+    "typical_p": lambda it: it.typical_p != 1,
+    "xtc": lambda it: it.xtc_probability != 0,
+}
 
 
 def _order(names: Any) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ through one pass for each order, in which the others are neutral.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from core.generation.processors.bias import LogitBias
 from core.generation.processors.custom import Custom
@@ -38,12 +38,16 @@ class Pipeline:
 
     Args:
         settings: checked, one a row.
+        used: ``Sampling.used``, one a row.
     """
 
-    def __init__(self, settings: Sequence[Sampling], vocab_size: int) -> None:
-        orders = dict.fromkeys(tuple(row.order) for row in settings)
+    def __init__(self, settings: Sequence[Sampling], used: Sequence[Collection[str]], vocab_size: int) -> None:
+        names: dict[Sequence[str], set[str]] = {}
+        for row, uses in zip(settings, used, strict=True):
+            names.setdefault(tuple(row.order), set()).update(uses)
         passes = [
-            _stages([row if row.order == order else _NEUTRAL for row in settings], vocab_size) for order in orders
+            _stages(order, found, [row if row.order == order else _NEUTRAL for row in settings], vocab_size)
+            for order, found in names.items()
         ]
         self._passes = [stages for stages in passes if stages]
 
@@ -59,9 +63,8 @@ class Pipeline:
                 stage(scores, now)
 
 
-def _stages(settings: Sequence[Sampling], vocab_size: int) -> list[Stage]:
-    order = next((row.order for row in settings if row is not _NEUTRAL), ())
-    used = [name for name in order if any(row.uses(name) for row in settings)]
+def _stages(order: Sequence[str], names: Collection[str], settings: Sequence[Sampling], vocab_size: int) -> list[Stage]:
+    used = [name for name in order if name in names]
     # A temperature counts only for what comes after it.
     if "temperature" in used and not any(name in _PROBABLE for name in used[used.index("temperature") :]):
         used.remove("temperature")
