@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from core.benchmark import Benchmark, bench
     from core.chat import Conversation
     from core.evaluation import Evaluation, evaluate
-    from core.generation import GenerationResult, generate_tokens
+    from core.generation import GenerationResult, Processor, Sampling, generate_tokens
     from core.hookspecs import hookimpl
     from core.language_model import LanguageModel
     from core.loading import build, load, load_config, load_tokenizer, plan
@@ -38,6 +38,8 @@ _HOMES = {
     "LanguageModel": "core.language_model",
     "Plan": "core.weights",
     "PrefixCache": "core.prompt_cache",
+    "Processor": "core.generation",
+    "Sampling": "core.generation",
     "bench": "core.benchmark",
     "build": "core.loading",
     "convert": "core.saving",
@@ -71,6 +73,8 @@ __all__ = [
     "PLUGIN_API",
     "Plan",
     "PrefixCache",
+    "Processor",
+    "Sampling",
     "__version__",
     "bench",
     "build",

@@ -1,4 +1,4 @@
-"""What becomes of a request's ids: text, the reason to stop, the result. Knows no arrays and no other request."""
+"""What becomes of a request's ids, and when: the answer, timed. Knows no arrays and no other request."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import time
 
 from core.batching.options import Wanted
 from core.generation import FinishReason, GenerationChunk, GenerationResult, GenerationStats, Token
-from core.text.stops import StopStrings
+from core.language_model.answer import Answer
 
 
-class Answer:
+class TimedAnswer:
     """The answer to one request, token by token.
 
     Args:
@@ -18,60 +18,37 @@ class Answer:
 
     def __init__(self, wanted: Wanted) -> None:
         self._wanted = wanted
-        self._detokenizer = None if wanted.tokenizer is None else wanted.tokenizer.detokenizer(wanted.prompt_ids)
-        self._stops = StopStrings(wanted.stop)
-        self._stopped_by: str | int | None = None
-        self._pieces: list[str] = []
-        self._tokens: list[Token] = []
         self._started = time.perf_counter()
         self._first = 0.0
         self.stats = GenerationStats(prompt_tokens=len(wanted.prompt_ids))
+        self._answer = Answer(
+            GenerationResult("", [], wanted.prompt_ids, "length", wanted.sampling, self.stats),
+            wanted.tokenizer,
+            before=wanted.prompt_ids,
+            eos=wanted.eos,
+            stop=wanted.stop,
+            logprobs=wanted.logprobs is not None,
+            calls=wanted.calls,
+        )
 
     @property
     def token_ids(self) -> list[int]:
         """The ids so far."""
-        return [token.id for token in self._tokens]
+        return self._answer.token_ids
 
     def add(self, token: Token) -> tuple[GenerationChunk, FinishReason | None]:
         """Takes the next token; returns its chunk, and why the answer ends with it, if it does."""
         now = time.perf_counter()
-        self._tokens.append(token)
         stats = self.stats
         stats.generated_tokens += 1
         if stats.generated_tokens == 1:
             stats.prompt_seconds, self._first = now - self._started, now
         stats.decode_seconds = now - self._first
-        text = ""
-        reason: FinishReason | None = None
-        if token.id in self._wanted.eos:
-            self._stopped_by, reason = token.id, "stop"
-        elif self._detokenizer is not None:
-            text = self._stops.add(self._detokenizer.add(token.id))
-            self._pieces.append(text)
-        if self._stops.found is not None:
-            reason = "stop"
-        elif reason is None and stats.generated_tokens >= self._wanted.max_tokens:
-            reason = self._wanted.limit
-        return GenerationChunk(text, token.id, None, token.logprob, token.top), reason
+        chunk = self._answer.add(token)
+        if self._answer.stopped_by is not None:
+            return chunk, "stop"
+        return chunk, self._wanted.limit if stats.generated_tokens >= self._wanted.max_tokens else None
 
     def finish(self, reason: FinishReason) -> GenerationChunk:
         """The last chunk, with the result."""
-        rest = ""
-        if self._detokenizer is not None:
-            rest = self._stops.add(self._detokenizer.finish()) + self._stops.finish()
-        self._pieces.append(rest)
-        wanted, tokens = self._wanted, self._tokens
-        if self._stops.found is not None:
-            reason, self._stopped_by = "stop", self._stops.found
-        result = GenerationResult(
-            "".join(self._pieces),
-            self.token_ids,
-            wanted.prompt_ids,
-            reason,
-            wanted.sampling,
-            self.stats,
-            self._stopped_by,
-            None if wanted.logprobs is None else [token.logprob or 0.0 for token in tokens],
-            None if wanted.logprobs is None else [token.top for token in tokens],
-        )
-        return GenerationChunk(rest, None, result)
+        return self._answer.finish(reason)

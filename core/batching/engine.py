@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from core.batching.answer import Answer
+from core.batching.answer import TimedAnswer
 from core.batching.failure import kept
 from core.batching.flight import Flight
 from core.batching.groups import capacity_class
@@ -139,7 +139,7 @@ class Batch:
                 hint="Ask for fewer max_tokens, or give the batch more max_bytes.",
             )
         request = BatchRequest(next(self._numbers), asked.prompt_ids, asked.max_tokens, asked.sampling)
-        self._inbox.append(Row(request, Answer(asked), nbytes, asked.logprobs))
+        self._inbox.append(Row(request, TimedAnswer(asked), nbytes, asked.logprobs))
         return request
 
     def step(self) -> list[BatchEvent]:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import TokenizerError, UsageError
 from core.generation import FinishReason, Sampling, sampling_from
-from core.generation.loop import _checked_ids
-from core.generation.options import checkpoint_number
+from core.generation.chooser import check_request
+from core.generation.loop import checked_ids
 from core.language_model import LanguageModel
+from core.language_model.defaults import default_max_tokens
 from core.text.stops import checked_stops
 
 if TYPE_CHECKING:
     from core.text import NativeTokenizer, Tokenizer
 
-_MAX_TOKENS = 256
 _OF_THE_BATCH = ("cache", "prefix", "max_kv_tokens", "kept_tokens", "kv_bits", "kv_group_size")
 
 
@@ -32,6 +32,7 @@ class Wanted:
         stop: strings that end it.
         logprobs: most likely tokens to report for each; None reports none.
         tokenizer: of the text; None where there are only ids.
+        calls: tools were offered, so that the result has the calls that the model asks for.
     """
 
     prompt_ids: list[int]
@@ -42,6 +43,7 @@ class Wanted:
     stop: Sequence[str] = ()
     logprobs: int | None = None
     tokenizer: Tokenizer | NativeTokenizer | None = None
+    calls: bool = False
 
 
 def wanted(model: Any, prompt: Any, options: Mapping[str, Any]) -> Wanted:
@@ -69,16 +71,15 @@ def wanted(model: Any, prompt: Any, options: Mapping[str, Any]) -> Wanted:
         ids, sampling = model.encode(prompt, tools=tools), model.sampling(**rest)
         context, tokenizer = model.context, model.tokenizer
         vocab_size: int = model.model.vocab_size
-        if max_tokens is None:
-            max_tokens = checkpoint_number(model.generation_config, "max_new_tokens", int)
-        eos = model._eos_ids() if eos is None else eos
+        eos = model.eos_ids if eos is None else eos
     else:
         ids, sampling, vocab_size = prompt, sampling_from(rest), model.vocab_size
-    max_tokens = _MAX_TOKENS if max_tokens is None else max_tokens
+    if max_tokens is None:
+        max_tokens = default_max_tokens(model.generation_config if isinstance(model, LanguageModel) else {})
     if stop and tokenizer is None:
         raise TokenizerError("stop strings need a tokenizer", hint="Load with one, or look for ids yourself.")
-    ids = _checked_ids(ids, vocab_size)
-    _check_ids_of(sampling, logprobs, vocab_size)
+    ids = checked_ids(ids, vocab_size)
+    check_request(sampling, ids, logprobs, vocab_size)  # the chooser would, when it is too late to tell whoever asked
     room = max_tokens if context is None else min(max_tokens, context - len(ids))
     if room <= 0 < max_tokens:
         raise UsageError(
@@ -87,14 +88,5 @@ def wanted(model: Any, prompt: Any, options: Mapping[str, Any]) -> Wanted:
             found=len(ids),
         )
     limit: FinishReason = "length" if room == max_tokens else "context"
-    return Wanted(ids, room, limit, sampling, frozenset(eos or ()), checked_stops(stop), logprobs, tokenizer)
-
-
-def _check_ids_of(sampling: Sampling, logprobs: int | None, vocab_size: int) -> None:
-    """What the chooser would refuse, when it is too late to tell whoever asked."""
-    for name, ids in (("logit_bias", list(sampling.logit_bias)), ("dry_breakers", sampling.dry_breakers)):
-        if len(ids) and not 0 <= min(ids) <= max(ids) < vocab_size:
-            wrong = next(item for item in ids if not 0 <= item < vocab_size)
-            raise UsageError(f"id {wrong} in {name} is not in the vocabulary", expected=f"0 to {vocab_size - 1}")
-    if logprobs is not None and logprobs > vocab_size:
-        raise UsageError("logprobs is out of range", expected=f"0 to {vocab_size}, or None", found=logprobs)
+    stops, ends = checked_stops(stop), frozenset(eos or ())
+    return Wanted(ids, room, limit, sampling, ends, stops, logprobs, tokenizer, bool(tools))

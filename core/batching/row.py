@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.batching.answer import Answer
+from core.batching.answer import TimedAnswer
 from core.batching.request import BatchRequest
 from core.nn import Cache
 
@@ -26,7 +26,7 @@ class Row:
     """
 
     request: BatchRequest
-    answer: Answer
+    answer: TimedAnswer
     nbytes: int
     logprobs: int | None = None
     submitted: int = 0

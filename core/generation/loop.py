@@ -113,7 +113,7 @@ def stream_tokens(
         UsageError: as ``generate_tokens``, or a prompt that fills the context.
     """
     vocab_size = getattr(model, "vocab_size", None)
-    prompt = _checked_ids(prompt_ids, vocab_size)
+    prompt = checked_ids(prompt_ids, vocab_size)
     if max_tokens < 0 or prefill_chunk < 1:
         raise UsageError("max_tokens must not be negative, and prefill_chunk positive")
     if vocab_size is not None:
@@ -261,7 +261,7 @@ def _leave(cache: Cache, length: int, fast: FastStep | None) -> None:
         cache.rewind(cache.length - length)
 
 
-def _checked_ids(ids: Sequence[int], vocab_size: int | None) -> list[int]:
+def checked_ids(ids: Sequence[int], vocab_size: int | None) -> list[int]:
     """The ids as integers: MLX reads whatever lies behind an index that is out of range."""
     if len(ids) == 0:
         raise UsageError("the prompt has no tokens", hint="Give at least one, for instance the tokenizer's BOS.")

@@ -11,7 +11,10 @@ import pytest
 import core
 from core.batching import BatchEvent
 from core.errors import CoreError, InsufficientMemoryError, ProcessorError, TokenizerError, UsageError
-from tests.batching.models import check_alone, model, prompt
+from core.text import TextFiles, Tokenizer
+from tests.batching.models import CONFIG, check_alone, model, prompt
+from tests.text.vocabularies import config as tokens
+from tests.text.vocabularies import sentencepiece_json
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,37 @@ def test_text_and_stops_are_those_of_a_stream(lm: core.LanguageModel) -> None:
             assert [[i for i, _ in top] for top in found.top_logprobs] == [
                 [i for i, _ in t] for t in alone.top_logprobs
             ]
+
+
+def test_tool_calls_are_those_of_a_stream() -> None:
+    tokenizer = Tokenizer.from_files(TextFiles(sentencepiece_json("v7", "metaspace"), tokenizer_config=tokens()))
+    built = core.build(CONFIG | {"vocab_size": tokenizer.vocab_size})
+    lm = core.LanguageModel(built.model, built.config, tokenizer, None)  # type: ignore[arg-type]
+    call = '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Paris"}}]</s>'
+    said = tokenizer.encode("Let me look." + call, add_special_tokens=False)
+
+    def says(logits: mx.array, context: Any) -> mx.array:
+        return mx.where(mx.arange(logits.shape[-1]) == said[context.generated], logits, -mx.inf)
+
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
+    batch = core.Batch(lm)
+    offered: list[tuple[list[dict[str, Any]] | None, int]] = [(tools, 1), (None, 0)]
+    requests = [
+        batch.submit([{"role": "user", "content": "Weather?"}], tools=each, max_tokens=len(said), processors=[says])
+        for each, _ in offered
+    ]
+    list(batch)
+    for request, (each, calls) in zip(requests, offered, strict=True):
+        alone = lm.generate(
+            [{"role": "user", "content": "Weather?"}], tools=each, max_tokens=len(said), processors=[says]
+        )
+        assert request.result is not None
+        assert request.result.prompt_ids == alone.prompt_ids
+        assert request.result.token_ids == alone.token_ids == said
+        assert request.result.tool_calls == alone.tool_calls
+        assert [call.arguments for call in alone.tool_calls] == [{"city": "Paris"}] * calls
+        if calls:
+            assert request.result.text == alone.text == "Let me look."
 
 
 @pytest.mark.parametrize("name", ["demo:mistral", "demo:mixtral"])
@@ -258,8 +292,6 @@ def test_first_come_first_served_within_the_memory() -> None:
 
 
 def test_models_whose_rotations_depend_on_the_length_are_refused() -> None:
-    from tests.batching.models import CONFIG
-
     scaled = core.build(CONFIG | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}).model
     with pytest.raises(UsageError, match="depend on the sequence's length"):
         core.Batch(scaled)

@@ -1,17 +1,15 @@
-"""``LanguageModel``: a loaded model with its tokenizer; text and conversations in, text out.
+"""``LanguageModel``: what a caller has in hand, and the order in which prompt, settings, tokens and answer follow.
 
-The seam between ids and text: the loop in ``core.generation`` knows only ids, ``core.text`` only strings.
+Knows which part does what; knows nothing of how they do it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
-from core.config.context import context_length
 from core.errors import TokenizerError, UsageError
 from core.generation import (
     FinishReason,
@@ -21,27 +19,23 @@ from core.generation import (
     Sampling,
     SamplingOptions,
     Token,
-    checkpoint_number,
     checkpoint_settings,
     sampling_from,
     spelled_out,
     stream_tokens,
 )
+from core.language_model.answer import Answer
+from core.language_model.defaults import context_of, default_max_tokens, named_eos_ids
+from core.language_model.prompt import Prompt, continues_text, prompt_ids
 from core.nn import Cache
 from core.text.breakers import breaker_ids
-from core.text.stops import StopStrings
-from core.text.tool_calls import parse_tool_calls
+from core.text.stops import checked_stops
 
 if TYPE_CHECKING:
     from core.config import ModelConfig
     from core.loading import LoadReport, Origin
     from core.prompt_cache import PrefixCache
     from core.text import NativeTokenizer, Tokenizer
-
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
-"""A raw text, token ids, or a conversation: a list of messages with ``role`` and ``content``."""
-
-_DEFAULT_MAX_TOKENS = 256
 
 
 class LanguageModel:
@@ -139,7 +133,7 @@ class LanguageModel:
         """
         if stop and self.tokenizer is None:
             raise TokenizerError("stop strings need a tokenizer", hint="Load with one, or look for ids yourself.")
-        watch = StopStrings(() if stop is None else stop)
+        stops = checked_stops(() if stop is None else stop)
         settings = {"max_kv_tokens": max_kv_tokens, "kv_bits": kv_bits, "kv_group_size": kv_group_size}
         given = {name: value for name, value in settings.items() if value is not None}
         if cache is not None and (given or prefix is not None):
@@ -147,9 +141,8 @@ class LanguageModel:
         ids = self.encode(prompt, tools=tools, begins=cache is None or not any(cache.lengths))
         chosen = self.sampling(**sampling)
         if max_tokens is None:
-            stated = checkpoint_number(self.generation_config, "max_new_tokens", int)
-            max_tokens = _DEFAULT_MAX_TOKENS if stated is None else stated
-        stats = GenerationStats()
+            max_tokens = default_max_tokens(self.generation_config)
+        stats, eos = GenerationStats(), self.eos_ids
         reused = 0
         if cache is None:
             cache = self.make_cache(**given)
@@ -161,7 +154,7 @@ class LanguageModel:
             ids[reused:],
             chosen,
             max_tokens=max_tokens,
-            eos=self._eos_ids(),
+            eos=eos,
             context=None if max_kv_tokens is not None else self.context,
             logprobs=logprobs,
             history=history,
@@ -170,10 +163,18 @@ class LanguageModel:
             progress=progress,
         )
         if continues is None:
-            continues = not isinstance(next(iter(prompt), None), Mapping)
-        empty = GenerationResult("", [], ids, "length", chosen, stats)
-        answer = self._stream(tokens, ids if continues else [], watch, empty, logprobs, bool(tools))
-        return answer if prefix is None else _kept(answer, prefix, cache)
+            continues = continues_text(prompt)
+        answer = Answer(
+            GenerationResult("", [], ids, "length", chosen, stats),
+            self.tokenizer,
+            before=ids if continues else [],
+            eos=eos,
+            stop=stops,
+            logprobs=logprobs is not None,
+            calls=bool(tools),
+        )
+        chunks = _answered(tokens, answer)
+        return chunks if prefix is None else _kept(chunks, prefix, cache)
 
     @functools.cached_property
     def context(self) -> int | None:
@@ -182,12 +183,7 @@ class LanguageModel:
         The config's ``max_position_embeddings``, with its rotary scaling. A model all of whose blocks attend within a
         window, or keep a state, has no limit: no distance between two tokens becomes larger than in training.
         """
-        length = context_length(self.config)
-        specs = [block.spec for block in self.make_cache().blocks]
-        bounded = all(
-            spec.kind == "state" or (spec.window is not None and spec.window <= (length or 0)) for spec in specs
-        )
-        return None if specs and bounded else length
+        return context_of(self.config, self.make_cache())
 
     def encode(
         self, prompt: Prompt, *, tools: Sequence[Mapping[str, Any]] | None = None, begins: bool = True
@@ -197,23 +193,7 @@ class LanguageModel:
         Args:
             begins: the prompt starts a sequence, so that BOS belongs before it.
         """
-        if isinstance(prompt, bytes | bytearray):
-            raise UsageError("a prompt is text, not bytes", hint='Decode it: data.decode("utf-8").')
-        if hasattr(prompt, "tolist"):  # an array of ids
-            prompt = prompt.tolist()
-        if not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt):
-            return [item for item in prompt if isinstance(item, int)]
-        if self.tokenizer is None:
-            raise TokenizerError("this model was loaded without a tokenizer", hint="Pass token ids, or load with one.")
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt, add_special_tokens=begins)
-        messages = [item for item in prompt if isinstance(item, Mapping)]
-        if len(messages) != len(prompt):
-            raise UsageError(
-                "a prompt is a string, a list of ids or a list of messages", found="a list of other things"
-            )
-        ids = self.tokenizer.encode_chat(messages, tools=tools)
-        return ids[1:] if not begins and ids[:1] == [self.tokenizer.bos_id] else ids
+        return prompt_ids(prompt, self.tokenizer, tools=tools, begins=begins)
 
     @spelled_out
     def sampling(self, **options: Unpack[SamplingOptions]) -> Sampling:
@@ -235,61 +215,25 @@ class LanguageModel:
         rows = getattr(self.model, "vocab_size", self.tokenizer.vocab_size)
         return tuple(token_id for token_id in breaker_ids(self.tokenizer) if token_id < rows)
 
-    def _eos_ids(self) -> frozenset[int]:
-        """The tokenizer's, or without one those that the checkpoint's configs name."""
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Ids that end an answer: the tokenizer's, or without one those that the checkpoint's configs name."""
         if self.tokenizer is not None:
             return self.tokenizer.eos_ids
-        configs = [self.generation_config] + ([self.origin.raw_config] if self.origin is not None else [])
-        named = [config.get("eos_token_id") for config in configs]
-        ids = [item for value in named for item in (value if isinstance(value, list) else [value])]
-        return frozenset(item for item in ids if isinstance(item, int))
+        return named_eos_ids([self.generation_config] + ([self.origin.raw_config] if self.origin is not None else []))
 
-    def _stream(
-        self,
-        tokens: Generator[Token, None, None],
-        before: list[int],
-        stops: StopStrings,
-        result: GenerationResult,
-        logprobs: int | None,
-        calls: bool,
-    ) -> Iterator[GenerationChunk]:
-        eos = self._eos_ids()
-        detokenizer = self.tokenizer.detokenizer(before) if self.tokenizer is not None else None
-        generated: list[Token] = []
-        pieces: list[str] = []
-        reason: FinishReason = "length"
-        stopped_by: str | int | None = None
-        with contextlib.closing(tokens):
-            for token in tokens:
-                generated.append(token)
-                text = ""
-                if token.id in eos:
-                    stopped_by = token.id
-                elif detokenizer is not None:
-                    text = stops.add(detokenizer.add(token.id))
-                    pieces.append(text)
-                reason = token.finish_reason or reason
-                yield GenerationChunk(text, token.id, None, token.logprob, token.top)
-                if stops.found is not None:
-                    break
-        rest = stops.add(detokenizer.finish()) + stops.finish() if detokenizer is not None else ""
-        pieces.append(rest)
-        if stops.found is not None:
-            reason, stopped_by = "stop", stops.found
-        whole = dataclasses.replace(
-            result,
-            text="".join(pieces),
-            token_ids=[token.id for token in generated],
-            finish_reason=reason,
-            stopped_by=stopped_by,
-            logprobs=None if logprobs is None else [token.logprob or 0.0 for token in generated],
-            top_logprobs=None if logprobs is None else [token.top for token in generated],
-        )
-        if calls and self.tokenizer is not None:
-            called = parse_tool_calls(whole.token_ids, self.tokenizer)
-            if called.calls:  # the text beside them: what is written of a call is no prose
-                whole = dataclasses.replace(whole, text=called.text, tool_calls=called.calls)
-        yield GenerationChunk(rest, None, whole)
+
+def _answered(tokens: Generator[Token, None, None], answer: Answer) -> Iterator[GenerationChunk]:
+    """The chunks of an answer; the generation is closed with it, or by a stop string."""
+    reason: FinishReason = "length"
+    with contextlib.closing(tokens):
+        for token in tokens:
+            chunk = answer.add(token)
+            reason = token.finish_reason or reason
+            yield chunk
+            if isinstance(answer.stopped_by, str):
+                break
+    yield answer.finish(reason)
 
 
 def _kept(answer: Iterator[GenerationChunk], prefix: PrefixCache, cache: Cache) -> Iterator[GenerationChunk]:
