@@ -24,7 +24,7 @@ class TimedAnswer:
         self._answer = Answer(
             GenerationResult("", [], wanted.prompt_ids, "length", wanted.sampling, self.stats),
             wanted.tokenizer,
-            before=wanted.prompt_ids,
+            before=wanted.prompt_ids if wanted.continues else [],
             eos=wanted.eos,
             stop=wanted.stop,
             logprobs=wanted.logprobs is not None,

@@ -12,6 +12,7 @@ from core.generation.chooser import check_request
 from core.generation.loop import checked_ids
 from core.language_model import LanguageModel
 from core.language_model.defaults import default_max_tokens
+from core.language_model.prompt import continues_text
 from core.text.stops import checked_stops
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Wanted:
         logprobs: most likely tokens to report for each; None reports none.
         tokenizer: of the text; None where there are only ids.
         calls: tools were offered, so that the result has the calls that the model asks for.
+        continues: the text goes on from the prompt's.
     """
 
     prompt_ids: list[int]
@@ -44,6 +46,7 @@ class Wanted:
     logprobs: int | None = None
     tokenizer: Tokenizer | NativeTokenizer | None = None
     calls: bool = False
+    continues: bool = True
 
 
 def wanted(model: Any, prompt: Any, options: Mapping[str, Any]) -> Wanted:
@@ -78,6 +81,7 @@ def wanted(model: Any, prompt: Any, options: Mapping[str, Any]) -> Wanted:
         max_tokens = default_max_tokens(model.generation_config if isinstance(model, LanguageModel) else {})
     if stop and tokenizer is None:
         raise TokenizerError("stop strings need a tokenizer", hint="Load with one, or look for ids yourself.")
+    continues = tokenizer is None or continues_text(prompt)
     ids = checked_ids(ids, vocab_size)
     check_request(sampling, ids, logprobs, vocab_size)  # the chooser would, when it is too late to tell whoever asked
     room = max_tokens if context is None else min(max_tokens, context - len(ids))
@@ -89,4 +93,4 @@ def wanted(model: Any, prompt: Any, options: Mapping[str, Any]) -> Wanted:
         )
     limit: FinishReason = "length" if room == max_tokens else "context"
     stops, ends = checked_stops(stop), frozenset(eos or ())
-    return Wanted(ids, room, limit, sampling, ends, stops, logprobs, tokenizer, bool(tools))
+    return Wanted(ids, room, limit, sampling, ends, stops, logprobs, tokenizer, bool(tools), continues)
