@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from core.fast import attention, primitives, product, program, staging, stream
 from core.fast.shape import StepShape
+from core.kernels.cuda import PRIMITIVES
 
 THREADS = 256
 WARPS = THREADS // 32
@@ -199,7 +200,9 @@ def header(shape: StepShape, blocks: int) -> str:
         [
             "#include <cuda_bf16.h>",
             "#include <cuda_fp16.h>",
+            PRIMITIVES,
             "namespace corelm {",
+            "using namespace corelm_cuda;",
             *lines,
             *texts,
             "}  // namespace corelm\n",

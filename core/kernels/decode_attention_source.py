@@ -1,0 +1,149 @@
+"""CUDA text: attention of a row's new token. ``core.kernels.decode_attention`` says when, and what it is for.
+
+Knows warps and tiles; the namespace that it is in and its constants come before it.
+"""
+
+HEADER = r"""
+using namespace corelm_cuda;
+constexpr int THREADS = WARPS * 32, CHUNKS = HEAD_DIM / 32, HALVES = HEAD_DIM / 64;
+
+struct View {  // a row's part of an array, features together
+  const __nv_bfloat16* data;
+  long long stride;  // from head to head, or from slot to slot
+};
+
+__device__ __forceinline__ float fade(float from, float to) { return from == -INFINITY ? 0.f : exp2f(from - to); }
+
+// The same product where the lower 8 rows of a are zeros.
+__device__ __forceinline__ void mma_top(float& d0, float& d1, u32 a0, u32 a2, u32 b0, u32 b1) {
+  float d[4] = {d0, d1, 0.f, 0.f};
+  mma(d, a0, 0u, a2, 0u, b0, b1);
+  d0 = d[0];
+  d1 = d[1];
+}
+
+// The newest key and value come by themselves, and are written to the last slot that is seen; nobody reads them there.
+__device__ __forceinline__ void attend(View queries, const __nv_bfloat16* new_key, const __nv_bfloat16* new_value,
+                                       View keys, View values, const int* bounds, __nv_bfloat16* out) {
+  __shared__ float maxima[WARPS * GROUP], sums[WARPS * GROUP], outputs[WARPS * GROUP * HEAD_DIM];
+  __shared__ __align__(16) __nv_bfloat16 asked[GROUP * HEAD_DIM], newest[2 * HEAD_DIM];
+  const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
+  const int kept = bounds[0], first = bounds[1], end = kept + bounds[2] - first;
+  const auto slot = [&](int i) { return static_cast<long long>(i < kept ? i : first - kept + i); };
+  for (int i = tid; i < GROUP * HEAD_DIM; i += THREADS)
+    asked[i] = queries.data[i / HEAD_DIM * queries.stride + i % HEAD_DIM];
+  for (int i = tid; i < 2 * HEAD_DIM; i += THREADS) {
+    const bool is_key = i < HEAD_DIM;
+    const int d = i % HEAD_DIM;
+    const __nv_bfloat16 value = is_key ? new_key[d] : new_value[d];
+    newest[i] = value;
+    const View& to = is_key ? keys : values;
+    const_cast<__nv_bfloat16*>(to.data)[(bounds[2] - 1) * to.stride + d] = value;
+  }
+  __syncthreads();
+  const auto read = [&](const View& from, int i, int d, int which) {
+    if (i == end - 1) return *reinterpret_cast<const uint4*>(newest + which * HEAD_DIM + d);
+    return stream16(from.data + slot(i) * from.stride + d);
+  };
+
+  uint4 q[CHUNKS];
+#pragma unroll
+  for (int c = 0; c < CHUNKS; ++c)
+    q[c] = *reinterpret_cast<const uint4*>(asked + (g < GROUP ? g : 0) * HEAD_DIM + c * 32 + t * 8);
+  float o[HALVES * 8][2];
+#pragma unroll
+  for (int i = 0; i < HALVES * 8; ++i) o[i][0] = o[i][1] = 0.f;
+  float maximum = -INFINITY, sum = 0.f;
+  for (int at = warp * 16; at < end; at += WARPS * 16) {
+    uint4 k[2][CHUNKS], v[HALVES][4];
+#pragma unroll
+    for (int a = 0; a < 2; ++a)
+#pragma unroll
+      for (int c = 0; c < CHUNKS; ++c)
+        k[a][c] = read(keys, min(at + a * 8 + g, end - 1), c * 32 + t * 8, 0);
+#pragma unroll
+    for (int h = 0; h < HALVES; ++h)
+#pragma unroll
+      for (int r = 0; r < 4; ++r)
+        v[h][r] = read(values, min(at + (r >> 1) * 8 + t * 2 + (r & 1), end - 1), h * 64 + g * 8, 1);
+    float s[2][2] = {{0.f, 0.f}, {0.f, 0.f}};
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c)
+#pragma unroll
+      for (int a = 0; a < 2; ++a) {
+        mma_top(s[a][0], s[a][1], q[c].x, q[c].y, k[a][c].x, k[a][c].y);
+        mma_top(s[a][0], s[a][1], q[c].z, q[c].w, k[a][c].z, k[a][c].w);
+      }
+    float p[4], best = maximum;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int key = at + (i >> 1) * 8 + t * 2 + (i & 1);
+      p[i] = key < end ? s[i >> 1][i & 1] * SCORE_SCALE : -INFINITY;
+      best = fmaxf(best, p[i]);
+    }
+    best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, 1));
+    best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, 2));
+    const float faded = fade(maximum, best);
+    maximum = best;
+    sum *= faded;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      p[i] = exp2f(p[i] - best);
+      sum += p[i];
+    }
+    const u32 p0 = pack(p[0], p[1]), p1 = pack(p[2], p[3]);
+#pragma unroll
+    for (int h = 0; h < HALVES; ++h)
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        float(&to)[2] = o[h * 8 + j];
+        to[0] *= faded;
+        to[1] *= faded;
+        const u32 select = j & 1 ? 0x7632u : 0x5410u;
+        mma_top(to[0], to[1], p0, p1, __byte_perm(component(v[h][0], j >> 1), component(v[h][1], j >> 1), select),
+                __byte_perm(component(v[h][2], j >> 1), component(v[h][3], j >> 1), select));
+      }
+  }
+  sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+  sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+  if (g < GROUP) {
+    if (t == 0) {
+      maxima[warp * GROUP + g] = maximum;
+      sums[warp * GROUP + g] = sum;
+    }
+    float* to = outputs + (warp * GROUP + g) * HEAD_DIM;
+#pragma unroll
+    for (int h = 0; h < HALVES; ++h)
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        to[h * 64 + 16 * t + j] = o[h * 8 + j][0];
+        to[h * 64 + 16 * t + 8 + j] = o[h * 8 + j][1];
+      }
+  }
+  __syncthreads();
+  for (int i = tid; i < GROUP * HEAD_DIM; i += THREADS) {
+    const int query = i / HEAD_DIM;
+    float best = -INFINITY, total = 0.f, value = 0.f;
+#pragma unroll
+    for (int w = 0; w < WARPS; ++w) best = fmaxf(best, maxima[w * GROUP + query]);
+#pragma unroll
+    for (int w = 0; w < WARPS; ++w) {
+      const float weight = fade(maxima[w * GROUP + query], best);
+      total += weight * sums[w * GROUP + query];
+      value += weight * outputs[(w * GROUP + query) * HEAD_DIM + i % HEAD_DIM];
+    }
+    out[i] = __float2bfloat16_rn(value / total);
+  }
+}
+}
+"""
+
+BODY = """
+    const int head = blockIdx.x, row = head / cache_k_shape[1], kv = head % cache_k_shape[1];
+    const auto* q = queries + row * queries_strides[0] + kv * GROUP * queries_strides[1];
+    SPACE::attend({q, queries_strides[1]}, new_key + row * new_key_strides[0] + kv * new_key_strides[1],
+                  new_value + row * new_value_strides[0] + kv * new_value_strides[1],
+                  {cache_k + row * cache_k_strides[0] + kv * cache_k_strides[1], cache_k_strides[2]},
+                  {cache_v + row * cache_v_strides[0] + kv * cache_v_strides[1], cache_v_strides[2]}, bounds + row * 3,
+                  out + head * GROUP * HEAD_DIM);
+"""
