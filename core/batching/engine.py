@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import time
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -27,10 +26,10 @@ from core.batching.prompts import Prompts
 from core.batching.request import BatchEvent, BatchRequest
 from core.batching.row import Row
 from core.batching.running import Running
+from core.batching.told import Told
 from core.batching.waiting import Waiting
 from core.device import memory_limits, wired_memory
 from core.errors import InsufficientMemoryError, ProcessorError, UsageError
-from core.generation import FinishReason
 from core.language_model import LanguageModel
 from core.nn import Cache, depends_on_length
 from core.nn.rows import RowTemplate
@@ -106,7 +105,7 @@ class Batch:
         self._prompts = Prompts(self._waiting, self._prefixes, self._make_cache, self._pace, prefill_burst)
         self._running = Running(self._model, self._template, self._make_cache)
         self._flight: Flight | None = None
-        self._last_read: float | None = None
+        self._told = Told(self._pace)
         self._inbox: deque[Row] = deque()  # the one thing that other threads write to
         self._numbers = itertools.count()
         self._wired: contextlib.ExitStack | None = None
@@ -144,24 +143,23 @@ class Batch:
 
     def step(self) -> list[BatchEvent]:
         """One step of the engine; returns what it found out, often about the step before. Without work, it is empty."""
-        events: list[BatchEvent] = []
         if self._wired is None and self.pending:
             self._wired = contextlib.ExitStack()
             self._wired.enter_context(wired_memory())
-        self._let_in_and_out(events)
-        prompt_tokens = self._read_prompts(events)
+        self._let_in_and_out()
+        prompt_tokens = self._read_prompts()
         previous, self._flight = self._flight, None
         try:
-            self._flight = self._decode(previous, prompt_tokens, events)
+            self._flight = self._decode(previous, prompt_tokens)
             self._prefixes.store()
             if previous is not None:
-                self._report(previous, events)
+                self._told.tokens(previous, more=self._flight is not None)
         except Exception as error:  # of the model or the device: no row's cache can be trusted any more
-            self._fail_running(kept(error), events)
+            self._fail_running(kept(error))
         if self._wired is not None and not self.pending:
             self._wired.close()
             self._wired = None
-        return events
+        return self._told.take()
 
     def __iter__(self) -> Iterator[BatchEvent]:
         """Steps until every request is done."""
@@ -179,28 +177,28 @@ class Batch:
         cache: Cache = self._model.make_cache(rows, **self._cache_settings)
         return cache
 
-    def _let_in_and_out(self, events: list[BatchEvent]) -> None:
+    def _let_in_and_out(self) -> None:
         """Queues what was submitted, and lets go of what has ended, or will end with the step that is being run."""
         while self._inbox:
             row = self._inbox.popleft()
             if row.request.max_tokens:
                 self._waiting.add(row)
             else:
-                self._end(row, "length", events)
+                self._told.end(row, "length")
         for row in self._waiting.cancelled():
-            self._end(row, "cancelled", events)
+            self._told.end(row, "cancelled")
         for row in self._prompts.cancelled():
             self._waiting.release(row)
-            self._end(row, "cancelled", events)
+            self._told.end(row, "cancelled")
         for row in list(self._running.rows):
             if row.request.cancelled and not row.request.done:
-                self._end(row, "cancelled", events)
+                self._told.end(row, "cancelled")
             if row.request.done or row.submitted >= row.request.max_tokens:
                 tokens = len(row.request.prompt_ids) - 1 + row.submitted
                 self._prefixes.take(row, self._running.groups, self._template.row_bytes(tokens))
                 self._leave(row)
 
-    def _read_prompts(self, events: list[BatchEvent]) -> int:
+    def _read_prompts(self) -> int:
         """At most one chunk of prompts; returns its tokens."""
         decoding = bool(self._running.rows)
         reading, budget = self._prompts.turn(decoding)
@@ -217,11 +215,11 @@ class Batch:
             self._prompts.remove(reading)
             for row in reading.rows:
                 self._waiting.release(row)
-                self._fail(row, error, events)
+                self._told.fail(row, error)
             return 0
         return tokens
 
-    def _decode(self, previous: Flight | None, prompt_tokens: int, events: list[BatchEvent]) -> Flight | None:
+    def _decode(self, previous: Flight | None, prompt_tokens: int) -> Flight | None:
         """Gives the device the next token of every row."""
         if not self._running.rows:
             self._running.groups.settle()  # caches that nobody needs go now
@@ -233,46 +231,17 @@ class Batch:
             except ProcessorError as error:  # one row's own; nothing was recorded of the others
                 row = self._running.rows[error.row]
                 self._leave(row)
-                self._fail(row, kept(error), events)
+                self._told.fail(row, kept(error))
                 continue
             mx.async_eval(choice.arrays())
             return Flight(choice, list(self._running.rows), prompt_tokens)
         return None
 
-    def _report(self, flight: Flight, events: list[BatchEvent]) -> None:
-        """Reads a step's tokens, and deals them out."""
-        tokens = list(flight.read())
-        now = time.perf_counter()
-        if self._last_read is not None:
-            self._pace.record(now - self._last_read, flight.prompt_tokens)
-        self._last_read = None if self._flight is None else now
-        for row, token in tokens:
-            if row.request.done:
-                continue  # what ran ahead of its end
-            try:
-                chunk, reason = row.answer.add(token)
-            except Exception as error:  # a tokenizer that does not know the id
-                self._fail(row, kept(error), events)
-                continue
-            events.append(BatchEvent(row.request, chunk))
-            if reason is not None:
-                self._end(row, reason, events)
-
-    def _end(self, row: Row, reason: FinishReason, events: list[BatchEvent]) -> None:
-        row.answer.stats.peak_memory = mx.get_peak_memory()
-        chunk = row.answer.finish(reason)
-        row.request.result = chunk.result
-        events.append(BatchEvent(row.request, chunk))
-
-    def _fail(self, row: Row, error: Exception, events: list[BatchEvent]) -> None:
-        row.request.error = error
-        events.append(BatchEvent(row.request, error=error))
-
-    def _fail_running(self, error: Exception, events: list[BatchEvent]) -> None:
+    def _fail_running(self, error: Exception) -> None:
         for row in self._running.rows:
             self._waiting.release(row)
             if not row.request.done:
-                self._fail(row, error, events)
+                self._told.fail(row, error)
         self._running = Running(self._model, self._template, self._make_cache)
         self._flight = None
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from core.errors import TokenizerError, UsageError
 from core.generation import FinishReason, Sampling, sampling_from
 from core.generation.chooser import check_request
-from core.generation.loop import checked_ids
+from core.generation.entry import checked_ids
 from core.language_model import LanguageModel
 from core.language_model.defaults import default_max_tokens
 from core.language_model.prompt import continues_text

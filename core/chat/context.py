@@ -42,6 +42,37 @@ def reserved(max_tokens: int, context: int) -> int:
     return max(1, min(max_tokens, context // 4))
 
 
+def fitted(
+    messages: Sequence[Message],
+    since: int,
+    encode: Callable[[Sequence[Message]], list[int]],
+    *,
+    max_tokens: int,
+    context: int | None,
+    policy: str,
+) -> tuple[int, list[int]]:
+    """The prompt of as many messages as the context has room for beside the answer, and where it begins among them.
+
+    Args:
+        encode: from messages to the prompt's ids.
+        max_tokens: what the answer may take.
+        context: None where nobody knows a limit: all messages are sent.
+
+    The rest, and errors, are those of ``first_sent``.
+    """
+    if context is None:
+        return since, encode(messages)
+    made: dict[int, list[int]] = {}
+
+    def count(start: int) -> int:
+        made[start] = encode(messages[start:])
+        return len(made[start])
+
+    room = reserved(max_tokens, context)
+    first = first_sent(messages, since, count, context=context, room=room, policy=policy)
+    return first, made[first]
+
+
 def first_sent(
     messages: Sequence[Message],
     since: int,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from core.chat.answer import AnswerText
-from core.chat.context import ContextPolicy, checked_policy, first_sent, reserved, usable
+from core.chat.context import ContextPolicy, checked_policy, fitted, usable
 from core.chat.messages import Message, answered, checked_messages, checked_tools, shown, turns
 from core.chat.reuse import Held
 from core.chat.storage import read_conversation, write_conversation
@@ -201,7 +201,7 @@ class Conversation:
             self.system = messages.pop(0)["content"]
         self._messages = messages
 
-    def _encoded(self, messages: list[Message]) -> list[int]:
+    def _encoded(self, messages: Sequence[Message]) -> list[int]:
         assert self.lm.tokenizer is not None
         first = [] if self.system is None else [{"role": "system", "content": self.system}]
         sent = first + [shown(message) for message in messages]
@@ -212,27 +212,19 @@ class Conversation:
             raise ConversationError("there is nothing to answer", hint="Send a message.")
         options = self.options | options
         if options.get("max_tokens") is None:
-            options["max_tokens"] = self._max_tokens
-        ids = self._prompt(messages, options["max_tokens"])
+            stated = self.lm.generation_config.get("max_new_tokens")
+            options["max_tokens"] = stated if isinstance(stated, int) and stated > 0 else _DEFAULT_MAX_TOKENS
+        self.left_out, ids = fitted(
+            messages,
+            self.left_out,
+            self._encoded,
+            max_tokens=options["max_tokens"],
+            context=self._context,
+            policy=self._policy,
+        )
         if self._context is not None:
             options["max_tokens"] = min(options["max_tokens"], self._context - len(ids))
         return self._answer(self._messages, messages, ids, options)
-
-    def _prompt(self, messages: list[Message], max_tokens: int) -> list[int]:
-        """The prompt's ids, of as many messages as the context has room for beside the answer."""
-        if self._context is None:
-            return self._encoded(messages)
-        made: dict[int, list[int]] = {}
-
-        def count(start: int) -> int:
-            made[start] = self._encoded(messages[start:])
-            return len(made[start])
-
-        room = reserved(max_tokens, self._context)
-        self.left_out = first_sent(
-            messages, self.left_out, count, context=self._context, room=room, policy=self._policy
-        )
-        return made[self.left_out]
 
     def _answer(
         self, old: list[Message], messages: list[Message], ids: list[int], options: dict[str, Any]
@@ -281,11 +273,6 @@ class Conversation:
             return False
         self._messages = [*self._messages, answered(said, interrupted=interrupted)]
         return True
-
-    @property
-    def _max_tokens(self) -> int:
-        stated = self.lm.generation_config.get("max_new_tokens")
-        return stated if isinstance(stated, int) and stated > 0 else _DEFAULT_MAX_TOKENS
 
 
 def _checked(message: str | Mapping[str, Any]) -> list[Message]:

@@ -1,7 +1,7 @@
 """Generation: token ids in, token ids out. Knows no text and no files."""
 
 from core.generation.chooser import Choice, Chooser
-from core.generation.loop import generate_tokens, stream_tokens
+from core.generation.entry import generate_tokens, stream_tokens
 from core.generation.options import (
     SamplingOptions,
     checkpoint_number,
