@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from core.batching.row import Row
+from core.generation.padding import chunk_length, padded_length
 from core.kernels import inference
 from core.nn import Cache
 
@@ -41,12 +42,14 @@ class Reading:
             return 0
         if self._done and wait:
             mx.eval(self.cache.arrays())  # or the activations of all chunks would wait in memory together
-        size = min(self.left, max(1, budget // len(self.rows)))
+        held = max(self.cache.lengths)
+        size = chunk_length(held, self.left, max(1, budget // len(self.rows)))
         parts = [ids[self._done : self._done + size] for ids in self._ids]
         counts = [len(part) for part in parts]
-        tokens = mx.array([part + [0] * (size - len(part)) for part in parts], dtype=mx.int32)
+        width = padded_length(model, held, size)
+        tokens = mx.array([part + [0] * (width - len(part)) for part in parts], dtype=mx.int32)
         with inference():
-            model.hidden_states(tokens, self.cache, counts if min(counts) < size else None)
+            model.hidden_states(tokens, self.cache, counts if min(counts) < width else None)
         mx.async_eval(self.cache.arrays())
         self._done += size
         return size * len(parts)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import mlx.core as mx
 
 from core.device import wired_memory
 from core.generation.chooser import Choice, Chooser
+from core.generation.padding import chunk_length, padded_length
 from core.generation.result import FinishReason, GenerationStats, Token, TopLogprobs
 from core.generation.sampling import Sampling
 from core.kernels import inference
@@ -27,7 +28,9 @@ class CausalLM(Protocol):
 
     def make_cache(self, batch: int = 1) -> Cache: ...
 
-    def hidden_states(self, tokens: mx.array, cache: Cache | None = None) -> mx.array: ...
+    def hidden_states(
+        self, tokens: mx.array, cache: Cache | None = None, lengths: Sequence[int] | None = None
+    ) -> mx.array: ...
 
     def head(self, x: mx.array) -> mx.array: ...
 
@@ -110,16 +113,22 @@ def _prefill(
     model: CausalLM, prompt: list[int], cache: Cache, chunk: int, progress: Callable[[int, int], None] | None
 ) -> mx.array:
     """Processes the prompt and returns the logits of its last position, ``[1, vocab]``."""
-    tokens = mx.array(prompt, dtype=mx.int32)[None]
-    for start in range(0, len(prompt), chunk):
+    start = 0
+    while True:
+        count = chunk_length(cache.length, len(prompt) - start, chunk)
+        padding = padded_length(model, cache.length, count) - count
+        tokens = mx.array(prompt[start : start + count] + [0] * padding, dtype=mx.int32)[None]
+        lengths = ([count],) if padding else ()
         with inference():
-            hidden = model.hidden_states(tokens[:, start : start + chunk], cache)
-        if start + chunk < len(prompt):
-            mx.eval(cache.arrays())
-            if progress is not None:
-                progress(start + chunk, len(prompt))
+            hidden = model.hidden_states(tokens, cache, *lengths)
+        start += count
+        if start == len(prompt):
+            break
+        mx.eval(cache.arrays())
+        if progress is not None:
+            progress(start, len(prompt))
     with inference():
-        return model.head(hidden[:, -1:])[:, -1]
+        return model.head(hidden[:, count - 1 : count])[:, -1]
 
 
 def _next_logits(model: CausalLM, token: mx.array, cache: Cache) -> mx.array:
