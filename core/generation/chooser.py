@@ -20,7 +20,7 @@ from core.generation.processors.penalties import Counts
 from core.generation.processors.pipeline import Pipeline
 from core.generation.processors.scores import Scores, column
 from core.generation.processors.stage import Now
-from core.generation.sampling import Sampling
+from core.generation.sampling import DEFAULT_ORDER, Sampling
 
 _HOTTEST = 1e30  # above it, noise would overflow; the draw is uniform long before
 
@@ -82,7 +82,7 @@ class Chooser:
         check_request(sampling, prompt_ids, logprobs, self.vocab_size)
         self._make_room(sampling)
         self._rows.append(sampling)
-        self._used.append(sampling.used)
+        self._used.append(frozenset(name for name in DEFAULT_ORDER if sampling.uses(name)))
         self._logprobs.append(logprobs)
         capacity = 0
         if self._history is not None:

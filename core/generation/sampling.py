@@ -104,11 +104,6 @@ class Sampling:
         """Whether the entry ``name`` of an order does anything with these settings."""
         return _DOES[name](self) and not (name in _OF_CHANCE and self.greedy)
 
-    @property
-    def used(self) -> frozenset[str]:
-        """The entries of an order that do anything with these settings; for who asks often, to keep."""
-        return frozenset(name for name in DEFAULT_ORDER if self.uses(name))
-
     def checked(self) -> Self:
         """Itself, every value of its type and in its range, with a seed drawn where it needs one.
 

@@ -38,7 +38,7 @@ class Pipeline:
 
     Args:
         settings: checked, one a row.
-        used: ``Sampling.used``, one a row.
+        used: the entries of an order that the settings use, one set a row.
     """
 
     def __init__(self, settings: Sequence[Sampling], used: Sequence[Collection[str]], vocab_size: int) -> None:
