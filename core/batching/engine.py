@@ -102,7 +102,7 @@ class Batch:
         self._waiting = Waiting(max_rows, max_bytes)
         self._pace = Pace(prefill_chunk)
         self._prefixes = Prefixes(prefix, self._make_cache)
-        self._prompts = Prompts(self._waiting, self._prefixes, self._make_cache, self._pace, prefill_burst)
+        self._prompts = Prompts(self._waiting, self._prefixes, self._template.make, self._pace, prefill_burst)
         self._running = Running(self._model, self._template, self._make_cache)
         self._flight: Flight | None = None
         self._told = Told(self._pace)

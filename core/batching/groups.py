@@ -28,6 +28,11 @@ def capacity_class(tokens: int) -> int:
     return max(SMALLEST, 1 << (tokens - 1).bit_length())
 
 
+def joining_class(length: int, total: int) -> int:
+    """The capacity of the class that a row of so many tokens joins, which may come to hold ``total``."""
+    return capacity_class(max(length + 1, min(length + _AHEAD, total)))
+
+
 class _Group(Generic[R]):
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
@@ -88,7 +93,7 @@ class Groups(Generic[R]):
         """
         classes: dict[int, list[int]] = {}
         for index, (length, total) in enumerate(zip(source.lengths, totals, strict=True)):
-            classes.setdefault(self._class(max(length + 1, min(length + _AHEAD, total))), []).append(index)
+            classes.setdefault(joining_class(length, total) if self._template.grows else 0, []).append(index)
         for size, indices in classes.items():
             self._put(size, [rows[index] for index in indices], source, indices)
 
@@ -131,11 +136,14 @@ class Groups(Generic[R]):
     def _put(self, size: int, rows: list[R], source: Cache, indices: list[int]) -> None:
         group = self._groups.get(size)
         if group is None:
-            group = _Group(self._template.make(len(rows), size))
+            # A cache that was made for it, as prompts' are, becomes the group: nothing is copied.
+            whole = indices == list(range(source.batch)) and self._template.fits(source, size)
+            group = _Group(source if whole else self._template.make(len(rows), size))
             self._groups[size] = group
             self._groups = dict(sorted(self._groups.items()))
         places = group.take_places(len(rows))
-        put(group.cache, places, source, indices)
+        if group.cache is not source:
+            put(group.cache, places, source, indices)
         for row, place in zip(rows, places, strict=True):
             group.places[place] = row
             self._where[row] = size, place

@@ -8,7 +8,11 @@ from __future__ import annotations
 from collections import deque
 from statistics import median_low
 
-_LEAST = 16  # tokens of the smallest chunk
+from core.device import backend
+
+_LEAST = {"cpu": 16, "metal": 64, "cuda": 256}
+"""Tokens of the smallest chunk: what the device reads in about the time of a few (benchmarks/LOG.md, 9; Metal's is a
+guess)."""
 _MOST = 2.4  # undisturbed steps that a step with a chunk may take
 _CHEAP = (
     1.2  # … or so many steps with the smallest chunk: that reads all weights, and more tokens may cost nearly nothing
@@ -29,7 +33,7 @@ class Pace:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._least = self._size = min(limit, _LEAST)
+        self._least = self._size = min(limit, _LEAST[backend()])
         self._undisturbed: deque[float] = deque(maxlen=9)
         self._took: dict[int, deque[float]] = {}
 

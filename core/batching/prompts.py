@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from core.batching.groups import joining_class
 from core.batching.pace import Pace
 from core.batching.prefill import Reading
 from core.batching.prefixes import Prefixes
@@ -22,13 +23,13 @@ class Prompts:
     Args:
         waiting: those that have not begun.
         prefixes: what there may already be of them.
-        make_cache: for a number of rows.
+        make_cache: for a number of rows that begin, with room for so many tokens.
         pace: the size of chunks while others decode.
         burst: tokens at once while nobody does.
     """
 
     def __init__(
-        self, waiting: Waiting, prefixes: Prefixes, make_cache: Callable[[int], Cache], pace: Pace, burst: int
+        self, waiting: Waiting, prefixes: Prefixes, make_cache: Callable[[int, int], Cache], pace: Pace, burst: int
     ) -> None:
         self._waiting = waiting
         self._prefixes = prefixes
@@ -93,4 +94,8 @@ class Prompts:
         if not rows:
             return None
         found, rows[0].found = rows[0].found, None
-        return Reading(rows, self._make_cache(len(rows)) if found is None else found)
+        if found is None:
+            # At once as large as it will be: growing copies, and the copies of a long one are felt by those who wait.
+            room = max(joining_class(len(row.request.prompt_ids) - 1, row.total) for row in rows)
+            found = self._make_cache(len(rows), room)
+        return Reading(rows, found)

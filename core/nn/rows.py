@@ -77,6 +77,11 @@ class RowTemplate:
             span.capacity = capacity if key is None else self._capacities[key]
         return cache
 
+    def fits(self, cache: Cache, capacity: int) -> bool:
+        """Whether a cache has the buffers that ``make`` would give it."""
+        wanted = [capacity if key is None else self._capacities[key] for key in cache.spans]
+        return wanted == [span.capacity for span in cache.spans.values()] and all(b.arrays() for b in cache.blocks)
+
 
 def put(target: Cache, places: Sequence[int], source: Cache, rows: Sequence[int]) -> None:
     """Writes rows of one cache over rows of another; ``target`` has room for them."""
