@@ -7,6 +7,7 @@ import time
 from core.batching.options import Wanted
 from core.generation import FinishReason, GenerationChunk, GenerationResult, GenerationStats, Token
 from core.text.stops import StopStrings
+from core.text.tool_calls import ToolCall, parse_tool_calls
 
 
 class Answer:
@@ -18,7 +19,8 @@ class Answer:
 
     def __init__(self, wanted: Wanted) -> None:
         self._wanted = wanted
-        self._detokenizer = None if wanted.tokenizer is None else wanted.tokenizer.detokenizer(wanted.prompt_ids)
+        before = wanted.prompt_ids if wanted.continues else []
+        self._detokenizer = None if wanted.tokenizer is None else wanted.tokenizer.detokenizer(before)
         self._stops = StopStrings(wanted.stop)
         self._stopped_by: str | int | None = None
         self._pieces: list[str] = []
@@ -60,11 +62,16 @@ class Answer:
         if self._detokenizer is not None:
             rest = self._stops.add(self._detokenizer.finish()) + self._stops.finish()
         self._pieces.append(rest)
-        wanted, tokens = self._wanted, self._tokens
+        wanted, tokens, text = self._wanted, self._tokens, "".join(self._pieces)
+        calls: tuple[ToolCall, ...] = ()
+        if wanted.calls and wanted.tokenizer is not None:
+            called = parse_tool_calls(self.token_ids, wanted.tokenizer)
+            if called.calls:  # the text beside them: what is written of a call is no prose
+                text, calls = called.text, called.calls
         if self._stops.found is not None:
             reason, self._stopped_by = "stop", self._stops.found
         result = GenerationResult(
-            "".join(self._pieces),
+            text,
             self.token_ids,
             wanted.prompt_ids,
             reason,
@@ -73,5 +80,6 @@ class Answer:
             self._stopped_by,
             None if wanted.logprobs is None else [token.logprob or 0.0 for token in tokens],
             None if wanted.logprobs is None else [token.top for token in tokens],
+            calls,
         )
         return GenerationChunk(rest, None, result)

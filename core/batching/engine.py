@@ -29,7 +29,7 @@ from core.batching.row import Row
 from core.batching.running import Running
 from core.batching.waiting import Waiting
 from core.device import memory_limits, wired_memory
-from core.errors import InsufficientMemoryError, ProcessorError, UsageError
+from core.errors import CoreError, InsufficientMemoryError, ProcessorError, UsageError
 from core.generation import FinishReason
 from core.language_model import LanguageModel
 from core.nn import Cache, depends_on_length
@@ -143,7 +143,10 @@ class Batch:
         return request
 
     def step(self) -> list[BatchEvent]:
-        """One step of the engine; returns what it found out, often about the step before. Without work, it is empty."""
+        """One step of the engine; returns what it found out, often about the step before. Without work, it is empty.
+
+        An interrupt (Ctrl-C) goes through; requests that were decoding have then failed, the others go on.
+        """
         events: list[BatchEvent] = []
         if self._wired is None and self.pending:
             self._wired = contextlib.ExitStack()
@@ -158,6 +161,10 @@ class Batch:
                 self._report(previous, events)
         except Exception as error:  # of the model or the device: no row's cache can be trusted any more
             self._fail_running(kept(error), events)
+        except BaseException:  # an interrupt: the tokens of a step are lost
+            lost = CoreError("a step of the batch was interrupted, and its tokens lost", hint="Submit it again.")
+            self._fail_running(lost, events)
+            raise
         if self._wired is not None and not self.pending:
             self._wired.close()
             self._wired = None

@@ -32,6 +32,8 @@ class Wanted:
         stop: strings that end it.
         logprobs: most likely tokens to report for each; None reports none.
         tokenizer: of the text; None where there are only ids.
+        continues: the text goes on from the prompt's, as for ``LanguageModel.stream``.
+        calls: tools were offered, so that the answer may call them.
     """
 
     prompt_ids: list[int]
@@ -42,6 +44,8 @@ class Wanted:
     stop: Sequence[str] = ()
     logprobs: int | None = None
     tokenizer: Tokenizer | NativeTokenizer | None = None
+    continues: bool = True
+    calls: bool = False
 
 
 def wanted(model: Any, prompt: Any, options: Mapping[str, Any]) -> Wanted:
@@ -65,7 +69,10 @@ def wanted(model: Any, prompt: Any, options: Mapping[str, Any]) -> Wanted:
     for name in _OF_THE_BATCH:
         rest.pop(name, None)
     context = tokenizer = None
+    continues = True
     if isinstance(model, LanguageModel):
+        stated = rest.pop("continues", None)
+        continues = not isinstance(next(iter(prompt), None), Mapping) if stated is None else bool(stated)
         ids, sampling = model.encode(prompt, tools=tools), model.sampling(**rest)
         context, tokenizer = model.context, model.tokenizer
         vocab_size: int = model.model.vocab_size
@@ -87,7 +94,18 @@ def wanted(model: Any, prompt: Any, options: Mapping[str, Any]) -> Wanted:
             found=len(ids),
         )
     limit: FinishReason = "length" if room == max_tokens else "context"
-    return Wanted(ids, room, limit, sampling, frozenset(eos or ()), checked_stops(stop), logprobs, tokenizer)
+    return Wanted(
+        ids,
+        room,
+        limit,
+        sampling,
+        frozenset(eos or ()),
+        checked_stops(stop),
+        logprobs,
+        tokenizer,
+        continues,
+        bool(tools),
+    )
 
 
 def _check_ids_of(sampling: Sampling, logprobs: int | None, vocab_size: int) -> None:

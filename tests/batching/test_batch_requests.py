@@ -10,6 +10,7 @@ import pytest
 
 import core
 from core.batching import BatchEvent
+from core.batching.answer import Answer
 from core.errors import CoreError, InsufficientMemoryError, ProcessorError, TokenizerError, UsageError
 from tests.batching.models import check_alone, model, prompt
 
@@ -266,3 +267,29 @@ def test_models_whose_rotations_depend_on_the_length_are_refused() -> None:
     for name in ("max_rows", "prefill_chunk", "prefill_burst"):
         with pytest.raises(UsageError, match=name):
             core.Batch(model("full"), **{name: 0})
+
+
+@pytest.mark.parametrize("after", [1, 2, 4])
+def test_an_interrupt_loses_no_request_silently(after: int) -> None:
+    """Wherever in the reading of a step's tokens it comes."""
+    batch = core.Batch(model("full"))
+    requests = [batch.submit(prompt(length, length), max_tokens=6) for length in (3, 5)]
+    add = Answer.add
+    calls = iter(range(100))
+
+    def interrupted(self: Answer, token: Any) -> Any:
+        if next(calls) == after:
+            raise KeyboardInterrupt
+        return add(self, token)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Answer, "add", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(batch)
+    assert list(batch) == []
+    for request in requests:
+        assert request.done
+        assert "interrupted" in str(request.error)
+    again = batch.submit(prompt(3, 3), max_tokens=6)
+    list(batch)
+    check_alone("full", again)
