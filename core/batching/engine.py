@@ -82,8 +82,8 @@ class Batch:
         kv_group_size: int = 64,
     ) -> None:
         for name, value in (("max_rows", max_rows), ("prefill_chunk", prefill_chunk), ("prefill_burst", prefill_burst)):
-            if value < 1:
-                raise UsageError(f"{name} is out of range", expected="1 or more", found=value)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UsageError(f"{name} is out of range", expected="an integer, 1 or more", found=repr(value))
         self._source = model
         self._model = model.model if isinstance(model, LanguageModel) else model
         if depends_on_length(self._model):
