@@ -160,10 +160,10 @@ class Batch:
             if previous is not None:
                 self._report(previous, events)
         except Exception as error:  # of the model or the device: no row's cache can be trusted any more
-            self._fail_running(kept(error), events)
+            self._fail_running(kept(error), previous, events)
         except BaseException:  # an interrupt: the tokens of a step are lost
             lost = CoreError("a step of the batch was interrupted, and its tokens lost", hint="Submit it again.")
-            self._fail_running(lost, events)
+            self._fail_running(lost, previous, events)
             raise
         if self._wired is not None and not self.pending:
             self._wired.close()
@@ -275,9 +275,11 @@ class Batch:
         row.request.error = error
         events.append(BatchEvent(row.request, error=error))
 
-    def _fail_running(self, error: Exception, events: list[BatchEvent]) -> None:
+    def _fail_running(self, error: Exception, unread: Flight | None, events: list[BatchEvent]) -> None:
+        """Fails the rows that decode, and those that have left and wait for their last token, in ``unread``."""
         for row in self._running.rows:
             self._waiting.release(row)
+        for row in dict.fromkeys([*self._running.rows, *(() if unread is None else unread.rows)]):
             if not row.request.done:
                 self._fail(row, error, events)
         self._running = Running(self._model, self._template, self._make_cache)

@@ -12,6 +12,7 @@ import core
 from core.batching import BatchEvent
 from core.batching.answer import Answer
 from core.errors import CoreError, InsufficientMemoryError, ProcessorError, TokenizerError, UsageError
+from core.generation.chooser import Chooser
 from tests.batching.models import check_alone, model, prompt
 
 
@@ -293,3 +294,47 @@ def test_an_interrupt_loses_no_request_silently(after: int) -> None:
     again = batch.submit(prompt(3, 3), max_tokens=6)
     list(batch)
     check_alone("full", again)
+
+
+def test_rows_that_cannot_join_leave_nothing_behind() -> None:
+    """The device's memory may run out at any row."""
+    batch = core.Batch(model("full"))
+    requests = [batch.submit(prompt(length, 4), max_tokens=6) for length in (3, 5, 7)]
+    join = Chooser.join
+    calls = iter(range(100))
+
+    def fails(self: Chooser, *args: Any) -> None:
+        if next(calls) == 1:
+            raise RuntimeError("out of memory")
+        join(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Chooser, "join", fails)
+        list(batch)
+    assert [str(request.error) for request in requests] == ["out of memory"] * 3
+    assert (batch._waiting.rows, batch._waiting.nbytes) == (0, 0)
+    again = batch.submit(prompt(3, 3), max_tokens=6)
+    list(batch)
+    check_alone("full", again)
+    assert batch._running.groups.places == []
+
+
+@pytest.mark.parametrize("longer", [1, 3, 9])
+def test_a_failing_step_fails_those_too_that_wait_for_their_last_token(longer: int) -> None:
+    """They have left the rows by then, so that no later step would tell of them."""
+    for fails_at in range(1, 9):
+        decoder = model("full")
+        batch = core.Batch(decoder)
+        requests = [batch.submit(prompt(2, 4), max_tokens=count) for count in (4, 4 + longer)]
+        head, calls = type(decoder).head, iter(range(100))
+
+        def fails(self: Any, x: mx.array, head: Any = head, calls: Any = calls, fails_at: int = fails_at) -> mx.array:
+            if next(calls) == fails_at:
+                raise RuntimeError("out of memory")
+            return head(self, x)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(decoder), "head", fails)
+            list(batch)
+        assert all(request.done for request in requests)
+        assert (batch._waiting.rows, batch._waiting.nbytes) == (0, 0)
