@@ -145,7 +145,7 @@ class Batch:
     def step(self) -> list[BatchEvent]:
         """One step of the engine; returns what it found out, often about the step before. Without work, it is empty.
 
-        An interrupt (Ctrl-C) goes through; requests that were decoding have then failed, the others go on.
+        An interrupt (Ctrl-C) goes through; the requests whose step it was have then failed, the others go on.
         """
         events: list[BatchEvent] = []
         if self._wired is None and self.pending:
@@ -162,8 +162,7 @@ class Batch:
         except Exception as error:  # of the model or the device: no row's cache can be trusted any more
             self._fail_running(kept(error), previous, events)
         except BaseException:  # an interrupt: the tokens of a step are lost
-            lost = CoreError("a step of the batch was interrupted, and its tokens lost", hint="Submit it again.")
-            self._fail_running(lost, previous, events)
+            self._fail_running(_interrupted(), previous, events)
             raise
         if self._wired is not None and not self.pending:
             self._wired.close()
@@ -219,12 +218,14 @@ class Batch:
             if reading.left == 0:
                 self._prompts.remove(reading)
                 self._running.join(reading.rows, reading.cache)
-        except Exception as error:  # of the model or the device, on these prompts
-            kept(error)
+        except BaseException as error:  # of the model or the device, on these prompts; or an interrupt
+            failure = kept(error) if isinstance(error, Exception) else _interrupted()
             self._prompts.remove(reading)
             for row in reading.rows:
                 self._waiting.release(row)
-                self._fail(row, error, events)
+                self._fail(row, failure, events)
+            if not isinstance(error, Exception):
+                raise
             return 0
         return tokens
 
@@ -288,3 +289,7 @@ class Batch:
     def _leave(self, row: Row) -> None:
         self._running.leave(row)
         self._waiting.release(row)
+
+
+def _interrupted() -> CoreError:
+    return CoreError("a step of the batch was interrupted, and its tokens lost", hint="Submit the request again.")

@@ -338,3 +338,24 @@ def test_a_failing_step_fails_those_too_that_wait_for_their_last_token(longer: i
             list(batch)
         assert all(request.done for request in requests)
         assert (batch._waiting.rows, batch._waiting.nbytes) == (0, 0)
+
+
+def test_an_interrupt_while_prompts_are_read_repeats_no_tokens() -> None:
+    """It comes when the device has been given a chunk: the cache has its tokens then."""
+    batch = core.Batch(model("full"), prefill_chunk=4, prefill_burst=4)
+    first = batch.submit(prompt(3, 20), max_tokens=6)
+    later = batch.submit(prompt(5, 20), max_tokens=6)
+    give = mx.async_eval
+
+    def interrupted(*arrays: Any) -> None:
+        give(*arrays)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mx, "async_eval", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            batch.step()
+    list(batch)
+    assert "interrupted" in str(first.error)
+    check_alone("full", later)
+    assert (batch._waiting.rows, batch._waiting.nbytes) == (0, 0)
