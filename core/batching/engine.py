@@ -29,7 +29,7 @@ from core.batching.running import Running
 from core.batching.told import Told
 from core.batching.waiting import Waiting
 from core.device import memory_limits, wired_memory
-from core.errors import InsufficientMemoryError, ProcessorError, UsageError
+from core.errors import CoreError, InsufficientMemoryError, ProcessorError, UsageError
 from core.language_model import LanguageModel
 from core.nn import Cache, depends_on_length
 from core.nn.rows import RowTemplate
@@ -81,8 +81,8 @@ class Batch:
         kv_group_size: int = 64,
     ) -> None:
         for name, value in (("max_rows", max_rows), ("prefill_chunk", prefill_chunk), ("prefill_burst", prefill_burst)):
-            if value < 1:
-                raise UsageError(f"{name} is out of range", expected="1 or more", found=value)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UsageError(f"{name} is out of range", expected="an integer, 1 or more", found=repr(value))
         self._source = model
         self._model = model.model if isinstance(model, LanguageModel) else model
         if depends_on_length(self._model):
@@ -142,7 +142,10 @@ class Batch:
         return request
 
     def step(self) -> list[BatchEvent]:
-        """One step of the engine; returns what it found out, often about the step before. Without work, it is empty."""
+        """One step of the engine; returns what it found out, often about the step before. Without work, it is empty.
+
+        An interrupt (Ctrl-C) goes through; the requests whose step it was have then failed, the others go on.
+        """
         if self._wired is None and self.pending:
             self._wired = contextlib.ExitStack()
             self._wired.enter_context(wired_memory())
@@ -155,7 +158,10 @@ class Batch:
             if previous is not None:
                 self._told.tokens(previous, more=self._flight is not None)
         except Exception as error:  # of the model or the device: no row's cache can be trusted any more
-            self._fail_running(kept(error))
+            self._fail_running(kept(error), previous)
+        except BaseException:  # an interrupt: the tokens of a step are lost
+            self._fail_running(_interrupted(), previous)
+            raise
         if self._wired is not None and not self.pending:
             self._wired.close()
             self._wired = None
@@ -210,12 +216,14 @@ class Batch:
             if reading.left == 0:
                 self._prompts.remove(reading)
                 self._running.join(reading.rows, reading.cache)
-        except Exception as error:  # of the model or the device, on these prompts
-            kept(error)
+        except BaseException as error:  # of the model or the device, on these prompts; or an interrupt
+            failure = kept(error) if isinstance(error, Exception) else _interrupted()
             self._prompts.remove(reading)
             for row in reading.rows:
                 self._waiting.release(row)
-                self._told.fail(row, error)
+                self._told.fail(row, failure)
+            if not isinstance(error, Exception):
+                raise
             return 0
         return tokens
 
@@ -237,9 +245,11 @@ class Batch:
             return Flight(choice, list(self._running.rows), prompt_tokens)
         return None
 
-    def _fail_running(self, error: Exception) -> None:
+    def _fail_running(self, error: Exception, unread: Flight | None) -> None:
+        """Fails the rows that decode, and those that have left and wait for their last token, in ``unread``."""
         for row in self._running.rows:
             self._waiting.release(row)
+        for row in dict.fromkeys([*self._running.rows, *(() if unread is None else unread.rows)]):
             if not row.request.done:
                 self._told.fail(row, error)
         self._running = Running(self._model, self._template, self._make_cache)
@@ -248,3 +258,7 @@ class Batch:
     def _leave(self, row: Row) -> None:
         self._running.leave(row)
         self._waiting.release(row)
+
+
+def _interrupted() -> CoreError:
+    return CoreError("a step of the batch was interrupted, and its tokens lost", hint="Submit the request again.")

@@ -84,6 +84,10 @@ class Groups(Generic[R]):
         """Bytes of all groups."""
         return sum(group.cache.nbytes for group in self._groups.values())
 
+    def __contains__(self, row: R) -> bool:
+        """Whether the row has a place."""
+        return row in self._where
+
     def join(self, rows: Sequence[R], totals: Sequence[int], source: Cache) -> None:
         """Takes the rows of a cache in.
 

@@ -70,7 +70,10 @@ def wanted(model: Any, prompt: Any, options: Mapping[str, Any]) -> Wanted:
     for name in _OF_THE_BATCH:
         rest.pop(name, None)
     context = tokenizer = None
+    continues = True
     if isinstance(model, LanguageModel):
+        stated = rest.pop("continues", None)
+        continues = not isinstance(next(iter(prompt), None), Mapping) if stated is None else bool(stated)
         ids, sampling = model.encode(prompt, tools=tools), model.sampling(**rest)
         context, tokenizer = model.context, model.tokenizer
         vocab_size: int = model.model.vocab_size

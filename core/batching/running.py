@@ -40,11 +40,19 @@ class Running:
         self._places: list[Row | None] = []
 
     def join(self, rows: Sequence[Row], cache: Cache) -> None:
-        """Takes rows in; the cache holds all of their prompts but the last ids."""
-        self.groups.join(rows, [row.total for row in rows], cache)
-        for row in rows:
-            self._chooser.join(row.request.sampling, row.request.prompt_ids, row.logprobs)
-            self.rows.append(row)
+        """Takes rows in, all or, where that fails, none; the cache holds all of their prompts but the last ids."""
+        try:
+            self.groups.join(rows, [row.total for row in rows], cache)
+            for row in rows:
+                self._chooser.join(row.request.sampling, row.request.prompt_ids, row.logprobs)
+                self.rows.append(row)
+        except BaseException:
+            for row in rows:
+                if row in self.rows:
+                    self.leave(row)
+                elif row in self.groups:
+                    self.groups.leave(row)
+            raise
 
     def leave(self, row: Row) -> None:
         """Lets a row go."""

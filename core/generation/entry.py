@@ -94,8 +94,9 @@ def stream_tokens(
     """
     vocab_size = getattr(model, "vocab_size", None)
     prompt = checked_ids(prompt_ids, vocab_size)
-    if max_tokens < 0 or prefill_chunk < 1:
-        raise UsageError("max_tokens must not be negative, and prefill_chunk positive")
+    for name, value, least in (("max_tokens", max_tokens, 0), ("prefill_chunk", prefill_chunk, 1)):
+        if not hasattr(value, "__index__") or value < least:
+            raise UsageError(f"{name} is out of range", expected=f"an integer, {least} or more", found=repr(value))
     if vocab_size is not None:
         check_request(sampling, [*history, *prompt], logprobs, vocab_size)
     held = 0 if cache is None else cache.length

@@ -88,7 +88,8 @@ def bias(values: Any) -> Mapping[int, float]:
     if not isinstance(values, Mapping):
         raise UsageError("logit_bias must be a mapping of token ids to numbers", found=repr(values)[:60])
     biases = [
-        _number("a value of logit_bias", value, "a number, or -inf", lambda x: x < _INF) for value in values.values()
+        _number("a value of logit_bias", value, "-inf, or from -1e30 to 1e30", lambda x: x == -_INF or abs(x) <= 1e30)
+        for value in values.values()
     ]
     return dict(zip(ids("the keys of logit_bias", values), biases, strict=True))
 

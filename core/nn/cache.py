@@ -157,6 +157,8 @@ class Cache:
             for block in self.blocks:
                 if isinstance(block, State):
                     block.undo()
+                elif isinstance(block, KeyValues):
+                    block.disown()
         self.lengths = lengths
         self._last_counts = [0] * self.batch
 

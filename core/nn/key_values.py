@@ -83,6 +83,10 @@ class KeyValues:
         self._owned = True
         return buffers
 
+    def disown(self) -> None:
+        """The next step is an ordinary one: what was taken back may still be computed, and must not write over it."""
+        self._owned = False
+
     def _settle(self) -> None:
         """Lets whatever is made of the buffers from now on come after the last step that wrote in place."""
         if self._last is not None and self._keys is not None and self._values is not None:

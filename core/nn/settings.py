@@ -5,6 +5,7 @@ Knows specs and settings; knows no arrays. A block whose spec is ``state`` keeps
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,6 +39,14 @@ class CacheSettings:
     kv_group_size: int = 64
 
     def __post_init__(self) -> None:
+        for name in ("max_kv_tokens", "kept_tokens", "kv_bits", "kv_group_size"):
+            value = getattr(self, name)
+            if value is None and name in ("max_kv_tokens", "kv_bits"):
+                continue
+            try:
+                object.__setattr__(self, name, operator.index(value))
+            except TypeError:
+                raise UsageError(f"{name} must be an integer", found=repr(value)) from None
         if self.kept_tokens < 0:
             raise UsageError("kept_tokens must not be negative", found=self.kept_tokens)
         if self.max_kv_tokens is not None and self.max_kv_tokens <= self.kept_tokens:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import operator
 import os
 import uuid
 import zlib
@@ -53,7 +54,7 @@ def save_cache(path: str | os.PathLike[str], cache: Cache, model: Any, ids: Sequ
         raise CacheError("a saved cache needs its tokens' ids", expected=f"{kept.length}, and some", found=len(ids))
     if cache.model is not _empty(model).model:
         raise CacheError("this cache was made by another model", hint="Save it with the model that made it.")
-    tensors = {IDS: mx.array(list(ids[: kept.length]), dtype=mx.uint32)}
+    tensors = {IDS: mx.array(_whole(ids[: kept.length]), dtype=mx.uint32)}
     for names, block in zip(names_of(kept), kept.blocks, strict=True):
         tensors.update(zip(names, block.arrays(), strict=False))
     data = {name: memoryview(_bytes(array)) for name, array in tensors.items()}  # type: ignore[arg-type]
@@ -136,6 +137,17 @@ def _empty(model: Any, **settings: Any) -> Cache:
     modules = model if isinstance(model, nn.Module) else model.model
     cache: Cache = modules.make_cache(**settings)
     return cache
+
+
+def _whole(ids: Sequence[int]) -> list[int]:
+    """The ids as integers that a uint32 holds."""
+    try:
+        whole = [operator.index(token_id) for token_id in ids]
+    except TypeError:
+        raise CacheError("a saved cache needs its tokens' ids", expected="integers", found=repr(ids)[:60]) from None
+    if not 0 <= min(whole) <= max(whole) < 2**32:
+        raise CacheError("these are no token ids", expected="0 to 2**32 - 1", found=repr(ids)[:60])
+    return whole
 
 
 def _settings(saved: Saved) -> dict[str, Any]:

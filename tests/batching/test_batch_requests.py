@@ -10,7 +10,9 @@ import pytest
 
 import core
 from core.batching import BatchEvent
+from core.batching.answer import TimedAnswer
 from core.errors import CoreError, InsufficientMemoryError, ProcessorError, TokenizerError, UsageError
+from core.generation.chooser import Chooser
 from core.text import TextFiles, Tokenizer
 from tests.batching.models import CONFIG, check_alone, model, prompt
 from tests.text.vocabularies import config as tokens
@@ -299,3 +301,94 @@ def test_models_whose_rotations_depend_on_the_length_are_refused() -> None:
     for name in ("max_rows", "prefill_chunk", "prefill_burst"):
         with pytest.raises(UsageError, match=name):
             core.Batch(model("full"), **{name: 0})
+
+
+@pytest.mark.parametrize("after", [1, 2, 4])
+def test_an_interrupt_loses_no_request_silently(after: int) -> None:
+    """Wherever in the reading of a step's tokens it comes."""
+    batch = core.Batch(model("full"))
+    requests = [batch.submit(prompt(length, length), max_tokens=6) for length in (3, 5)]
+    add = TimedAnswer.add
+    calls = iter(range(100))
+
+    def interrupted(self: TimedAnswer, token: Any) -> Any:
+        if next(calls) == after:
+            raise KeyboardInterrupt
+        return add(self, token)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TimedAnswer, "add", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(batch)
+    assert list(batch) == []
+    for request in requests:
+        assert request.done
+        assert "interrupted" in str(request.error)
+    again = batch.submit(prompt(3, 3), max_tokens=6)
+    list(batch)
+    check_alone("full", again)
+
+
+def test_rows_that_cannot_join_leave_nothing_behind() -> None:
+    """The device's memory may run out at any row."""
+    batch = core.Batch(model("full"))
+    requests = [batch.submit(prompt(length, 4), max_tokens=6) for length in (3, 5, 7)]
+    join = Chooser.join
+    calls = iter(range(100))
+
+    def fails(self: Chooser, *args: Any) -> None:
+        if next(calls) == 1:
+            raise RuntimeError("out of memory")
+        join(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Chooser, "join", fails)
+        list(batch)
+    assert [str(request.error) for request in requests] == ["out of memory"] * 3
+    assert (batch._waiting.rows, batch._waiting.nbytes) == (0, 0)
+    again = batch.submit(prompt(3, 3), max_tokens=6)
+    list(batch)
+    check_alone("full", again)
+    assert batch._running.groups.places == []
+
+
+@pytest.mark.parametrize("longer", [1, 3, 9])
+def test_a_failing_step_fails_those_too_that_wait_for_their_last_token(longer: int) -> None:
+    """They have left the rows by then, so that no later step would tell of them."""
+    for fails_at in range(1, 9):
+        decoder = model("full")
+        batch = core.Batch(decoder)
+        requests = [batch.submit(prompt(2, 4), max_tokens=count) for count in (4, 4 + longer)]
+        head, calls = type(decoder).head, iter(range(100))
+
+        def fails(self: Any, x: mx.array, head: Any = head, calls: Any = calls, fails_at: int = fails_at) -> mx.array:
+            if next(calls) == fails_at:
+                raise RuntimeError("out of memory")
+            return head(self, x)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(decoder), "head", fails)
+            list(batch)
+        assert all(request.done for request in requests)
+        assert (batch._waiting.rows, batch._waiting.nbytes) == (0, 0)
+
+
+def test_an_interrupt_while_prompts_are_read_repeats_no_tokens() -> None:
+    """It comes when the device has been given a chunk: the cache has its tokens then."""
+    batch = core.Batch(model("full"), prefill_chunk=4, prefill_burst=4)
+    first = batch.submit(prompt(3, 20), max_tokens=6)
+    later = batch.submit(prompt(5, 20), max_tokens=6)
+    give = mx.async_eval
+
+    def interrupted(*arrays: Any) -> None:
+        give(*arrays)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mx, "async_eval", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            batch.step()
+    list(batch)
+    assert "interrupted" in str(first.error)
+    check_alone("full", later)
+    assert (batch._waiting.rows, batch._waiting.nbytes) == (0, 0)

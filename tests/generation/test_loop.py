@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -239,3 +240,11 @@ def test_progress_of_a_prompt(model: core.nn.Decoder) -> None:
     with pytest.raises(KeyboardInterrupt):
         list(core.generate_tokens(model, PROMPT, max_tokens=2, prefill_chunk=5, cache=cache, progress=note))
     assert_holds(model, cache, PROMPT[:10])
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_tokens": "5"}, {"max_tokens": 2.5}, {"max_tokens": -1}, {"prefill_chunk": 0.5}]
+)
+def test_counts_are_integers(model: core.nn.Decoder, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(options))} is out of range"):
+        core.generate_tokens(model, PROMPT, **options)

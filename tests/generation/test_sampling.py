@@ -184,3 +184,8 @@ def test_settings_can_be_written_down() -> None:
 def test_names_that_do_nothing_may_be_left_out_of_an_order() -> None:
     assert Sampling(0.5, top_k=3, seed=1, order=("top_k", "temperature")).checked().order == ("top_k", "temperature")
     assert Sampling(0.0, top_k=3, order=()).checked().order == (), "at temperature 0 nothing is truncated"
+
+
+def test_a_repetition_longer_than_any_integer_of_the_device_is_none() -> None:
+    settings = Sampling(dry_multiplier=1.0, dry_allowed_length=2**40)
+    assert chosen(settings, mx.array(LOGITS[None], dtype=mx.float32), 0).tolist() == [0]

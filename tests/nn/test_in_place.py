@@ -125,6 +125,18 @@ def test_arrays_that_were_asked_for_stay_what_they_were(monkeypatch: pytest.Monk
         np.testing.assert_array_equal(np.array(array), content)
 
 
+def test_the_step_after_a_rewind_is_an_ordinary_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step that was taken back may not have been computed yet, and nothing orders it before the next."""
+    monkeypatch.setattr(key_values, "decode_attention_kernel", lambda *_, **__: InPlace())
+    cache = Cache([spec(None)], 1)
+    attend(cache, 3, 0, None)
+    attend(cache, 1, 1, None)
+    assert InPlace.calls == 1
+    cache.rewind(1)
+    attend(cache, 1, 2, None)
+    assert InPlace.calls == 1
+
+
 def test_training_never_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(key_values, "decode_attention_kernel", lambda *_, **__: InPlace())
     cache = Cache([spec(None)], 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -163,3 +165,9 @@ def test_a_state_ignores_every_setting() -> None:
     cache = Cache([CacheSpec.state({"sum": (3,)})], 2, asked)
     assert [array.shape for array in cache.arrays()] == [(2, 3)]
     assert cache.spans == {}
+
+
+@pytest.mark.parametrize("settings", [{"max_kv_tokens": 20.5}, {"kept_tokens": "4"}, {"kv_bits": "8"}])
+def test_settings_are_integers(settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(settings))} must be an integer"):
+        CacheSettings(**settings)

@@ -274,3 +274,10 @@ def test_a_loaded_cache_can_be_kept_for_its_prefix(tmp_path: Path) -> None:
     fetched, reused = prefix.fetch([*ids, 1], empty("packed"))
     assert reused == len(PROMPT)
     kinds.assert_holds("packed", fetched, ids)
+
+
+@pytest.mark.parametrize("wrong", [-1, 2**40, 0.5])
+def test_ids_that_are_none_are_refused(tmp_path: Path, wrong: Any) -> None:
+    with pytest.raises(CacheError):
+        core.save_cache(tmp_path / "c", processed("full", PROMPT, chunk=20), model("full"), [wrong, *PROMPT[1:]])
+    assert list(tmp_path.iterdir()) == []

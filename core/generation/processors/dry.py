@@ -19,6 +19,7 @@ from core.generation.processors.stage import Now
 from core.generation.sampling import Sampling
 
 _LARGEST_LOG = 80.0  # of a power in float32
+_LONGEST = 2**30  # tokens; of no repetition are there more
 
 
 class Dry:
@@ -27,7 +28,7 @@ class Dry:
     def __init__(self, settings: Sequence[Sampling], vocab_size: int) -> None:
         self._multiplier = column([row.dry_multiplier for row in settings])
         self._base = column([row.dry_base for row in settings])
-        self._allowed = column([row.dry_allowed_length for row in settings], mx.int32)
+        self._allowed = column([min(row.dry_allowed_length, _LONGEST) for row in settings], mx.int32)
         logs = [math.log(row.dry_base) for row in settings]
         self._most = column([min(2.0**30, _LARGEST_LOG / log) if log else 2.0**30 for log in logs])
         self._contexts = [row.dry_context for row in settings]
