@@ -73,7 +73,7 @@ def wanted(model: Any, prompt: Any, options: Mapping[str, Any]) -> Wanted:
     continues = True
     if isinstance(model, LanguageModel):
         stated = rest.pop("continues", None)
-        continues = not isinstance(next(iter(prompt), None), Mapping) if stated is None else bool(stated)
+        continues = continues_text(prompt) if stated is None else bool(stated)
         ids, sampling = model.encode(prompt, tools=tools), model.sampling(**rest)
         context, tokenizer = model.context, model.tokenizer
         vocab_size: int = model.model.vocab_size
@@ -84,7 +84,6 @@ def wanted(model: Any, prompt: Any, options: Mapping[str, Any]) -> Wanted:
         max_tokens = default_max_tokens(model.generation_config if isinstance(model, LanguageModel) else {})
     if stop and tokenizer is None:
         raise TokenizerError("stop strings need a tokenizer", hint="Load with one, or look for ids yourself.")
-    continues = tokenizer is None or continues_text(prompt)
     ids = checked_ids(ids, vocab_size)
     check_request(sampling, ids, logprobs, vocab_size)  # the chooser would, when it is too late to tell whoever asked
     room = max_tokens if context is None else min(max_tokens, context - len(ids))

@@ -26,9 +26,9 @@ def prompt_ids(
         raise UsageError("a prompt is text, not bytes", hint='Decode it: data.decode("utf-8").')
     if hasattr(prompt, "tolist"):  # an array of ids
         prompt = prompt.tolist()
-    if not isinstance(prompt, str | Sequence):
-        found = repr(prompt)[:60]
-        raise UsageError("a prompt is a string, a list of ids or a list of messages", found=found)
+    given: Any = prompt  # whatever a caller without type checks gives
+    if not isinstance(given, Sequence):
+        raise UsageError("a prompt is a string, a list of ids or a list of messages", found=repr(given)[:60])
     if not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt):
         return [item for item in prompt if isinstance(item, int)]
     if tokenizer is None:
