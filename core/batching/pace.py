@@ -13,10 +13,9 @@ from core.device import backend
 _LEAST = {"cpu": 16, "metal": 64, "cuda": 256}
 """Tokens of the smallest chunk: what the device reads in about the time of a few (benchmarks/LOG.md, 9; Metal's is a
 guess)."""
-_MOST = 2.4  # undisturbed steps that a step with a chunk may take
-_CHEAP = (
-    1.2  # … or so many steps with the smallest chunk: that reads all weights, and more tokens may cost nearly nothing
-)
+_MOST = 2.6  # undisturbed steps that a step with a chunk may take
+_CHEAP = 1.1
+"""… or so many steps with the smallest chunk, which reads all weights: more tokens may cost nearly nothing."""
 _KNOWN = 3  # undisturbed steps to have seen
 _RECENT = 3  # steps with chunks of one size that count; the lower median, as compiling something makes outliers
 

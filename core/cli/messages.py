@@ -82,11 +82,7 @@ def read_stdin() -> str:
 
 def read_file(path: str) -> str:
     """A file as text, without the line end that ends it."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UsageError(f"the prompt's file cannot be read: {error.strerror}", where=path) from None
-    return decoded(data, f"the prompt in {path}")
+    return decoded(Path(path).read_bytes(), f"the prompt in {path}")
 
 
 def decoded(data: bytes, what: str) -> str:
