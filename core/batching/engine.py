@@ -127,7 +127,7 @@ class Batch:
             UsageError, TokenizerError, ChatTemplateError: as ``LanguageModel.stream``.
             InsufficientMemoryError: its cache would not fit even alone.
         """
-        asked = wanted(self._source, prompt, options)
+        asked = wanted(self._source, prompt, options, bounded=self._cache_settings["max_kv_tokens"] is not None)
         total = len(asked.prompt_ids) + asked.max_tokens
         nbytes = self._template.row_bytes(capacity_class(total) if self._template.grows else 0)
         if nbytes > self._waiting.max_bytes:
@@ -201,7 +201,10 @@ class Batch:
                 self._told.end(row, "cancelled")
             if row.request.done or row.submitted >= row.request.max_tokens:
                 tokens = len(row.request.prompt_ids) - 1 + row.submitted
-                self._prefixes.take(row, self._running.groups, self._template.row_bytes(tokens))
+                try:
+                    self._prefixes.take(row, self._running.groups, self._template.row_bytes(tokens))
+                except Exception as error:  # no memory for a copy: what is left out of the cache harms nobody
+                    kept(error)
                 self._leave(row)
 
     def _read_prompts(self) -> int:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from core.text import NativeTokenizer, Tokenizer
 
 _OF_THE_BATCH = ("cache", "prefix", "max_kv_tokens", "kept_tokens", "kv_bits", "kv_group_size")
+_OF_A_STREAM = ("history", "progress")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,12 @@ class Wanted:
     continues: bool = True
 
 
-def wanted(model: Any, prompt: Any, options: Mapping[str, Any]) -> Wanted:
+def wanted(model: Any, prompt: Any, options: Mapping[str, Any], *, bounded: bool = False) -> Wanted:
     """Checks a prompt and its options.
 
     Args:
         model: a ``LanguageModel``, or a ``Decoder``, whose prompts are ids and which takes ``eos`` as an option.
+        bounded: the caches keep a number of tokens (``max_kv_tokens``), so that the model's context is no limit.
 
     Raises:
         UsageError, TokenizerError, ChatTemplateError: as ``LanguageModel.stream``.
@@ -62,6 +64,11 @@ def wanted(model: Any, prompt: Any, options: Mapping[str, Any]) -> Wanted:
     refused = next((name for name in _OF_THE_BATCH if rest.get(name) is not None), None)
     if refused is not None:
         raise UsageError(f"{refused!r} is of the whole batch, not of one request", hint="Give it to core.Batch.")
+    refused = next((name for name in _OF_A_STREAM if rest.pop(name, None)), None)
+    if refused is not None:
+        raise UsageError(f"{refused!r} is for LanguageModel.stream, not for a request of a batch")
+    if hasattr(prompt, "tolist"):  # an array of ids
+        prompt = prompt.tolist()
     max_tokens, logprobs = rest.pop("max_tokens", None), rest.pop("logprobs", None)
     stop, tools, eos = rest.pop("stop", None) or (), rest.pop("tools", None), rest.pop("eos", None)
     for name, value in (("max_tokens", max_tokens), ("logprobs", logprobs)):
@@ -75,7 +82,7 @@ def wanted(model: Any, prompt: Any, options: Mapping[str, Any]) -> Wanted:
         stated = rest.pop("continues", None)
         continues = continues_text(prompt) if stated is None else bool(stated)
         ids, sampling = model.encode(prompt, tools=tools), model.sampling(**rest)
-        context, tokenizer = model.context, model.tokenizer
+        context, tokenizer = None if bounded else model.context, model.tokenizer
         vocab_size: int = model.model.vocab_size
         eos = model.eos_ids if eos is None else eos
     else:

@@ -42,8 +42,8 @@ class PrefixCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        if max_bytes <= 0:
-            raise UsageError("max_bytes must be positive", found=max_bytes)
+        if not isinstance(max_bytes, int) or max_bytes <= 0:
+            raise UsageError("max_bytes is out of range", expected="an integer, 1 or more", found=repr(max_bytes))
         self.max_bytes = max_bytes
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()  # by ids, least recently used first
         self._nbytes = 0

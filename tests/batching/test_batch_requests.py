@@ -392,3 +392,34 @@ def test_an_interrupt_while_prompts_are_read_repeats_no_tokens() -> None:
     assert "interrupted" in str(first.error)
     check_alone("full", later)
     assert (batch._waiting.rows, batch._waiting.nbytes) == (0, 0)
+
+
+def test_options_that_are_of_a_stream_are_refused_by_name(lm: core.LanguageModel) -> None:
+    batch = core.Batch(lm)
+    for options in ({"history": [1]}, {"progress": print}, {"cache": lm.make_cache()}, {"kv_bits": 8}):
+        with pytest.raises(UsageError, match=repr(next(iter(options)))):
+            batch.submit("To be", **options)
+
+
+def test_arrays_of_ids_are_prompts(lm: core.LanguageModel) -> None:
+    for source in (lm, lm.model):
+        batch = core.Batch(source)
+        one, two = (batch.submit(ids, max_tokens=4, temperature=0.0) for ids in ([5, 6, 7], mx.array([5, 6, 7])))
+        list(batch)
+        assert one.result is not None
+        assert two.result is not None
+        assert one.result.token_ids == two.result.token_ids
+
+
+def test_a_bounded_cache_has_no_context(lm: core.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a stream."""
+    monkeypatch.setitem(vars(lm), "context", 12)
+    alone = lm.generate("To be", max_tokens=30, temperature=0.0, max_kv_tokens=16)
+    batch = core.Batch(lm, max_kv_tokens=16)
+    request = batch.submit("To be", max_tokens=30, temperature=0.0)
+    list(batch)
+    assert request.result is not None
+    assert (request.result.finish_reason, len(request.result.token_ids)) == ("length", 30)
+    assert request.result.text == alone.text
+    limited = core.Batch(lm).submit("To be", max_tokens=30)
+    assert limited.max_tokens < 12
