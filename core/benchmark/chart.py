@@ -27,7 +27,7 @@ def decode_chart(result: Benchmark) -> str:
     limits = [length.decode_limit for length in result.lengths]
     highest = max(spread.max for spreads in sides.values() for spread in spreads)
     shows_limit = max(limits) <= 2 * highest
-    scale = _Scale(contexts, max(limits) if shows_limit else highest)
+    scale = _Scale(contexts, max(highest, *limits) if shows_limit else highest)
     parts = [*_frame(result, scale, contexts)]
     if shows_limit:
         parts += _line([(scale.x(c), scale.y(v)) for c, v in zip(contexts, limits, strict=True)], "#888", dashed=True)

@@ -170,7 +170,7 @@ def test_what_cannot_be_stored() -> None:
         prefix.store(PROMPT, failed)
     with pytest.raises(UsageError, match="integers from 0"):
         prefix.fetch([-1], empty("full"))
-    with pytest.raises(UsageError, match="max_bytes must be positive"):
+    with pytest.raises(UsageError, match="max_bytes is out of range"):
         core.PrefixCache(0)
     assert not prefix.store([1, 2], empty("full"))
 
