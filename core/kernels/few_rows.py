@@ -137,8 +137,8 @@ def _kernel(shape: _Shape) -> Kernel:
     )
 
 
-# Two tiles for each warp read the rows from shared memory half as often; four warps a tile fill the device where the
-# matrix is small and the rows are few (benchmarks/LOG.md, 8).
+# Two tiles for each warp read the rows from shared memory half as often; two warps that share a tile fill the device
+# where the matrix is small and the rows are few (benchmarks/LOG.md, 8).
 _LAYOUTS = ((2, 1), (2, 2))
 _KERNELS: Mapping[tuple[int, int, int], Kernel] = {
     (bits, tiles, split): _kernel(_Shape(bits, tiles, rows, split))

@@ -56,11 +56,14 @@ class Launch(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What to call for inputs of given shapes and dtypes, and how to launch; ``run`` has no gradient."""
+    """What to call for inputs of given shapes and dtypes: without gradient, with it, and the source or nothing.
+
+    ``attempt`` gives None where the source fails to start, instead of the reference.
+    """
 
     run: Function
     differentiable: Function
-    arguments: dict[str, Any]
+    attempt: Callable[..., mx.array | None]
 
 
 class FusedSource:
@@ -178,24 +181,19 @@ class FusedSource:
     def _make_plan(self, launch: Launch) -> Plan:
         reference, arguments = self.kernel.reference, _arguments(launch)
 
+        def attempt(*inputs: mx.array) -> mx.array | None:
+            try:
+                return self._run(inputs, arguments)
+            except Exception as error:
+                if self._switch_off():
+                    self._warn(f"cannot be launched: {type(error).__name__}: {_first_line(error)}")
+            return None
+
         def run(*inputs: mx.array) -> mx.array:
-            result = self._try(inputs, arguments)
+            result = attempt(*inputs)
             return reference(*inputs) if result is None else result
 
-        return Plan(run, _with_gradient_of(reference, run), arguments)
-
-    def tried(self, inputs: tuple[mx.array, ...]) -> mx.array | None:
-        """What the source makes of inputs that ``plan`` has accepted; None where it fails to start."""
-        plan = self.plan(inputs)
-        return None if plan is None else self._try(inputs, plan.arguments)
-
-    def _try(self, inputs: tuple[mx.array, ...], arguments: dict[str, Any]) -> mx.array | None:
-        try:
-            return self._run(inputs, arguments)
-        except Exception as error:
-            if self._switch_off():
-                self._warn(f"cannot be launched: {type(error).__name__}: {_first_line(error)}")
-            return None
+        return Plan(run, _with_gradient_of(reference, run), attempt)
 
     def _switch_off(self) -> bool:
         """Falls back for good: a source that is wrong once on a machine is not trusted there with other shapes.

@@ -91,9 +91,9 @@ class Kernel:
         For sources that write in place, whose reference would leave that undone.
         """
         device = current_device()
-        if device is None or self._plan(device, inputs) is None:
+        if device is None or (plan := self._plan(device, inputs)) is None:
             return None
-        return self._fused[device].tried(inputs)
+        return plan.attempt(*inputs)
 
     def takes(self, *inputs: mx.array) -> bool:
         """Whether a fused source would run on these inputs, here; may run its check."""
