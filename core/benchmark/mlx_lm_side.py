@@ -1,14 +1,11 @@
-"""mlx-lm's side of a benchmark: a program of its own, which core starts and never imports.
+"""mlx-lm's side of a benchmark: in a process of its own, which core starts and never imports.
 
-Reads one JSON object a line on stdin and answers each with one on what stdout was; whatever mlx-lm prints goes to
-stderr. Imports nothing of core, so that nothing of it is in the peer's process. Times as ``core.benchmark.measure``.
+Run by ``peer_program``. Imports nothing of core, so that nothing of it is in the peer's process. Times as
+``core.benchmark.measure``.
 """
 
 import contextlib
 import importlib
-import json
-import os
-import sys
 import time
 from typing import Any
 
@@ -119,20 +116,3 @@ class Side:
         mx.synchronize()
         peak = mx.get_peak_memory()
         return {"times": list(times.values()), "joined": joined, "first": first, "peak_memory": peak}
-
-
-def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    side = Side()
-    for line in sys.stdin:
-        task = json.loads(line)
-        try:
-            answer = getattr(side, task["do"])(task)
-        except Exception as error:  # told to whoever asked
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    main()

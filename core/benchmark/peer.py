@@ -1,4 +1,4 @@
-"""The peer's process: started, asked, and ended. Knows the protocol of ``mlx_lm_side``; never imports a peer itself."""
+"""The peer's process: started, asked, and ended. Knows the protocol of ``peer_program``; never imports a peer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from core.benchmark.shapes import Shape
 from core.errors import BenchmarkError, UsageError
 
 PEERS = {"mlx-lm": ("mlx_lm", "mlx_lm_side.py"), "transformers": ("transformers", "transformers_side.py")}
-"""Name → the module that must be installed, and the program that runs it."""
+"""Name → the module that must be installed, and the file with its side."""
 
 
 def check_peer(name: str) -> None:
@@ -48,10 +48,10 @@ class PeerProcess:
     def __init__(self, name: str) -> None:
         self.name = name
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
-        program = Path(__file__).with_name(PEERS[name][1])
+        program, side = (Path(__file__).with_name(file) for file in ("peer_program.py", PEERS[name][1]))
         # -P: the files beside the program are core's, and must not shadow anything.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(program)],
+            [sys.executable, "-P", str(program), str(side)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -1,12 +1,9 @@
-"""transformers' side of a benchmark, on PyTorch: a program of its own, which core starts and never imports.
+"""transformers' side of a benchmark, on PyTorch: in a process of its own, which core starts and never imports.
 
-Speaks as ``mlx_lm_side`` does. Generates with a static cache, for which transformers compiles the decode step; bfloat16
-only. Imports nothing of core.
+Run by ``peer_program``. Generates with a static cache, for which transformers compiles the decode step; bfloat16 only.
+Imports nothing of core.
 """
 
-import json
-import os
-import sys
 import time
 from typing import Any
 
@@ -112,20 +109,3 @@ def _peak() -> int:
     import torch
 
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-
-
-def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    side = Side()
-    for line in sys.stdin:
-        task = json.loads(line)
-        try:
-            answer = getattr(side, task["do"])(task)
-        except Exception as error:  # told to whoever asked
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    main()
