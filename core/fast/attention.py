@@ -6,7 +6,10 @@ warps and then blocks are merged by their maxima and sums, the last by whichever
 (Flash-Decoding's split, Dao et al., 2023, without its second launch).
 """
 
-SOURCE = r"""
+from core.kernels.attention_tile import tile
+
+SOURCE = (
+    r"""
 // Which keys a block attends to: of one key/value head, a part of those that are visible.
 struct Part {
   int head, kind, slot, capacity, begin, end, active, split, splits;
@@ -100,62 +103,9 @@ __device__ __forceinline__ void attention(int layer, const u8* const* table, con
         v[h][r] = __ldcg(reinterpret_cast<const uint4*>(
             cached_values + static_cast<u64>(min(at + (r >> 1) * 8 + t * 2 + (r & 1), end - 1)) * HEAD_DIM + h * 64 +
             g * 8));
-    float s[2][2] = {{0.f, 0.f}, {0.f, 0.f}};
-#pragma unroll
-    for (int c = 0; c < CHUNKS; ++c)
-#pragma unroll
-      for (int a = 0; a < 2; ++a) {
-        mma_top(s[a][0], s[a][1], q[c].x, q[c].y, k[a][c].x, k[a][c].y);
-        mma_top(s[a][0], s[a][1], q[c].z, q[c].w, k[a][c].z, k[a][c].w);
-      }
-    float p[4], best = maximum;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int key = at + (i >> 1) * 8 + t * 2 + (i & 1);
-      p[i] = key < end ? s[i >> 1][i & 1] * SCORE_SCALE : -INFINITY;
-      best = fmaxf(best, p[i]);
-    }
-    best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, 1));
-    best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, 2));
-    const float fade = exp2f(maximum - best);
-    maximum = best;
-    sum *= fade;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      p[i] = exp2f(p[i] - best);
-      sum += p[i];
-    }
-    const u32 p0 = pack(p[0], p[1]), p1 = pack(p[2], p[3]);
-#pragma unroll
-    for (int h = 0; h < HALVES; ++h)
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        float(&to)[2] = o[h * 8 + j];
-        to[0] *= fade;
-        to[1] *= fade;
-        const u32 select = j & 1 ? 0x7632u : 0x5410u;
-        mma_top(to[0], to[1], p0, p1, __byte_perm(component(v[h][0], j >> 1), component(v[h][1], j >> 1), select),
-            __byte_perm(component(v[h][2], j >> 1), component(v[h][3], j >> 1), select));
-      }
-  }
-  sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-  sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-  if (g < GROUP) {
-    if (t == 0) {
-      maxima[warp * GROUP + g] = maximum;
-      sums[warp * GROUP + g] = sum;
-    }
-    float* to = outputs + (warp * GROUP + g) * HEAD_DIM;
-#pragma unroll
-    for (int h = 0; h < HALVES; ++h)
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        to[h * 64 + 16 * t + j] = o[h * 8 + j][0];
-        to[h * 64 + 16 * t + 8 + j] = o[h * 8 + j][1];
-      }
-  }
-  __syncthreads();
-  __nv_bfloat16* result = work.attended + b * QUERY_ROWS + kv * GROUP * HEAD_DIM;
+"""
+    + tile("exp2f(maximum - best)")
+    + r"""  __nv_bfloat16* result = work.attended + b * QUERY_ROWS + kv * GROUP * HEAD_DIM;
   float* mine = work.partial + static_cast<u64>(blockIdx.x) * GROUP * (HEAD_DIM + 2);
   for (int i = tid; i < GROUP * HEAD_DIM; i += THREADS) {
     const int row = i / HEAD_DIM;
@@ -217,3 +167,4 @@ __device__ __forceinline__ void attention(int layer, const u8* const* table, con
   }
 }
 """
+)
