@@ -96,7 +96,7 @@ def test_rows_attend_to_their_own_tokens(kind: str, data: st.DataObject, seed: i
             case "step" if live:
                 for _ in range(data.draw(st.integers(1, 9))):
                     groups.settle()
-                    attending.take(groups.cache, [ids and ids.row for ids in groups.places], 1, None)
+                    attending.take(CacheGroups(groups.caches), [ids and ids.row for ids in groups.places], 1, None)
                 assert {ids for ids in groups.places if ids is not None} == set(live)
     for each in live:
         groups.leave(each)
@@ -131,7 +131,7 @@ def test_a_step_writes_in_place(window: int | None) -> None:
     while len(batch._running.rows) < 8:
         batch.step()
     batch.step()
-    buffers = [array.nbytes for array in batch._running.groups.cache.arrays()]
+    buffers = [array.nbytes for array in batch._running.groups.caches[0].arrays()]
     mx.synchronize()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
@@ -169,7 +169,7 @@ def test_a_free_place_does_not_make_rows_uneven() -> None:
     free = []
     for _ in range(12):
         batch.step()
-        assert len(set(batch._running.groups.cache.lengths)) == 1
+        assert len(set(batch._running.groups.caches[0].lengths)) == 1
         free.append(batch._running.groups.places.count(None))
     assert 1 in free, "seven rows of eight do not move for the one that has gone"
     batch.close()
