@@ -115,7 +115,7 @@ def test_prompts_of_very_different_lengths_are_not_padded_to_one() -> None:
 )
 def test_the_pace_finds_the_largest_chunk_that_fits(step: float, fixed: float, token: float, expected: int) -> None:
     """A device that takes ``step`` ms for a decode step, ``fixed`` more with a chunk and ``token`` for each of it."""
-    pace = Pace(512)
+    pace = Pace(512, least=16)
     for _ in range(5):
         pace.record(step, 0)
     took = []
@@ -131,7 +131,7 @@ def test_the_pace_finds_the_largest_chunk_that_fits(step: float, fixed: float, t
 
 
 def test_the_pace_slows_down_when_chunks_get_dear() -> None:
-    pace = Pace(512)
+    pace = Pace(512, least=16)
     for _ in range(5):
         pace.record(8.0, 0)
     for depth in range(400):
