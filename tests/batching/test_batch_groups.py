@@ -133,7 +133,8 @@ def test_a_step_writes_in_place(window: int | None) -> None:
         batch.submit(prompt(i, 300 + 20 * i), max_tokens=100)
     while len(batch._running.rows) < 8:
         batch.step()
-    batch.step()
+    for _ in range(3):  # the first copies, and the first launch of a kernel compares it with its reference
+        batch.step()
     buffers = [array.nbytes for array in batch._running.groups.caches[0].arrays()]
     mx.synchronize()
     before = mx.get_active_memory()
