@@ -9,7 +9,6 @@ import pytest
 
 import core
 from core.batching.pace import Pace
-from core.generation.padding import padded_length
 from core.nn.groups import CacheGroups
 from tests.batching.models import check_alone, model, prompt
 
@@ -81,7 +80,7 @@ def test_a_crowd_is_read_at_once() -> None:
     while batch._waiting or batch._inbox:
         batch.step()
     read = [shape for shape in counting.calls if shape[1] > 1]
-    assert read == [(8, padded_length(model("full"), 0, 32))] * 4
+    assert read == [(8, 32)] * 4
     list(batch)
     for request in requests:
         check_alone("full", request)
