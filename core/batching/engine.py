@@ -1,8 +1,9 @@
 """``Batch``: many requests on one model, which join and leave at any step (continuous batching; Yu et al., 2022, Orca).
 
-A step of the engine gives the device a chunk of a prompt, if any waits, and one decode step of all rows; only then does
-it read the ids of the step before. So the device is always one step ahead of the host, and a row that has ended may
-have run one step more, which nobody sees.
+A step of the engine gives the device one token of every row, and in the same pass a chunk of a prompt, if any waits, so
+that both share what it costs to read the weights (Agrawal et al., 2024, Sarathi-Serve); only then does it read the ids
+of the step before. So the device is always one step ahead of the host, and a row that has ended may have run one step
+more, which nobody sees.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from core.batching.flight import Flight
 from core.batching.groups import capacity_class
 from core.batching.options import wanted
 from core.batching.pace import Pace
+from core.batching.prefill import Reading
 from core.batching.prefixes import Prefixes
 from core.batching.prompts import Prompts
 from core.batching.request import BatchEvent, BatchRequest
@@ -150,17 +152,19 @@ class Batch:
             self._wired = contextlib.ExitStack()
             self._wired.enter_context(wired_memory())
         self._let_in_and_out()
-        prompt_tokens = self._read_prompts()
         previous, self._flight = self._flight, None
+        reading, budget = self._prompts.turn(bool(self._running.rows))
+        beside = None if reading is None or self._apart(reading) else reading
+        prompt_tokens = self._read(reading, budget) if reading is not None and beside is None else 0
         try:
-            self._flight = self._decode(previous, prompt_tokens)
+            self._flight = self._decode(previous, prompt_tokens, beside, budget)
             self._prefixes.store()
             if previous is not None:
                 self._told.tokens(previous, more=self._flight is not None)
         except Exception as error:  # of the model or the device: no row's cache can be trusted any more
-            self._fail_running(kept(error), previous)
+            self._fail_running(kept(error), previous, beside)
         except BaseException:  # an interrupt: the tokens of a step are lost
-            self._fail_running(_interrupted(), previous)
+            self._fail_running(_interrupted(), previous, beside)
             raise
         if self._wired is not None and not self.pending:
             self._wired.close()
@@ -207,35 +211,47 @@ class Batch:
                     kept(error)
                 self._leave(row)
 
-    def _read_prompts(self) -> int:
-        """At most one chunk of prompts; returns its tokens."""
-        decoding = bool(self._running.rows)
-        reading, budget = self._prompts.turn(decoding)
-        if reading is None:
-            return 0
+    def _apart(self, reading: Reading) -> bool:
+        """Whether prompts are read in a pass of their own."""
+        return not self._running.rows or self._template.keeps_state or reading.left == 0
+
+    def _read(self, reading: Reading, budget: int) -> int:
+        """A chunk of prompts in a pass of its own; returns its tokens."""
         try:
             # While rows decode, reading their last ids has waited for the chunk before the last one.
-            tokens = reading.chunk(self._model, budget, wait=not decoding)
-            if reading.left == 0:
-                self._prompts.remove(reading)
-                self._running.join(reading.rows, reading.cache)
+            tokens = reading.read(self._model, budget, wait=not self._running.rows)
         except BaseException as error:  # of the model or the device, on these prompts; or an interrupt
-            failure = kept(error) if isinstance(error, Exception) else _interrupted()
-            self._prompts.remove(reading)
-            for row in reading.rows:
-                self._waiting.release(row)
-                self._told.fail(row, failure)
+            self._fail_reading(reading, kept(error) if isinstance(error, Exception) else _interrupted())
             if not isinstance(error, Exception):
                 raise
             return 0
+        self._join(reading)
         return tokens
 
-    def _decode(self, previous: Flight | None, prompt_tokens: int) -> Flight | None:
-        """Gives the device the next token of every row."""
+    def _join(self, reading: Reading) -> None:
+        """Lets prompts that are read decode."""
+        if reading.left:
+            return
+        self._prompts.remove(reading)
+        try:
+            self._running.join(reading.rows, reading.cache)
+        except BaseException as error:
+            self._fail_reading(reading, kept(error) if isinstance(error, Exception) else _interrupted())
+            if not isinstance(error, Exception):
+                raise
+
+    def _decode(
+        self, previous: Flight | None, prompt_tokens: int, beside: Reading | None, budget: int
+    ) -> Flight | None:
+        """Gives the device the next token of every row, and a chunk of the prompts ``beside`` them."""
         if not self._running.rows:
             self._running.groups.settle()  # caches that nobody needs go now
             return None
-        logits = self._running.logits(None if previous is None else previous.choice.ids)
+        chunk = None if beside is None else beside.cut(self._model, budget)
+        logits = self._running.logits(None if previous is None else previous.choice.ids, chunk)
+        if beside is not None and chunk is not None:
+            prompt_tokens = beside.took(chunk)
+        flight = None
         while self._running.rows:
             try:
                 choice = self._running.choose(logits)
@@ -245,16 +261,28 @@ class Batch:
                 self._told.fail(row, kept(error))
                 continue
             mx.async_eval(choice.arrays())
-            return Flight(choice, list(self._running.rows), prompt_tokens)
-        return None
+            flight = Flight(choice, list(self._running.rows), prompt_tokens)
+            break
+        if beside is not None:
+            self._join(beside)
+        return flight
 
-    def _fail_running(self, error: Exception, unread: Flight | None) -> None:
-        """Fails the rows that decode, and those that have left and wait for their last token, in ``unread``."""
+    def _fail_reading(self, reading: Reading, error: Exception) -> None:
+        """Fails the rows of prompts that are being read."""
+        self._prompts.remove(reading)
+        for row in reading.rows:
+            self._waiting.release(row)
+            self._told.fail(row, error)
+
+    def _fail_running(self, error: Exception, unread: Flight | None, beside: Reading | None) -> None:
+        """Fails the rows that decode, those that have left and wait for their last token, and those read with them."""
         for row in self._running.rows:
             self._waiting.release(row)
         for row in dict.fromkeys([*self._running.rows, *(() if unread is None else unread.rows)]):
             if not row.request.done:
                 self._told.fail(row, error)
+        if beside is not None and beside in self._prompts:
+            self._fail_reading(beside, error)
         self._running = Running(self._model, self._template, self._make_cache)
         self._flight = None
 

@@ -13,7 +13,6 @@ from typing import Generic, TypeVar
 import mlx.core as mx
 
 from core.nn import Cache
-from core.nn.groups import CacheGroups
 from core.nn.rows import RowTemplate, extend, extract, mirror, put, select
 
 SMALLEST = 512
@@ -34,9 +33,12 @@ def joining_class(length: int, total: int) -> int:
 
 
 class _Group(Generic[R]):
+    """Rows of one capacity; ``changed``: something else than a step has read or written the buffers."""
+
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
         self.places: list[R | None] = [None] * cache.batch
+        self.changed = True
 
     @property
     def live(self) -> int:
@@ -66,18 +68,16 @@ class Groups(Generic[R]):
         self._make_cache = make_cache
         self._groups: dict[int, _Group[R]] = {}
         self._where: dict[R, tuple[int, int]] = {}
-        self._changed = False
 
     @property
     def places(self) -> list[R | None]:
-        """The rows of a step in the order of ``cache``; None for places that nobody has."""
+        """The rows of a step in the order of ``caches``; None for places that nobody has."""
         return [row for group in self._groups.values() for row in group.places]
 
     @property
-    def cache(self) -> Cache | CacheGroups:
-        """The caches of ``places``, for the model."""
-        caches = [group.cache for group in self._groups.values()]
-        return caches[0] if len(caches) == 1 else CacheGroups(caches)
+    def caches(self) -> list[Cache]:
+        """The caches of ``places``, one for each group."""
+        return [group.cache for group in self._groups.values()]
 
     @property
     def nbytes(self) -> int:
@@ -105,7 +105,6 @@ class Groups(Generic[R]):
         """Frees a row's place."""
         size, place = self._where.pop(row)
         self._groups[size].places[place] = None
-        self._changed = True
 
     def extract(self, row: R) -> Cache:
         """A copy of a row's cache, which shares nothing."""
@@ -120,7 +119,6 @@ class Groups(Generic[R]):
             live = group.live
             if live == 0:
                 del self._groups[size]
-                self._changed = True
             elif len(group.places) - live > len(group.places) // 4:
                 self._shrink(size, group)
         for group in self._groups.values():
@@ -129,10 +127,12 @@ class Groups(Generic[R]):
                 for place, row in enumerate(group.places):
                     if row is None:
                         mirror(group.cache, place, like)
-        if self._changed:
+        changed = [group for group in self._groups.values() if group.changed]
+        if changed:
             # Now, and not with the step: a buffer that waits to be copied as well cannot be written in place.
-            mx.async_eval([group.cache.arrays() for group in self._groups.values()])
-            self._changed = False
+            mx.async_eval([group.cache.arrays() for group in changed])
+        for group in changed:
+            group.changed = False
 
     def _class(self, tokens: int) -> int:
         return capacity_class(tokens) if self._template.grows else 0
@@ -151,7 +151,7 @@ class Groups(Generic[R]):
         for row, place in zip(rows, places, strict=True):
             group.places[place] = row
             self._where[row] = size, place
-        self._changed = True
+        group.changed = True
 
     def _move_up(self) -> None:
         for size, group in list(self._groups.items()):
@@ -159,6 +159,7 @@ class Groups(Generic[R]):
             if full:
                 rows = [row for row in (group.places[place] for place in full) if row is not None]
                 self._put(self._class(size + 1), rows, group.cache, full)
+                group.changed = True
                 for place in full:
                     group.places[place] = None
 
@@ -169,4 +170,4 @@ class Groups(Generic[R]):
         for place, row in enumerate(group.places):
             assert row is not None
             self._where[row] = size, place
-        self._changed = True
+        group.changed = True

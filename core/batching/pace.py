@@ -28,11 +28,12 @@ class Pace:
 
     Args:
         limit: tokens at most.
+        least: tokens of the smallest chunk; None: what suits the device.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, least: int | None = None) -> None:
         self.limit = limit
-        self._least = self._size = min(limit, _LEAST[backend()])
+        self._least = self._size = min(limit, _LEAST[backend()] if least is None else least)
         self._undisturbed: deque[float] = deque(maxlen=9)
         self._took: dict[int, deque[float]] = {}
 

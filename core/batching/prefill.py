@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -11,6 +12,23 @@ from core.batching.row import Row
 from core.generation.padding import chunk_length, padded_length
 from core.kernels import inference
 from core.nn import Cache
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some tokens of prompts that are read in together.
+
+    Attributes:
+        cache: which takes them in.
+        tokens: int32 ``[rows, width]``.
+        counts: real tokens of each row; None when there is no padding.
+        size: tokens of the longest row.
+    """
+
+    cache: Cache
+    tokens: mx.array
+    counts: list[int] | None
+    size: int
 
 
 class Reading:
@@ -32,8 +50,24 @@ class Reading:
         """Tokens of the longest prompt that are still to be read."""
         return max(map(len, self._ids)) - self._done
 
-    def chunk(self, model: Any, budget: int, *, wait: bool) -> int:
-        """Gives one chunk to the device; returns how many tokens that is.
+    def cut(self, model: Any, budget: int) -> Chunk:
+        """The next chunk, of at most ``budget`` tokens of all rows together, where that is one of each."""
+        held = max(self.cache.lengths)
+        size = chunk_length(held, self.left, max(1, budget // len(self.rows)))
+        parts = [ids[self._done : self._done + size] for ids in self._ids]
+        counts = [len(part) for part in parts]
+        width = padded_length(model, held, size)
+        tokens = mx.array([part + [0] * (width - len(part)) for part in parts], dtype=mx.int32)
+        return Chunk(self.cache, tokens, counts if min(counts) < width else None, size)
+
+    def took(self, chunk: Chunk) -> int:
+        """The model has been given a chunk; returns how many tokens of prompts that was."""
+        mx.async_eval(self.cache.arrays())
+        self._done += chunk.size
+        return chunk.size * len(self.rows)
+
+    def read(self, model: Any, budget: int, *, wait: bool) -> int:
+        """Gives the device one chunk by itself; returns how many tokens that is.
 
         Args:
             wait: until the device has finished the chunk before.
@@ -42,14 +76,7 @@ class Reading:
             return 0
         if self._done and wait:
             mx.eval(self.cache.arrays())  # or the activations of all chunks would wait in memory together
-        held = max(self.cache.lengths)
-        size = chunk_length(held, self.left, max(1, budget // len(self.rows)))
-        parts = [ids[self._done : self._done + size] for ids in self._ids]
-        counts = [len(part) for part in parts]
-        width = padded_length(model, held, size)
-        tokens = mx.array([part + [0] * (width - len(part)) for part in parts], dtype=mx.int32)
+        chunk = self.cut(model, budget)
         with inference():
-            model.hidden_states(tokens, self.cache, counts if min(counts) < width else None)
-        mx.async_eval(self.cache.arrays())
-        self._done += size
-        return size * len(parts)
+            model.hidden_states(chunk.tokens, self.cache, chunk.counts)
+        return self.took(chunk)

@@ -38,6 +38,10 @@ class Prompts:
         self._burst = max(burst, pace.limit)
         self._readings: deque[Reading] = deque()
 
+    def __contains__(self, reading: Reading) -> bool:
+        """Whether it has begun, and is neither read nor failed."""
+        return reading in self._readings
+
     @property
     def rows(self) -> list[Row]:
         """Those that have begun, and not yet joined the others."""

@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from core.batching.decode import decode_logits
 from core.batching.groups import Groups
+from core.batching.prefill import Chunk
 from core.batching.row import Row
 from core.generation.chooser import Choice, Chooser
 from core.nn import Cache
@@ -61,15 +62,16 @@ class Running:
         del self.rows[index]
         self.groups.leave(row)
 
-    def logits(self, last: mx.array | None) -> mx.array:
+    def logits(self, last: mx.array | None, chunk: Chunk | None = None) -> mx.array:
         """Processes the next token of every row; ``[places, vocab]``, for ``choose``.
 
         Args:
             last: the ids of the step before, still on the device.
+            chunk: of prompts, to be read in the same pass.
         """
         self.groups.settle()
         self._places = self.groups.places
-        return decode_logits(self._model, self.groups.cache, self._tokens(last))
+        return decode_logits(self._model, self.groups.caches, self._tokens(last), chunk)
 
     def choose(self, logits: mx.array) -> Choice:
         """Chooses the next token of every row.

@@ -35,7 +35,8 @@ from core.nn.cache import KeyValues
 _NAME = "corelm_step"
 _kernels: dict[Any, Callable[..., list[mx.array]]] = {}
 # Two steps in flight would wait for each other's blocks forever. Steps of one thread follow each other on its stream; a
-# step of another thread waits for this array, the last step's state.
+# step of another thread waits for this array: a view of the last step's state that is touched in turn only, because an
+# array that one thread waits for and another uses makes MLX 0.32 crash.
 _turn = threading.Lock()
 _latest: tuple[int, mx.array] | None = None
 
@@ -90,8 +91,9 @@ class FastStep:
                 grid=(self._blocks * THREADS, 1, 1),
                 threadgroup=(THREADS, 1, 1),
             )
-            mx.async_eval(logits, self._state)
-            _latest = threading.get_ident(), self._state
+            mark = self._state[:1]
+            mx.async_eval(logits, self._state, mark)
+            _latest = threading.get_ident(), mark
         after = {kind: write.after for kind, write in writes.items() if write.after is not None}
         for block in cache.blocks if after else ():
             assert isinstance(block, KeyValues)

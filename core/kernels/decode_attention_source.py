@@ -25,13 +25,16 @@ __device__ __forceinline__ void mma_top(float& d0, float& d1, u32 a0, u32 a2, u3
   d1 = d[1];
 }
 
-// The newest key and value come by themselves, and are written to the last slot that is seen; nobody reads them there.
+// A block's part of the keys of one head. The newest key and value come by themselves, and are written to the last slot
+// that is seen; nobody reads them there. With PARTS, floats go out: unscaled output, maximum (base 2) and sum.
+template <typename Out>
 __device__ __forceinline__ void attend(View queries, const __nv_bfloat16* new_key, const __nv_bfloat16* new_value,
-                                       View keys, View values, const int* bounds, __nv_bfloat16* out) {
+                                       View keys, View values, const int* bounds, Out* out, int part, int parts) {
   __shared__ float maxima[WARPS * GROUP], sums[WARPS * GROUP], outputs[WARPS * GROUP * HEAD_DIM];
   __shared__ __align__(16) __nv_bfloat16 asked[GROUP * HEAD_DIM], newest[2 * HEAD_DIM];
   const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
   const int kept = bounds[0], first = bounds[1], end = kept + bounds[2] - first;
+  const int each = ((end + 15) / 16 + parts - 1) / parts * 16, stop = min(end, (part + 1) * each);
   const auto slot = [&](int i) { return static_cast<long long>(i < kept ? i : first - kept + i); };
   for (int i = tid; i < GROUP * HEAD_DIM; i += THREADS)
     asked[i] = queries.data[i / HEAD_DIM * queries.stride + i % HEAD_DIM];
@@ -41,7 +44,7 @@ __device__ __forceinline__ void attend(View queries, const __nv_bfloat16* new_ke
     const __nv_bfloat16 value = is_key ? new_key[d] : new_value[d];
     newest[i] = value;
     const View& to = is_key ? keys : values;
-    const_cast<__nv_bfloat16*>(to.data)[(bounds[2] - 1) * to.stride + d] = value;
+    if (part == 0) const_cast<__nv_bfloat16*>(to.data)[(bounds[2] - 1) * to.stride + d] = value;
   }
   __syncthreads();
   const auto read = [&](const View& from, int i, int d, int which) {
@@ -57,7 +60,7 @@ __device__ __forceinline__ void attend(View queries, const __nv_bfloat16* new_ke
 #pragma unroll
   for (int i = 0; i < HALVES * 8; ++i) o[i][0] = o[i][1] = 0.f;
   float maximum = -INFINITY, sum = 0.f;
-  for (int at = warp * 16; at < end; at += WARPS * 16) {
+  for (int at = part * each + warp * 16; at < stop; at += WARPS * 16) {
     uint4 k[2][CHUNKS], v[HALVES][4];
 #pragma unroll
     for (int a = 0; a < 2; ++a)
@@ -82,7 +85,16 @@ __device__ __forceinline__ void attend(View queries, const __nv_bfloat16* new_ke
       total += weight * sums[w * GROUP + query];
       value += weight * outputs[(w * GROUP + query) * HEAD_DIM + i % HEAD_DIM];
     }
-    out[i] = __float2bfloat16_rn(value / total);
+    if constexpr (PARTS) {
+      Out* to = out + query * parts * (HEAD_DIM + 2);
+      to[i % HEAD_DIM] = value;
+      if (i % HEAD_DIM == 0) {
+        to[HEAD_DIM] = fmaxf(best, NOTHING);
+        to[HEAD_DIM + 1] = total;
+      }
+    } else {
+      out[i] = __float2bfloat16_rn(value / total);
+    }
   }
 }
 }
@@ -96,5 +108,7 @@ BODY = """
                   new_value + row * new_value_strides[0] + kv * new_value_strides[1],
                   {cache_k + row * cache_k_strides[0] + kv * cache_k_strides[1], cache_k_strides[2]},
                   {cache_v + row * cache_v_strides[0] + kv * cache_v_strides[1], cache_v_strides[2]}, bounds + row * 3,
-                  out + head * GROUP * HEAD_DIM);
+                  TARGET);
 """
+WHOLE = "out + head * GROUP * HEAD_DIM, 0, 1"
+PART = "out + (head * GROUP * gridDim.y + blockIdx.y) * (HEAD_DIM + 2), int(blockIdx.y), int(gridDim.y)"

@@ -78,7 +78,8 @@ class Decoder(nn.Module):
         Args:
             tokens: integers ``[batch, seq]``.
             cache: holds the tokens before these and takes these in; None starts at position 0 and keeps nothing.
-            lengths: real tokens of each row, where rows are padded on the right; None when all are real.
+            lengths: real tokens of each row, where rows are padded on the right; None when all are real. Groups of
+                caches know their own.
 
         Returns:
             ``[batch, seq, vocab_size]``; undefined where a row is padding.
@@ -96,7 +97,7 @@ class Decoder(nn.Module):
         batch, seq = tokens.shape
         blocks = len(self.layers)
         if isinstance(cache, CacheGroups):
-            steps: Sequence[Step] = cache.plan(batch, seq, blocks, lengths).steps()
+            steps: Sequence[Step] = cache.plan(batch, seq, blocks).steps()
         else:
             steps = StepPlan(batch, seq, blocks, cache, lengths).steps()
         pace = Pace(batch * seq)

@@ -1,8 +1,9 @@
 """One step over several caches of one model, as if they were one.
 
 A batch that runs keeps its rows in groups: one ``Cache`` for each class of capacities, so that one long sequence does
-not make short ones pay. Everything but attention and state works on all rows at once. Knows caches and steps; knows no
-request and no token.
+not make short ones pay; and a prompt that is read in beside them has a cache of its own, and many tokens a step.
+Everything but attention and state works on all tokens at once, each as a row of one token, so that weights are read
+once (Agrawal et al., 2024, Sarathi-Serve). Knows caches and steps; knows no request and no token.
 """
 
 from __future__ import annotations
@@ -18,27 +19,46 @@ from core.nn.step import Step, StepPlan
 
 
 class CacheGroups:
-    """Several caches of one model, as one: the rows of the first, then those of the second, and so on.
+    """Several caches of one model, as one of ``Σ rows * seq`` rows of one token: cache by cache, row by row.
 
     Args:
         caches: at least one, all made by the same model.
+        seqs: tokens that each row of a cache takes in a step; None: one.
+        counts: for each cache, real tokens of each row, the rest being padding; None where there is none.
+
+    Attributes:
+        caches, seqs: as given.
     """
 
-    def __init__(self, caches: Sequence[Cache]) -> None:
+    def __init__(
+        self,
+        caches: Sequence[Cache],
+        seqs: Sequence[int] | None = None,
+        counts: Sequence[Sequence[int] | None] | None = None,
+    ) -> None:
         self.caches = list(caches)
+        self.seqs = [1] * len(self.caches) if seqs is None else list(seqs)
+        self._counts = [None] * len(self.caches) if counts is None else list(counts)
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens that each row holds."""
+        """Tokens that each row of each cache holds."""
         return [length for cache in self.caches for length in cache.lengths]
 
     def arrays(self) -> list[mx.array]:
         """Every array held."""
         return [array for cache in self.caches for array in cache.arrays()]
 
-    def plan(self, batch: int, seq: int, blocks: int, counts: Sequence[int] | None = None) -> GroupsPlan:
-        """A step of ``seq`` tokens a row; the decoder calls it. Arguments as of ``StepPlan``."""
-        return GroupsPlan(self.caches, batch, seq, blocks, counts)
+    def plan(self, batch: int, seq: int, blocks: int) -> GroupsPlan:
+        """A step of ``seq`` = 1 token a row; the decoder calls it. Arguments as of ``StepPlan``."""
+        rows = sum(cache.batch * each for cache, each in zip(self.caches, self.seqs, strict=True))
+        if (batch, seq) != (rows, 1):
+            raise CacheError("tokens and caches disagree", expected=f"[{rows}, 1] tokens", found=f"[{batch}, {seq}]")
+        plans = [
+            StepPlan(cache.batch, each, blocks, cache, counts)
+            for cache, each, counts in zip(self.caches, self.seqs, self._counts, strict=True)
+        ]
+        return GroupsPlan(plans)
 
     def commit(self) -> None:
         """Ends the step that ``plan`` started."""
@@ -47,46 +67,54 @@ class CacheGroups:
 
 
 class GroupsPlan:
-    """One ``StepPlan`` for each group of rows; arguments as of ``CacheGroups.plan``."""
+    """The plans of several caches as one, in which every token is a row."""
 
-    def __init__(
-        self, caches: Sequence[Cache], batch: int, seq: int, blocks: int, counts: Sequence[int] | None
-    ) -> None:
-        ends = list(itertools.accumulate(cache.batch for cache in caches))
-        if not ends or ends[-1] != batch:
-            raise CacheError(
-                "tokens and caches disagree on the batch", expected=f"{ends[-1:]} rows", found=f"{batch} rows"
-            )
+    def __init__(self, plans: Sequence[StepPlan]) -> None:
+        self._plans = plans
+        ends = list(itertools.accumulate(plan.batch * plan.seq for plan in plans))
         self._bounds = list(zip([0, *ends], ends, strict=False))
-        self._positions = mx.array([length for cache in caches for length in cache.lengths], dtype=mx.int32)
-        self._lengths = None if counts is None else mx.array(list(counts), dtype=mx.int32)
-        self._plans = [
-            StepPlan(cache.batch, seq, blocks, cache, None if counts is None else counts[first:last])
-            for cache, (first, last) in zip(caches, self._bounds, strict=True)
-        ]
+        positions = [start + i for plan in plans for start in plan.starts for i in range(plan.seq)]
+        self._positions = mx.array(positions, dtype=mx.int32)
+        self._lengths: mx.array | None = None
+        if any(plan.counts is not None for plan in plans):
+            real = [int(i < count) for plan in plans for count in plan.real for i in range(plan.seq)]
+            self._lengths = mx.array(real, dtype=mx.int32)
 
     def steps(self) -> list[GroupsStep]:
         """The step as each block sees it."""
         each = zip(*(plan.steps() for plan in self._plans), strict=True)
-        return [GroupsStep(steps, self._bounds, self._positions, self._lengths) for steps in each]
+        seqs = [plan.seq for plan in self._plans]
+        return [GroupsStep(steps, seqs, self._bounds, self._positions, self._lengths) for steps in each]
 
 
 class GroupsStep(Step):
-    """The step as one block sees it: one step of all rows, although each group attends to a cache of its own."""
+    """The step as one block sees it: one token of each row, although each group attends to a cache of its own."""
 
-    __slots__ = ("_bounds", "_steps")
+    __slots__ = ("_bounds", "_seqs", "_steps")
 
     def __init__(
-        self, steps: Sequence[Step], bounds: list[tuple[int, int]], positions: mx.array, lengths: mx.array | None
+        self,
+        steps: Sequence[Step],
+        seqs: Sequence[int],
+        bounds: Sequence[tuple[int, int]],
+        positions: mx.array,
+        lengths: mx.array | None,
     ) -> None:
         self._steps = steps
+        self._seqs = seqs
         self._bounds = bounds
         self.positions = positions
         self.lengths = lengths
 
     @property
     def state(self) -> GroupsState | None:
-        """As of ``Step``: reading joins the groups' rows, writing deals them out."""
+        """As of ``Step``: reading joins the groups' rows, writing deals them out.
+
+        Raises:
+            CacheError: some rows take more than one token, which a state takes in one after the other.
+        """
+        if max(self._seqs) > 1:
+            raise CacheError("a block that keeps state cannot take several tokens of a row as rows of their own")
         states = [step.state for step in self._steps]
         return GroupsState([state for state in states if state is not None], self._bounds)
 
@@ -94,18 +122,17 @@ class GroupsStep(Step):
         self, queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, window: int | None = None
     ) -> mx.array:
         """As of ``Step``."""
-        return mx.concatenate(
-            [
-                step.attend(queries[first:last], keys[first:last], values[first:last], scale=scale, window=window)
-                for step, (first, last) in zip(self._steps, self._bounds, strict=True)
-            ]
-        )
+        attended = []
+        for step, seq, (first, last) in zip(self._steps, self._seqs, self._bounds, strict=True):
+            parts = [_as_rows(array[first:last], seq) for array in (queries, keys, values)]
+            attended.append(_as_tokens(step.attend(*parts, scale=scale, window=window)))
+        return attended[0] if len(attended) == 1 else mx.concatenate(attended)
 
 
 class GroupsState(State):
     """The states of several groups of rows as one."""
 
-    def __init__(self, states: Sequence[State], bounds: list[tuple[int, int]]) -> None:
+    def __init__(self, states: Sequence[State], bounds: Sequence[tuple[int, int]]) -> None:
         self._states = states
         self._bounds = bounds
 
@@ -119,3 +146,17 @@ class GroupsState(State):
     def arrays(self) -> list[mx.array]:
         """The arrays held, group by group."""
         return [array for state in self._states for array in state.arrays()]
+
+
+def _as_rows(x: mx.array, seq: int) -> mx.array:
+    """``[rows * seq, heads, 1, head_dim]`` → ``[rows, heads, seq, head_dim]``."""
+    if seq == 1:
+        return x
+    tokens, heads, _, head_dim = x.shape
+    return x.reshape(tokens // seq, seq, heads, head_dim).swapaxes(1, 2)
+
+
+def _as_tokens(x: mx.array) -> mx.array:
+    """``[rows, heads, seq, head_dim]`` → ``[rows * seq, heads, 1, head_dim]``."""
+    rows, heads, seq, head_dim = x.shape
+    return x if seq == 1 else x.swapaxes(1, 2).reshape(rows * seq, heads, 1, head_dim)

@@ -64,7 +64,7 @@ class KeyValues:
         """Writes and attends in one kernel; None where that cannot be."""
         if not self._owned or self._keys is None or self._values is None or not in_inference():
             return None
-        kernel = decode_attention_kernel(queries, self._keys, scale, masked=isinstance(view.mask, mx.array))
+        kernel = decode_attention_kernel(queries, self._keys, scale)
         if kernel is None:
             return None
         attended = kernel.launched(queries, keys, values, self._keys, self._values, view.bounds)

@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from core.config.rope import RopeParameters
+from core.device import backend
 
 _T = TypeVar("_T")
 
@@ -71,6 +72,14 @@ class RoPE:
         if self.attention_factor != 1.0:
             rotated = x[..., : self.dims] * self.attention_factor
             x = rotated if self.dims == x.shape[-1] else mx.concatenate([rotated, x[..., self.dims :]], axis=-1)
+        wavelengths = None if self.base is not None else self._frequencies(positions, x.shape[-2])
+        rows = _rows_at_once(x, self.dims)
+        if x.shape[0] <= rows:
+            return self._rotate(x, positions, wavelengths)
+        parts = range(0, x.shape[0], rows)
+        return mx.concatenate([self._rotate(x[i : i + rows], positions[i : i + rows], wavelengths) for i in parts])
+
+    def _rotate(self, x: mx.array, positions: mx.array, wavelengths: mx.array | None) -> mx.array:
         return mx.fast.rope(
             x,
             self.dims,
@@ -78,7 +87,7 @@ class RoPE:
             base=self.base,
             scale=self.scale,
             offset=positions,
-            freqs=None if self.base is not None else self._frequencies(positions, x.shape[-2]),
+            freqs=wavelengths,
         )
 
     def _frequencies(self, positions: mx.array, seq: int) -> mx.array:
@@ -96,6 +105,18 @@ class RoPE:
         if self._long_wavelengths is None:
             return self._wavelengths
         return mx.where(mx.max(positions) + seq > self._length, self._long_wavelengths, self._wavelengths)
+
+
+def _rows_at_once(x: mx.array, dims: int) -> int:
+    """Rows that ``mx.fast.rope`` can rotate in one call.
+
+    MLX 0.32 on CUDA makes blocks of up to 1,024 threads out of feature pairs, tokens and quarters of the heads of all
+    rows; few pairs and tokens leave more than 64 for the last of these, which CUDA refuses.
+    """
+    batch, heads, seq, _ = x.shape
+    if (dims // 2).bit_length() + seq.bit_length() >= 6 or backend() != "cuda":
+        return batch
+    return max(1, 127 // -(-heads // 4))
 
 
 def depends_on_length(model: object) -> bool:

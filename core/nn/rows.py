@@ -57,6 +57,8 @@ class RowTemplate:
         ]
         self.grows = any(_grows(block) for block in probe.blocks)
         """Whether a longer sequence takes more memory: some block keeps every token."""
+        self.keeps_state = any(isinstance(block, State) for block in probe.blocks)
+        """Whether some block takes a row's tokens in one after the other, so that they cannot be rows of their own."""
 
     def row_bytes(self, capacity: int) -> int:
         """Bytes of one row with room for ``capacity`` tokens."""

@@ -83,6 +83,10 @@ class StepPlan:
         blocks: number of blocks in the model.
         cache: the model's cache, or None to attend within the step only.
         counts: real tokens of each row; None when there is no padding.
+
+    Attributes:
+        batch, seq, counts: as given.
+        starts: position of each row's first token.
     """
 
     def __init__(
@@ -95,13 +99,18 @@ class StepPlan:
             raise CacheError(
                 "lengths do not fit the tokens", expected=f"{batch} integers from 0 to {seq}", found=list(counts)
             )
-        self.seq = seq
+        self.batch, self.seq, self.counts = batch, seq, counts
         self.lengths = None if counts is None else mx.array(list(counts), dtype=mx.int32)
-        self._before = [0] * batch if cache is None else list(cache.lengths)
+        self.starts = [0] * batch if cache is None else list(cache.lengths)
         self.positions = mx.zeros((batch,), dtype=mx.int32) if cache is None else cache.positions()
         self.writes: dict[Reach, Write] = {} if cache is None else cache.begin(batch, seq, counts)
         self._blocks: Sequence[BlockCache | None] = [None] * blocks if cache is None else cache.blocks
         self._views: dict[tuple[Reach, int | None], View] = {}
+
+    @property
+    def real(self) -> Sequence[int]:
+        """Tokens of each row that are no padding."""
+        return [self.seq] * self.batch if self.counts is None else self.counts
 
     def steps(self) -> list[Step]:
         """The step as each block sees it."""
@@ -111,5 +120,5 @@ class StepPlan:
         """What queries with this window see of the caches with this reach, built once a step."""
         key = reach, window
         if key not in self._views:
-            self._views[key] = View(self._before, self.seq, self.writes.get(reach), reach, window)
+            self._views[key] = View(self.starts, self.seq, self.writes.get(reach), reach, window)
         return self._views[key]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import core
 from core.batching.groups import Groups
+from core.device import backend
 from core.nn import Cache, CacheSettings, CacheSpec
 from core.nn.groups import CacheGroups
 from core.nn.rows import RowTemplate
@@ -96,7 +97,7 @@ def test_rows_attend_to_their_own_tokens(kind: str, data: st.DataObject, seed: i
             case "step" if live:
                 for _ in range(data.draw(st.integers(1, 9))):
                     groups.settle()
-                    attending.take(groups.cache, [ids and ids.row for ids in groups.places], 1, None)
+                    attending.take(CacheGroups(groups.caches), [ids and ids.row for ids in groups.places], 1, None)
                 assert {ids for ids in groups.places if ids is not None} == set(live)
     for each in live:
         groups.leave(each)
@@ -123,15 +124,18 @@ def test_a_long_row_is_not_paid_for_by_short_ones() -> None:
 @pytest.mark.parametrize("window", [None, 4096])
 def test_a_step_writes_in_place(window: int | None) -> None:
     """A copy of one block's keys would show in the peak of the memory; rows stand at different positions."""
-    wide = core.build(CONFIG | {"num_key_value_heads": 4, "head_dim": 32, "sliding_window": window}).model
+    wide = core.build(CONFIG | {"num_key_value_heads": 4, "head_dim": 64, "sliding_window": window}).model
+    if backend() == "cuda":  # there, the kernel that writes in place takes bfloat16
+        wide.set_dtype(mx.bfloat16)
     mx.eval(wide.parameters())
     batch = core.Batch(wide, max_rows=8)
     for i in range(8):
         batch.submit(prompt(i, 300 + 20 * i), max_tokens=100)
     while len(batch._running.rows) < 8:
         batch.step()
-    batch.step()
-    buffers = [array.nbytes for array in batch._running.groups.cache.arrays()]
+    buffers = [array.nbytes for array in batch._running.groups.caches[0].arrays()]
+    for _ in range(3):  # the first copies what was read, and a kernel's first launch compares it with its reference
+        batch.step()
     mx.synchronize()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
@@ -169,7 +173,7 @@ def test_a_free_place_does_not_make_rows_uneven() -> None:
     free = []
     for _ in range(12):
         batch.step()
-        assert len(set(batch._running.groups.cache.lengths)) == 1
+        assert len(set(batch._running.groups.caches[0].lengths)) == 1
         free.append(batch._running.groups.places.count(None))
     assert 1 in free, "seven rows of eight do not move for the one that has gone"
     batch.close()

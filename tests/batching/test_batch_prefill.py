@@ -9,11 +9,12 @@ import pytest
 
 import core
 from core.batching.pace import Pace
+from core.nn.groups import CacheGroups
 from tests.batching.models import check_alone, model, prompt
 
 
 class Counting:
-    """A model that notes the shape of each call."""
+    """A model that notes the shape of the tokens for each cache in each call."""
 
     vocab_size = model("full").vocab_size
     make_cache = staticmethod(model("full").make_cache)
@@ -21,17 +22,27 @@ class Counting:
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, ...]] = []
+        self.passes = 0
 
     def modules(self) -> list[object]:
         return []
 
     def hidden_states(self, tokens: mx.array, cache: Any = None, lengths: Any = None) -> mx.array:
-        self.calls.append(tuple(tokens.shape))
+        self.passes += 1
+        if isinstance(cache, CacheGroups):
+            assert tokens.shape[1] == 1
+            self.calls += [(each.batch, seq) for each, seq in zip(cache.caches, cache.seqs, strict=True)]
+            assert tokens.shape[0] == sum(rows * seq for rows, seq in self.calls[-len(cache.caches) :])
+        else:
+            self.calls.append(tuple(tokens.shape))
         return model("full").hidden_states(tokens, cache, lengths)
 
 
 def test_a_long_prompt_stalls_nobody() -> None:
-    """Between two tokens of those who run lies one chunk, at most; each step gives each of them one token."""
+    """Between two tokens of those who run lies one chunk, at most; each step gives each of them one token.
+
+    Weights are read once a step, chunk or no chunk.
+    """
     counting = Counting()
     batch = core.Batch(counting, max_rows=5, prefill_chunk=32)
     runs = [batch.submit(prompt(i, 5), max_tokens=200) for i in range(3)]
@@ -42,7 +53,9 @@ def test_a_long_prompt_stalls_nobody() -> None:
     steps = 0
     while not late.done:
         counting.calls.clear()
+        counting.passes = 0
         events = batch.step()
+        assert counting.passes == 1
         told = [event.request for event in events if event.chunk is not None and event.chunk.token_id is not None]
         assert all(request in told for request in runs)
         assert sum(rows * tokens for rows, tokens in counting.calls if tokens > 1) <= 32
@@ -102,7 +115,7 @@ def test_prompts_of_very_different_lengths_are_not_padded_to_one() -> None:
 )
 def test_the_pace_finds_the_largest_chunk_that_fits(step: float, fixed: float, token: float, expected: int) -> None:
     """A device that takes ``step`` ms for a decode step, ``fixed`` more with a chunk and ``token`` for each of it."""
-    pace = Pace(512)
+    pace = Pace(512, least=16)
     for _ in range(5):
         pace.record(step, 0)
     took = []
@@ -118,7 +131,7 @@ def test_the_pace_finds_the_largest_chunk_that_fits(step: float, fixed: float, t
 
 
 def test_the_pace_slows_down_when_chunks_get_dear() -> None:
-    pace = Pace(512)
+    pace = Pace(512, least=16)
     for _ in range(5):
         pace.record(8.0, 0)
     for depth in range(400):

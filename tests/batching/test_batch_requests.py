@@ -212,11 +212,15 @@ def test_a_model_that_fails_ends_who_runs_and_nobody_after() -> None:
                 raise RuntimeError("the model broke")
             return model("full").hidden_states(tokens, cache, lengths)
 
-    batch = core.Batch(Fragile(), max_rows=2)
+    batch = core.Batch(Fragile(), max_rows=3, prefill_chunk=4)
     doomed = [batch.submit(prompt(i, 5), max_tokens=20) for i in range(2)]
+    for _ in range(3):
+        batch.step()
+    doomed.append(batch.submit(prompt(3, 50), max_tokens=20))  # read beside them
     saved = batch.submit(prompt(5, 5), max_tokens=8)
     for _ in range(5):
         batch.step()
+    assert batch._prompts.rows
     broken = True
     events = batch.step()
     broken = False

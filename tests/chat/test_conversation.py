@@ -24,13 +24,13 @@ QUESTIONS = ["Once upon a time", "Tom ran to the tree. And?", "The end", "ROMEO:
 
 @pytest.fixture
 def processed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Tokens of each call of the model, prompts and single steps."""
+    """Tokens of each call of the model, prompts and single steps, without padding."""
     seen: list[int] = []
     hidden_states = core.nn.Decoder.hidden_states
 
-    def counting(self: Any, tokens: mx.array, *more: Any, **named: Any) -> mx.array:
-        seen.append(tokens.shape[1])
-        return hidden_states(self, tokens, *more, **named)
+    def counting(self: Any, tokens: mx.array, cache: Any = None, lengths: Any = None) -> mx.array:
+        seen.append(tokens.shape[1] if lengths is None else lengths[0])
+        return hidden_states(self, tokens, cache, lengths)
 
     monkeypatch.setattr(core.nn.Decoder, "hidden_states", counting)
     return seen
