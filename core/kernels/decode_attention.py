@@ -82,7 +82,7 @@ def _reference_in_parts(
     weights = mx.where(mine[:, None, None], mx.power(2.0, scores - best), 0.0)
     sums = mx.sum(weights, axis=-1, keepdims=True)
     outputs = weights @ values.astype(mx.float32)[:, :, None]
-    return mx.concatenate([outputs, best, sums], axis=-1).reshape(rows, -1, parts, dim + 2)
+    return mx.concatenate([outputs, best, sums], axis=-1).reshape(rows, -1, 1, parts, dim + 2)
 
 
 def _seen(
@@ -123,7 +123,7 @@ def _kernel(head_dim: int, group: int, in_parts: bool) -> Kernel:
         if not in_parts:
             return Launch((rows * kv_heads * threads, 1, 1), (threads, 1, 1), queries.shape, queries.dtype)
         parts = _parts(rows * kv_heads, slots)
-        shape = (rows, kv_heads * group, parts, head_dim + 2)
+        shape = (rows, kv_heads * group, 1, parts, head_dim + 2)
         return Launch((rows * kv_heads * threads, parts, 1), (threads, 1, 1), shape, mx.float32)
 
     def supports(

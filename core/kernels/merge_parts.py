@@ -14,47 +14,52 @@ from core.kernels.fused import Launch
 from core.kernels.kernel import Kernel
 
 NOTHING = -1e30
-"""The maximum of a part that has no key."""
+"""The scale of a part that has no key."""
 
+# Two features for each thread, in one pass, so that several parts are on their way at a time: what one row waits for.
 _BODY = """
-    const int parts = found_shape[2], width = found_shape[3], dim = width - 2;
-    const float* from = found + static_cast<long long>(blockIdx.x) * parts * width;
-    float best = -1e30f, total = 0.f, value = 0.f;
-    for (int p = 0; p < parts; ++p) best = fmaxf(best, from[p * width + dim]);
+    const int parts = found_shape[3], width = found_shape[4] / 2;
+    const float2* from = reinterpret_cast<const float2*>(found) + static_cast<long long>(blockIdx.x) * parts * width;
+    float best = -1e30f, total = 0.f, x = 0.f, y = 0.f;
+#pragma unroll 8
     for (int p = 0; p < parts; ++p) {
-      const float weight = exp2f(from[p * width + dim] - best);
-      total += weight * from[p * width + dim + 1];
-      value += weight * from[p * width + threadIdx.x];
+      const float2 weight = from[p * width + width - 1], value = from[p * width + threadIdx.x];
+      const float top = fmaxf(best, weight.x), faded = exp2f(best - top), added = exp2f(weight.x - top);
+      total = total * faded + added * weight.y;
+      x = x * faded + added * value.x;
+      y = y * faded + added * value.y;
+      best = top;
     }
-    out[static_cast<long long>(blockIdx.x) * dim + threadIdx.x] = __float2bfloat16_rn(value / total);
+    reinterpret_cast<__nv_bfloat162*>(out)[static_cast<long long>(blockIdx.x) * (width - 1) + threadIdx.x] =
+        __floats2bfloat162_rn(x / total, y / total);
 """
 
 
 def _reference(found: mx.array) -> mx.array:
     values, best, sums = found[..., :-2], found[..., -2:-1], found[..., -1:]
-    weights = mx.power(2.0, best - mx.max(best, axis=2, keepdims=True))
-    merged = mx.sum(weights * values, axis=2) / mx.sum(weights * sums, axis=2)
-    return merged[:, :, None].astype(mx.bfloat16)
+    weights = mx.power(2.0, best - mx.max(best, axis=3, keepdims=True))
+    return (mx.sum(weights * values, axis=3) / mx.sum(weights * sums, axis=3)).astype(mx.bfloat16)
 
 
 def _launch(found: mx.array) -> Launch:
-    rows, heads, _, width = found.shape
-    threads = width - 2
-    return Launch((rows * heads * threads, 1, 1), (threads, 1, 1), (rows, heads, 1, threads), mx.bfloat16)
+    first, second, third, _, width = found.shape
+    threads = width // 2 - 1
+    shape = (first, second, third, width - 2)
+    return Launch((first * second * third * threads, 1, 1), (threads, 1, 1), shape, mx.bfloat16)
 
 
 def _supports(found: mx.array) -> bool:
-    return found.dtype == mx.float32 and found.ndim == 4 and 32 <= found.shape[3] - 2 <= 1024
+    return found.dtype == mx.float32 and found.ndim == 5 and found.shape[4] in range(34, 1026, 2)
 
 
 def _samples(key: mx.array, _dtype: mx.Dtype) -> list[tuple[mx.array, ...]]:
     samples: list[tuple[mx.array, ...]] = []
-    for shape, part in zip(((1, 4, 33, 128), (3, 2, 2, 64)), mx.random.split(key, 2), strict=True):
+    for shape, part in zip(((1, 4, 1, 33, 128), (3, 5, 2, 2, 64)), mx.random.split(key, 2), strict=True):
         keys = mx.random.split(part, 3)
         values = mx.random.normal(shape, key=keys[0])
-        best = 3 * mx.random.normal((*shape[:3], 1), key=keys[1])
-        sums = mx.random.uniform(1, 20, (*shape[:3], 1), key=keys[2])
-        empty = (mx.arange(shape[2]) == 1)[:, None]
+        best = 3 * mx.random.normal((*shape[:4], 1), key=keys[1])
+        sums = mx.random.uniform(1, 20, (*shape[:4], 1), key=keys[2])
+        empty = (mx.arange(shape[3]) == 1)[:, None]
         samples.append(
             (
                 mx.concatenate(
@@ -69,9 +74,9 @@ def _samples(key: mx.array, _dtype: mx.Dtype) -> list[tuple[mx.array, ...]]:
 def merge_parts() -> Kernel:
     """The kernel ``found -> merged``.
 
-    ``found`` is float32 ``[rows, heads, parts, head_dim + 2]``: of each part the output, not yet divided by the sum of
-    its weights, then the largest score (times log₂ e; ``NOTHING`` where there was no key), relative to which weights
-    are, and that sum. ``merged`` is bfloat16 ``[rows, heads, 1, head_dim]``.
+    ``found`` is float32 ``[..., parts, head_dim + 2]``, three axes before the parts: of each part the weighted sum of
+    its values, then the scale of its weights, a power of two (``NOTHING`` where there was no key), and their sum, in
+    that scale too. ``merged`` is bfloat16 ``[..., head_dim]``.
     """
     return Kernel(
         "merge_parts",
