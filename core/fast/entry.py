@@ -6,8 +6,6 @@ an error means the ordinary path, with one warning.
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import warnings
 import weakref
 
@@ -18,7 +16,7 @@ from core.fast.layout import problem
 from core.fast.shape import StepShape
 from core.fast.step import FastStep
 from core.kernels import KernelWarning
-from core.kernels.device import current_device
+from core.kernels.device import current_device, multiprocessors
 from core.nn import Cache, Decoder
 
 _TOLERANCE = 0.05  # of the logits' norm: bfloat16 steps through many layers differ by a hundredth
@@ -65,27 +63,11 @@ def device_reason() -> str | None:
     device = current_device()
     if device is None or device.language != "cuda" or device.build is not mx.fast.cuda_kernel:
         return "no CUDA device"
-    if mx.device_info(mx.Device(mx.gpu)).get("compute_capability_major") != 9:
+    if device.capability != 9:
         return "a device that is not of compute capability 9"
     if multiprocessors() == 0:
         return "an unknown number of multiprocessors"
     return None
-
-
-@functools.cache
-def multiprocessors() -> int:
-    """Multiprocessors of the first CUDA device; 0 where the driver does not say."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-        device, count = ctypes.c_int(), ctypes.c_int()
-        if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
-            return 0
-        failed = driver.cuDeviceGetAttribute(
-            ctypes.byref(count), 16, device
-        )  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
-    except OSError:
-        return 0
-    return 0 if failed else count.value
 
 
 def _agrees(model: Decoder, description: Description) -> bool:

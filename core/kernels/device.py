@@ -5,6 +5,7 @@ Knows MLX's devices and the environment variable ``CORE_KERNELS``; knows no kern
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -28,11 +29,13 @@ class KernelDevice:
         name: what a warning calls it.
         language: which of a kernel's sources it takes.
         build: has the signature of ``mx.fast.metal_kernel`` and ``mx.fast.cuda_kernel``; a test passes its own.
+        capability: the major number of a CUDA device's compute capability; 0 where there is none, or nobody says.
     """
 
     name: str
     language: Language
     build: Callable[..., Any]
+    capability: int = 0
 
 
 # A tuple of one, because None is a choice too: the reference.
@@ -109,7 +112,7 @@ def _gpu() -> KernelDevice | None:
     if mx.metal.is_available():
         return KernelDevice(_gpu_name("Metal GPU"), "metal", mx.fast.metal_kernel)
     if mx.cuda.is_available():
-        return KernelDevice(_gpu_name("CUDA GPU"), "cuda", mx.fast.cuda_kernel)
+        return KernelDevice(_gpu_name("CUDA GPU"), "cuda", mx.fast.cuda_kernel, _capability())
     return None
 
 
@@ -118,3 +121,23 @@ def _gpu_name(default: str) -> str:
         return str(mx.device_info(mx.Device(mx.gpu)).get("device_name", default))
     except Exception:  # only a label: an MLX that words this differently must not cost the kernels
         return default
+
+
+def _capability() -> int:
+    return int(mx.device_info(mx.Device(mx.gpu)).get("compute_capability_major", 0))
+
+
+@functools.cache
+def multiprocessors() -> int:
+    """Multiprocessors of the first CUDA device; 0 where the driver does not say."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        device, count = ctypes.c_int(), ctypes.c_int()
+        if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+            return 0
+        failed = driver.cuDeviceGetAttribute(
+            ctypes.byref(count), 16, device
+        )  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+    except OSError:
+        return 0
+    return 0 if failed else count.value
