@@ -39,7 +39,8 @@ class Kernel:
         metal, cuda: bodies for ``mx.fast.metal_kernel`` and ``mx.fast.cuda_kernel``, which write ``out``.
         header: text before the body: includes, and functions that it calls.
         shared_memory: bytes of dynamic shared memory that a block of the CUDA source takes.
-        in_place: the source writes inputs too, and takes them with whatever strides they have; called by ``launched``.
+        in_place: the source takes inputs where they lie, with whatever strides they have, and may write them; called by
+            ``launched``.
         tolerance: allowed error for each dtype of the output; one that it does not list has the default of
             ``core.kernels.compare``, and an integer none at all.
         supports: whether the sources take these inputs; reads shapes and dtypes only. Empty arrays never reach it.

@@ -4,7 +4,6 @@ FlashAttention-2's arrangement (Dao, 2023): each warp has all keys to itself. Fo
 """
 
 HEADER = r"""
-template <typename Out>
 __device__ __forceinline__ void attend(const Queries& queries, const Slots& keys, const Slots& values,
                                        const int* bounds, int first, Out* out, int heads, unsigned char* memory) {
   const int lane = threadIdx.x & 31, within = (threadIdx.x >> 5) * TILES * 16, mine = first + within;
@@ -12,15 +11,14 @@ __device__ __forceinline__ void attend(const Queries& queries, const Slots& keys
   const Sight sight(bounds, queries.slot(first), queries.slot(first + ROWS - 1));
   const auto load = [&](int i) {
     if (i < sight.tiles) {
-      const u32 to = stages + i % STAGES * 2 * TILE_BYTES;
+      const u32 to = stages + i % 2 * 2 * TILE_BYTES;
       keys.load(to, sight.at(i));
       values.load(to + TILE_BYTES, sight.at(i));
     }
     copy_commit();
   };
-  queries.load(asked, first);
-#pragma unroll
-  for (int i = 0; i + 1 < STAGES; ++i) load(i);
+  queries.load(memory, first);
+  load(0);
 
   // Eight lanes point to the rows of a matrix; 16 rows by 16 columns are four: keys side by side, others above.
   const int swizzle = lane & 7;
@@ -34,10 +32,10 @@ __device__ __forceinline__ void attend(const Queries& queries, const Slots& keys
   Softmax softmax;
 #pragma unroll 1
   for (int i = 0; i < sight.tiles; ++i) {
-    copy_wait<STAGES - 2>();
+    copy_wait<0>();
     __syncthreads();
-    load(i + STAGES - 1);
-    const u32 stage = stages + i % STAGES * 2 * TILE_BYTES;
+    load(i + 1);
+    const u32 stage = stages + i % 2 * 2 * TILE_BYTES;
     float s[TILES][KEY_TILES][4];
 #pragma unroll
     for (int n = 0; n < TILES * KEY_TILES * 4; ++n) (&s[0][0][0])[n] = 0.f;

@@ -1,4 +1,4 @@
-"""CUDA text: what a tile of queries sees of a buffer of keys, its softmax, and how parts of an attention are merged.
+"""CUDA text: what a tile of queries sees of a buffer of keys, how both are read, and the softmax.
 
 For sources that multiply. Knows the layout of tensor cores, where a lane holds columns ``2 t`` and ``2 t + 1`` of rows
 ``g`` and ``g + 8`` of each tile of 16 rows and 8 columns; the namespace that it is in and its constants come before it.
@@ -10,9 +10,9 @@ constexpr int THREADS = WARPS * 32, ROWS = WARPS * TILES * 16;
 constexpr int PIECES = HEAD_DIM / 8, STEP = THREADS / PIECES;  // 16 bytes each; rows that a block copies at a time
 constexpr int FEATURE_TILES = HEAD_DIM / 8, KEY_TILES = KEYS / 8;
 constexpr int ASKED_BYTES = ROWS * HEAD_DIM * 2, TILE_BYTES = KEYS * HEAD_DIM * 2;
-constexpr int PART_FEATURES = HEAD_DIM + 4;  // and the logarithm (base 2) of their weight, until rows are aligned
-// Weights stay below 2^SLACK: what they are scaled by changes only when a maximum has grown by more, which is soon rare.
-constexpr float SLACK = 8.f, NOTHING = -1e30f;
+constexpr int FEATURES = PARTS ? HEAD_DIM + 2 : HEAD_DIM;  // of a part: and the scale and the sum of its weights
+// Weights stay below 2^SLACK: what they are scaled by changes only when a maximum has grown by more: soon rarely.
+constexpr float SLACK = 8.f;
 static_assert(STEP % 8 == 0 && KEYS % STEP == 0 && ROWS % STEP == 0, "threads copy whole rows");
 
 // Where 16 bytes of a row lie in shared memory: 64 features together, and eight rows of a column in different banks.
@@ -23,17 +23,24 @@ __device__ __forceinline__ u32 place(int row, int piece) {
 
 struct Queries {  // that share a key/value head
   const __nv_bfloat16* data;
-  long long head, position;  // strides
+  long long head, position, feature;  // strides
   int group, seq, start;
 
   // Rows of tiles are the heads of one query after another, so that a tile reads its keys once for all of them.
   __device__ __forceinline__ int query(int row) const { return min(row / group, seq - 1); }
   __device__ __forceinline__ int slot(int row) const { return start + query(row); }
-  __device__ __forceinline__ void load(u32 to, int first) const {
+  __device__ __forceinline__ void load(unsigned char* to, int first) const {
     const int piece = threadIdx.x % PIECES;
+    const bool wide = feature == 1 && ((reinterpret_cast<u64>(data) | (head | position) * 2) & 15) == 0;
     for (int row = threadIdx.x / PIECES; row < ROWS; row += STEP) {
       const int at = first + row;
-      copy16(to + place<ROWS>(row, piece), data + query(at) * position + at % group * head + piece * 8);
+      const __nv_bfloat16* from = data + query(at) * position + at % group * head + piece * 8 * feature;
+      unsigned char* mine = to + place<ROWS>(row, piece);
+      if (wide) {
+        copy16(smem_address(mine), from);
+      } else {  // another's view, which may begin anywhere
+        for (int i = 0; i < 8; ++i) reinterpret_cast<__nv_bfloat16*>(mine)[i] = from[i * feature];
+      }
     }
   }
 };
@@ -51,19 +58,21 @@ struct Slots {  // of one head of a buffer
   }
 };
 
-// The tiles that rows of queries see, between two bounds: some in front, and those near the queries.
+// A part of the tiles that a block's queries see, those at slots from low to high: some in front, and some near them.
 struct Sight {
-  int kept, window, front, fronts, near, tiles;
+  int kept, window, fronts, near, first, tiles;
 
   __device__ __forceinline__ Sight(const int* bounds, int low, int high) : kept(bounds[0]), window(bounds[1]) {
-    const int from = bounds[3], end = min(bounds[4], high + 1);
-    front = from / KEYS;
-    const int behind = max(front, (min(kept, end) + KEYS - 1) / KEYS);
-    fronts = behind - front;
-    near = max(behind, max(from, low - window + 1) / KEYS);
-    tiles = fronts + max(0, (end + KEYS - 1) / KEYS - near);
+    fronts = (min(kept, high + 1) + KEYS - 1) / KEYS;
+    near = max(fronts, max(0, low - window + 1) / KEYS);
+    const int all = fronts + high / KEYS + 1 - near, parts = gridDim.y, each = (all + parts - 1) / parts;
+    first = blockIdx.y * each;
+    tiles = max(0, min(each, all - first));
   }
-  __device__ __forceinline__ int at(int i) const { return (i < fronts ? front + i : near + i - fronts) * KEYS; }
+  __device__ __forceinline__ int at(int i) const {
+    const int tile = first + i;
+    return (tile < fronts ? tile : near + tile - fronts) * KEYS;
+  }
   __device__ __forceinline__ bool shows(int query, int slot) const {
     return slot <= query && (slot > query - window || slot < kept);
   }
@@ -78,8 +87,8 @@ struct Softmax {
   }
 
   // Hides what a warp's rows do not see of a tile.
-  static __device__ __forceinline__ void hide(float (&s)[TILES][KEY_TILES][4], const Sight& sight, const Queries& queries,
-                                              int row, int at) {
+  static __device__ __forceinline__ void hide(float (&s)[TILES][KEY_TILES][4], const Sight& sight,
+                                              const Queries& queries, int row, int at) {
     const int low = queries.slot(row), high = queries.slot(row + TILES * 16 - 1);
     if (at + KEYS - 1 <= low && (at > high - sight.window || at + KEYS <= sight.kept)) return;
     const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3;
@@ -145,11 +154,9 @@ struct Softmax {
         for (int i = 0; i < 4; ++i) o[m][n][i] *= faded[m][i >> 1];
   }
 
-  // Writes a warp's rows: bfloat16, or (float) a part.
-  template <typename Out>
+  // Writes a warp's rows. Of a part: values that are weighted already, in a scale that is the sum of all weights.
   __device__ __forceinline__ void store(const float (&o)[TILES][FEATURE_TILES][4], const Queries& queries, int row,
                                         Out* out, int heads) const {
-    constexpr bool PART = sizeof(Out) == 4;
     const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3;
 #pragma unroll
     for (int m = 0; m < TILES; ++m)
@@ -161,15 +168,19 @@ struct Softmax {
         const int mine = row + m * 16 + h * 8 + g, query = mine / queries.group;
         if (query >= queries.seq) continue;
         const long long place = static_cast<long long>(query) * heads + mine % queries.group;
-        Out* to = out + place * (PART ? PART_FEATURES : HEAD_DIM);
-        const float weight = total > 0.f ? 1.f / total : 0.f;
+        Out* to = out + (place * gridDim.y + blockIdx.y) * FEATURES;
+        const bool any = total > 0.f;
+        const float weight = any ? 1.f / total : 0.f;
 #pragma unroll
         for (int n = 0; n < FEATURE_TILES; ++n) {
           const float x = o[m][n][h * 2] * weight, y = o[m][n][h * 2 + 1] * weight;
-          if constexpr (PART) *reinterpret_cast<float2*>(to + n * 8 + t * 2) = make_float2(x, y);
+          if constexpr (PARTS) *reinterpret_cast<float2*>(to + n * 8 + t * 2) = make_float2(x, y);
           else *reinterpret_cast<u32*>(to + n * 8 + t * 2) = pack(x, y);
         }
-        if constexpr (PART) to[HEAD_DIM + t] = total > 0.f ? maximum[m][h] + log2f(total) : -INFINITY;
+        if constexpr (PARTS)
+          if (t == 0)
+            *reinterpret_cast<float2*>(to + HEAD_DIM) =
+                make_float2(any ? maximum[m][h] + log2f(total) : NOTHING, any ? 1.f : 0.f);
       }
   }
 };
@@ -177,46 +188,17 @@ struct Softmax {
 
 BODY = """
     extern __shared__ __align__(1024) unsigned char memory[];
-    const int rows = queries_shape[0], heads = queries_shape[1], seq = queries_shape[2];
-    const int kv_heads = cache_k_shape[1], slots = cache_k_shape[2], group = heads / kv_heads;
+    const int heads = queries_shape[1], seq = queries_shape[2], kv_heads = cache_k_shape[1], slots = cache_k_shape[2];
     // Blocks that read the same slots are neighbours, those with most to read first.
-    const int tiles = (seq * group + SPACE::ROWS - 1) / SPACE::ROWS, tile = tiles - 1 - blockIdx.x % tiles;
-    const int part = blockIdx.x / tiles % bounds_shape[0], head = blockIdx.x / tiles / bounds_shape[0];
-    const int kv = head % kv_heads, row = head / kv_heads, place = part * rows + row;
-    const int* seen = bounds + place * 5;
+    const int group = heads / kv_heads, tiles = (seq * group + SPACE::ROWS - 1) / SPACE::ROWS;
+    const int tile = tiles - 1 - blockIdx.x % tiles, head = blockIdx.x / tiles;
+    const int kv = head % kv_heads, row = head / kv_heads;
+    const int* seen = bounds + row * 3;
     SPACE::attend({queries + row * queries_strides[0] + kv * group * queries_strides[1], queries_strides[1],
-                   queries_strides[2], group, seq, seen[2]},
+                   queries_strides[2], queries_strides[3], group, seq, seen[2]},
                   {cache_k + row * cache_k_strides[0] + kv * cache_k_strides[1], cache_k_strides[2], slots},
                   {cache_v + row * cache_v_strides[0] + kv * cache_v_strides[1], cache_v_strides[2], slots}, seen,
-                  tile * SPACE::ROWS, out + (static_cast<long long>(place) * seq * heads + kv * group) * SPACE::FEATURES,
-                  heads, memory);
-"""
-
-MERGE = r"""
-using namespace corelm_cuda;
-constexpr int PART_FEATURES = HEAD_DIM + 4;
-// Parts of an attention, one after another, to the whole: four features for each thread.
-__device__ __forceinline__ void merge(const float* parts, int count, long long rows, __nv_bfloat16* out) {
-  const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x, row = i / (HEAD_DIM / 4);
-  if (row >= rows) return;
-  const float* from = parts + row * PART_FEATURES;
-  const long long next = rows * PART_FEATURES;
-  float best = -INFINITY, total = 0.f;
-  for (int p = 0; p < count; ++p) best = fmaxf(best, from[p * next + HEAD_DIM]);
-  const int feature = i % (HEAD_DIM / 4) * 4;
-  float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
-  for (int p = 0; p < count; ++p) {
-    const float weight = power2(from[p * next + HEAD_DIM] - best);
-    const float4 x = *reinterpret_cast<const float4*>(from + p * next + feature);
-    total += weight;
-    sum = make_float4(sum.x + weight * x.x, sum.y + weight * x.y, sum.z + weight * x.z, sum.w + weight * x.w);
-  }
-  const float scale = 1.f / total;
-  *reinterpret_cast<uint2*>(out + row * HEAD_DIM + feature) =
-      make_uint2(pack(sum.x * scale, sum.y * scale), pack(sum.z * scale, sum.w * scale));
-}
-"""
-
-MERGE_BODY = """
-    SPACE::merge(parts, parts_shape[0], static_cast<long long>(parts_shape[1]) * parts_shape[2] * parts_shape[3], out);
+                  tile * SPACE::ROWS,
+                  out + (static_cast<long long>(row) * seq * heads + kv * group) * gridDim.y * SPACE::FEATURES, heads,
+                  memory);
 """

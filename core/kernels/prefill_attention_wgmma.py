@@ -1,4 +1,4 @@
-"""CUDA text: attention of a tile of queries with ``wgmma``, Hopper's products of four warps, whose keys are never loaded.
+"""CUDA text: attention of a tile of queries with ``wgmma``, Hopper's products of four warps, keys in shared memory.
 
 FlashAttention-3's arrangement within a warp group (Shah et al., 2024): scores of the next keys, and the sum over these
 values, are under way while the softmax is taken. Follows ``prefill_attention_source``.
@@ -13,18 +13,24 @@ def _numbers(start: int, count: int) -> str:
     return "{" + ", ".join(f"%{i}" for i in range(start, start + count)) + "}"
 
 
+def _product(sums: int, a: str, options: str) -> str:
+    """Adds to so many sums of a lane the product of what is in registers or memory (``a``) with a matrix in memory."""
+    b = sums + a.count("%")
+    operands = f"{_numbers(0, sums)}, {a}, %{b}, p, {options}"
+    return f"setp.ne.b32 p, %{b + 1}, 0; wgmma.mma_async.sync.aligned.m64n{2 * sums}k16.f32.bf16.bf16 {operands};"
+
+
 def _products(columns: int) -> str:
     """Products of 64 rows with so many columns over 16 of the inner dimension, and waiting for them."""
     sums = columns // 2
-    form = f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16"
     return f"""
 __device__ __forceinline__ void multiply(float* d, u64 a, u64 b, int add, Columns<{columns}>) {{
-  asm volatile("{{ .reg .pred p; setp.ne.b32 p, %{sums + 2}, 0; {form} {_numbers(0, sums)}, %{sums}, %{sums + 1}, p, 1, 1, 0, 0; }}"
+  asm volatile("{{ .reg .pred p; {_product(sums, f"%{sums}", "1, 1, 0, 0")} }}"
                : {_registers("+f", "d", sums)}
                : "l"(a), "l"(b), "r"(add));
 }}
 __device__ __forceinline__ void multiply(float* d, const u32* a, u64 b, Columns<{columns}>) {{
-  asm volatile("{{ .reg .pred p; setp.ne.b32 p, %{sums + 5}, 0; {form} {_numbers(0, sums)}, {_numbers(sums, 4)}, %{sums + 4}, p, 1, 1, 1; }}"
+  asm volatile("{{ .reg .pred p; {_product(sums, _numbers(sums, 4), "1, 1, 1")} }}"
                : {_registers("+f", "d", sums)}
                : {_registers("r", "a", 4)}, "l"(b), "r"(1));
 }}
@@ -55,7 +61,6 @@ __device__ __forceinline__ u64 matrix(u32 at, u32 next) {
 HEADER = (
     PRODUCTS
     + r"""
-template <typename Out>
 __device__ __forceinline__ void attend(const Queries& queries, const Slots& keys, const Slots& values,
                                        const int* bounds, int first, Out* out, int heads, unsigned char* memory) {
   const int within = (threadIdx.x >> 5) * 16, mine = first + within;
@@ -67,7 +72,7 @@ __device__ __forceinline__ void attend(const Queries& queries, const Slots& keys
   const auto load_values = [&](int i) {
     if (i < sight.tiles) values.load(held + (2 + i % 2) * TILE_BYTES, sight.at(i));
   };
-  queries.load(asked, first);
+  queries.load(memory, first);
   load_keys(0);
   copy_commit();
   load_values(0);

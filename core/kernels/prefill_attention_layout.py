@@ -1,0 +1,104 @@
+"""How attention of several new tokens is laid out over blocks and warps, and the CUDA text of that.
+
+Knows which devices take which layout; knows no array.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from core.kernels import prefill_attention_mma, prefill_attention_wgmma
+from core.kernels.cuda import PRIMITIVES
+from core.kernels.merge_parts import NOTHING
+from core.kernels.prefill_attention_source import BODY, HEADER
+
+HEAD_DIMS = (64, 128)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A source and its compile-time constants.
+
+    Attributes:
+        head_dim: features of a head.
+        warps: warps of a block.
+        tiles: tiles of 16 queries for each warp.
+        keys: slots of a tile of keys; shared memory holds two, and two of values.
+        blocks: blocks of a multiprocessor.
+        text: the source's own part.
+    """
+
+    name: str
+    head_dim: int
+    warps: int
+    tiles: int
+    keys: int
+    blocks: int
+    text: str
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.warps * 32
+
+    @property
+    def rows(self) -> int:
+        """Queries of a block, those of all heads."""
+        return self.warps * self.tiles * 16
+
+    @property
+    def shared_memory(self) -> int:
+        """Bytes of a block."""
+        return (self.rows + 4 * self.keys) * self.head_dim * 2
+
+    def source(self, name: str, *, parts: bool) -> tuple[str, str]:
+        """The header and the body of a kernel of this name, which leaves parts or the whole."""
+        space, out = f"corelm_{name}", "float" if parts else "__nv_bfloat16"
+        constants = {
+            "HEAD_DIM": self.head_dim,
+            "WARPS": self.warps,
+            "TILES": self.tiles,
+            "KEYS": self.keys,
+        }
+        lines = [f"constexpr int {key} = {value};" for key, value in constants.items()]
+        scale = self.head_dim**-0.5 * math.log2(math.e)
+        lines.append(f"constexpr float SCORE_SCALE = {scale!r}f, NOTHING = {NOTHING!r}f;")
+        lines.append(f"constexpr bool PARTS = {str(parts).lower()};\ntypedef {out} Out;")
+        array = "const __nv_bfloat16* {0}, {1}const __grid_constant__ Strides {0}_strides"
+        parameters = [
+            array.format("queries", "const __grid_constant__ Shape queries_shape, "),
+            array.format("cache_k", "const __grid_constant__ Shape cache_k_shape, "),
+            array.format("cache_v", ""),
+            f"const int32_t* bounds, {out}* out",
+        ]
+        declaration = (  # to say how many threads a block has: registers are shared out by that
+            f"namespace mlx::core::cu {{ __global__ void __launch_bounds__({self.threads}, {self.blocks}) "
+            f"custom_kernel_{name}({', '.join(parameters)}); }}\n"
+        )
+        text = f"namespace {space} {{\n" + "\n".join(lines) + HEADER + self.text + "}\n"
+        return "#include <cuda_bf16.h>\n" + PRIMITIVES + text + declaration, BODY.replace("SPACE", space)
+
+
+# The fastest of several, measured on an H200: Hopper's products are half as fast again as those that all devices
+# know, and 64 features leave the registers for two blocks that wait for each other's softmax.
+_MMA = {
+    dim: Layout("mma", dim, warps=4, tiles=2, keys=64, blocks=2, text=prefill_attention_mma.HEADER) for dim in HEAD_DIMS
+}
+_WGMMA = {
+    64: Layout("wgmma", 64, warps=4, tiles=1, keys=128, blocks=2, text=prefill_attention_wgmma.HEADER),
+    128: Layout("wgmma", 128, warps=8, tiles=1, keys=128, blocks=1, text=prefill_attention_wgmma.HEADER),
+}
+LAYOUTS = (*_MMA.values(), *_WGMMA.values())
+
+
+def runs(layout: Layout, capability: int) -> bool:
+    """Whether a device of this compute capability (major) has the instructions of a layout."""
+    return capability == 9 if layout.name == "wgmma" else capability >= 8
+
+
+def layout_for(capability: int, head_dim: int) -> Layout | None:
+    """The fastest that a device of this compute capability (major) runs; None where there is none."""
+    if capability < 8:
+        return None
+    return (_WGMMA if capability == 9 else _MMA).get(head_dim)
