@@ -11,6 +11,8 @@ import mlx.core as mx
 
 from core.nn.span import Limit, Reach, Write
 
+_EVERYTHING = 1 << 29  # a window that no buffer fills
+
 
 class View:
     """The slots that a step's queries see.
@@ -25,7 +27,7 @@ class View:
     Attributes:
         first, last: the range of slots to attend to.
         decodes: one query a row, and a cache.
-        mask: for ``mx.fast.scaled_dot_product_attention`` over that range; None where nothing is hidden.
+        masked: what is seen of that range takes an array to say.
     """
 
     def __init__(self, starts: Sequence[int], seq: int, write: Write | None, reach: Reach, window: int | None) -> None:
@@ -36,10 +38,31 @@ class View:
         if isinstance(reach, Limit) and (window is None or window > reach.tokens):
             self._kept, self._recent = reach.kept, reach.tokens - reach.kept
         self._over: dict[int, mx.array] = {}
+        self._mask: mx.array | None = None
         self._bounds: mx.array | None = None
+        self._windows: mx.array | None = None
+        self._aligned = write is None or write.aligned
         self.decodes = seq == 1 and write is not None
         self.first, self.last = 0, seq if write is None else write.last
-        self.mask = self._build()
+        if self._aligned and self._recent is not None and not self._kept:
+            self.first = max(0, starts[0] - self._recent + 1 - self._base(0))
+        hides = self._recent is not None and starts[0] + seq - self._recent > self._kept
+        # Behind first tokens that are kept, what is seen lies on both sides of what is not.
+        self.masked = not self._aligned or (hides and (self._kept > 0 or seq > 1))
+
+    @property
+    def mask(self) -> mx.array | str | None:
+        """For ``mx.fast.scaled_dot_product_attention`` over the range; None where nothing is hidden."""
+        if not self.masked:
+            return None if self._seq == 1 else "causal"
+        if not self._aligned or self._kept:
+            return self.over(self.last)
+        if self._mask is None:
+            # Only differences of positions matter here: count from the first visible key.
+            keys = self.last - self.first
+            queries = mx.arange(keys - self._seq, keys, dtype=mx.int32)[:, None]
+            self._mask = self._band(queries, mx.arange(keys, dtype=mx.int32))
+        return self._mask
 
     def over(self, slots: int) -> mx.array:
         """The mask over the first ``slots`` slots, in use or not: bool ``[batch or 1, 1, seq, slots]``."""
@@ -52,30 +75,25 @@ class View:
         """For one query a row, what it sees: int32 ``[rows, 3]``, as ``decode_attention_kernel`` takes it."""
         if self._bounds is None:
             rows = []
-            for row, start in enumerate(self._starts):
-                slot = start - self._base(row)
+            for row in range(len(self._starts)):
+                slot = self._slot(row)
                 first = 0 if self._recent is None else max(0, slot - self._recent + 1)
                 rows.append([self._kept, first, slot + 1] if first > self._kept else [0, 0, slot + 1])
             self._bounds = mx.array(rows, dtype=mx.int32)
         return self._bounds
 
-    def _build(self) -> mx.array | str | None:
-        if self._write is not None and not self._write.aligned:
-            return self.over(self.last)
-        start = self._starts[0]
-        hides = self._recent is not None and start + self._seq - self._recent > self._kept
-        if hides and self._kept:  # what is seen lies on both sides of what is not
-            return self.over(self.last)
-        if self._recent is not None and not self._kept:
-            self.first = max(0, start - self._recent + 1 - self._base(0))
-        if self._seq == 1:
-            return None
-        if not hides:
-            return "causal"
-        # Only differences of positions matter here: count from the first visible key.
-        keys = self.last - self.first
-        queries = mx.arange(keys - self._seq, keys, dtype=mx.int32)[:, None]
-        return self._band(queries, mx.arange(keys, dtype=mx.int32))
+    @property
+    def windows(self) -> mx.array:
+        """For several queries a row, what they see of the range: int32 ``[rows, 3]``, for the prefill's kernel."""
+        if self._windows is None:
+            window = _EVERYTHING if self._recent is None else min(self._recent, _EVERYTHING)
+            rows = [[self._kept, window, self._slot(row) - self.first] for row in range(len(self._starts))]
+            self._windows = mx.array(rows, dtype=mx.int32)
+        return self._windows
+
+    def _slot(self, row: int) -> int:
+        """The slot of a row's first query."""
+        return self._starts[row] - self._base(row)
 
     def _base(self, row: int) -> int:
         return 0 if self._write is None else self._write.base[row]
@@ -83,7 +101,7 @@ class View:
     def _between(self, slots: int) -> mx.array:
         """The mask from positions, counted as slots are; unused slots lie behind every query."""
         steps, keys = mx.arange(self._seq, dtype=mx.int32)[:, None], mx.arange(slots, dtype=mx.int32)
-        offsets = [start - self._base(row) for row, start in enumerate(self._starts)]
+        offsets = [self._slot(row) for row in range(len(self._starts))]
         if len(set(offsets)) == 1:
             queries = (steps + offsets[0])[None, None]
         else:
