@@ -6,7 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from core.kernels.few_rows import _KERNELS, InParts, _shape
+from core.kernels import check_kernel
+from core.kernels.few_rows import _KERNELS, InParts, _Shape, _shape
 from core.kernels.sum_parts import sum_parts
 
 
@@ -45,3 +46,12 @@ def test_parts_add_up_to_the_product(bits: int, features: int) -> None:
     expected = np.array(x) @ np.array(mx.dequantize(*packed, 64, bits)).T
     np.testing.assert_allclose(np.array(mx.sum(found, axis=0)), expected, atol=1.5, rtol=2e-2)  # weights are bfloat16
     assert mx.array_equal(sum_parts(found), mx.sum(found, axis=0).astype(mx.bfloat16))
+
+
+@pytest.mark.parametrize(
+    "shape", [shape for shape in _KERNELS if shape.batch_tiles in (1, 8)], ids=lambda shape: shape.name
+)
+def test_references_agree_in_every_dtype(shape: _Shape) -> None:
+    kernel = _KERNELS[shape]
+    report = check_kernel(kernel.kernel if isinstance(kernel, InParts) else kernel)  # type: ignore[arg-type]
+    assert report.status in ("ok", "reference"), [case for case in report.cases if not case.ok]
