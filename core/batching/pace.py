@@ -10,10 +10,10 @@ from statistics import median_low
 
 from core.device import backend
 
-_LEAST = {"cpu": 16, "metal": 64, "cuda": 256}
-"""Tokens of the smallest chunk: what the device reads in about the time of a few (benchmarks/LOG.md, 9; Metal's is a
+_LEAST = {"cpu": 16, "metal": 64, "cuda": 64}
+"""Tokens of the smallest chunk: what the device reads in about the time of a few (benchmarks/LOG.md, 10; Metal's is a
 guess)."""
-_MOST = 2.6  # undisturbed steps that a step with a chunk may take
+_MOST = 2.75  # undisturbed steps that a step with a chunk may take
 _CHEAP = 1.1
 """… or so many steps with the smallest chunk, which reads all weights: more tokens may cost nearly nothing."""
 _KNOWN = 3  # undisturbed steps to have seen

@@ -7,8 +7,8 @@ HEADER = r"""
 namespace corelm_few_rows {
 using namespace corelm_cuda;
 // A lane holds 16 bytes of a row at a time, four lanes a slice of one: OCTETS times 8 features each.
-constexpr int LANE = 128 / BITS, OCTETS = LANE / 8, SLICE = 4 * LANE, EACH = CHUNK / SLICE / SPLIT;
-constexpr int STRIDE = CHUNK * 2 + 64, COLUMNS = 8 * BATCH_TILES, BLOCK_ROWS = WARPS / SPLIT * ROW_TILES * 16;
+constexpr int LANE = 128 / BITS, OCTETS = LANE / 8, SLICE = 4 * LANE, EACH = CHUNK / SLICE;
+constexpr int STRIDE = CHUNK * 2 + 64, COLUMNS = 8 * BATCH_TILES, BLOCK_ROWS = WARPS * ROW_TILES * 16;
 
 struct Weights {
   uint4 integers[ROW_TILES][2];
@@ -106,65 +106,78 @@ __device__ __forceinline__ void multiply(float (&sums)[ROW_TILES][BATCH_TILES][4
   }
 }
 
-__device__ __forceinline__ void product(const __nv_bfloat16* x, const Matrix& matrix, __nv_bfloat16* out, int rows,
-                                        u8* smem) {
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, part = warp % SPLIT;
-  const int within = warp / SPLIT * ROW_TILES * 16, first = blockIdx.x * BLOCK_ROWS + within;
-  const int features = matrix.features, chunks = (features + CHUNK - 1) / CHUNK;
+__device__ __forceinline__ void put(__nv_bfloat16* to, float value) { *to = __float2bfloat16_rn(value); }
+__device__ __forceinline__ void put(float* to, float value) { *to = value; }
+
+// The chunks of the features that are this block's, of so many: parts of as many chunks as can be, and a rest.
+struct Range {
+  int first, last;
+  __device__ __forceinline__ explicit Range(int features) {
+    const int chunks = (features + CHUNK - 1) / CHUNK, each = (chunks + gridDim.y - 1) / gridDim.y;
+    first = min(static_cast<int>(blockIdx.y) * each, chunks);
+    last = min(first + each, chunks);
+  }
+};
+
+template <typename Out>
+__device__ __forceinline__ void product(const __nv_bfloat16* x, const Matrix& matrix, Out* out, int rows, u8* smem) {
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+  const int within = warp * ROW_TILES * 16, first = blockIdx.x * BLOCK_ROWS + within;
+  const int features = matrix.features;
+  const Range chunks(features);
   const bool aligned = (reinterpret_cast<u64>(x) & 15) == 0;
   float sums[ROW_TILES][BATCH_TILES][4];
 #pragma unroll
   for (int i = 0; i < ROW_TILES * BATCH_TILES * 4; ++i) (&sums[0][0][0])[i] = 0.f;
   Weights ahead[2];
-  matrix.load(ahead[0], first, part);
-  matrix.load(ahead[1], first, SPLIT + part);
-  stage(smem, x, rows, features, 0, aligned);
-  for (int c = 0; c < chunks; ++c) {
-    if (c + 1 < chunks) stage(smem + (c + 1 & 1) * COLUMNS * STRIDE, x, rows, features, (c + 1) * CHUNK, aligned);
+  matrix.load(ahead[0], first, chunks.first * EACH);
+  matrix.load(ahead[1], first, chunks.first * EACH + 1);
+  stage(smem + (chunks.first & 1) * COLUMNS * STRIDE, x, rows, features, chunks.first * CHUNK, aligned);
+  for (int c = chunks.first; c < chunks.last; ++c) {
+    if (c + 1 < chunks.last) stage(smem + (c + 1 & 1) * COLUMNS * STRIDE, x, rows, features, (c + 1) * CHUNK, aligned);
     else copy_commit();
     copy_wait<1>();
     __syncthreads();
     const u8* held = smem + (c & 1) * COLUMNS * STRIDE;
 #pragma unroll
     for (int p = 0; p < EACH; ++p) {
-      multiply(sums, ahead[p & 1], held + (p * SPLIT + part) * SLICE * 2);
-      matrix.load(ahead[p & 1], first, (c * EACH + p + 2) * SPLIT + part);
+      multiply(sums, ahead[p & 1], held + p * SLICE * 2);
+      matrix.load(ahead[p & 1], first, c * EACH + p + 2);
     }
     __syncthreads();
   }
-  float* parts = reinterpret_cast<float*>(smem);  // [SPLIT][BLOCK_ROWS][COLUMNS + 1]
+  float* turned = reinterpret_cast<float*>(smem);  // [BLOCK_ROWS][COLUMNS + 1]
 #pragma unroll
   for (int r = 0; r < ROW_TILES; ++r)
 #pragma unroll
     for (int n = 0; n < BATCH_TILES; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        parts[(part * BLOCK_ROWS + within + r * 16 + (i >> 1) * 8 + g) * (COLUMNS + 1) + n * 8 + t * 2 + (i & 1)] =
-            sums[r][n][i];
+        turned[(within + r * 16 + (i >> 1) * 8 + g) * (COLUMNS + 1) + n * 8 + t * 2 + (i & 1)] = sums[r][n][i];
   __syncthreads();
   for (int i = threadIdx.x; i < rows * BLOCK_ROWS; i += WARPS * 32) {
     const int row = i / BLOCK_ROWS, n = i % BLOCK_ROWS;
-    float sum = 0.f;
-#pragma unroll
-    for (int s = 0; s < SPLIT; ++s) sum += parts[(s * BLOCK_ROWS + n) * (COLUMNS + 1) + row];
-    out[static_cast<u64>(row) * gridDim.x * BLOCK_ROWS + blockIdx.x * BLOCK_ROWS + n] = __float2bfloat16_rn(sum);
+    put(out + static_cast<u64>(row) * gridDim.x * BLOCK_ROWS + blockIdx.x * BLOCK_ROWS + n,
+        turned[n * (COLUMNS + 1) + row]);
   }
 }
 
 // For arrays that begin where no wide load may.
+template <typename Out>
 __device__ __forceinline__ void slowly(const __nv_bfloat16* x, const u32* weight, const __nv_bfloat16* scales,
-                                       const __nv_bfloat16* biases, int features, __nv_bfloat16* out, int rows) {
+                                       const __nv_bfloat16* biases, int features, Out* out, int rows) {
+  const Range chunks(features);
   for (int i = threadIdx.x; i < rows * BLOCK_ROWS; i += WARPS * 32) {
     const u64 row = i / BLOCK_ROWS, n = blockIdx.x * BLOCK_ROWS + i % BLOCK_ROWS;
     float sum = 0.f;
-    for (int k = 0; k < features; ++k) {
+    for (int k = chunks.first * CHUNK; k < min(chunks.last * CHUNK, features); ++k) {
       const u32 word = weight[n * (features / 32 * BITS) + k / (32 / BITS)];
       const float integer = static_cast<float>(word >> k % (32 / BITS) * BITS & ((1u << BITS) - 1u));
       const u64 group = n * (features / 64) + k / 64;
       const float value = fmaf(integer, __bfloat162float(scales[group]), __bfloat162float(biases[group]));
       sum += __bfloat162float(__float2bfloat16_rn(value)) * __bfloat162float(x[row * features + k]);
     }
-    out[row * gridDim.x * BLOCK_ROWS + n] = __float2bfloat16_rn(sum);
+    put(out + row * gridDim.x * BLOCK_ROWS + n, sum);
   }
 }
 }  // namespace corelm_few_rows
@@ -175,6 +188,7 @@ BODY = """
     int rows = 1;
     for (int axis = 0; axis + 1 < x_ndim; ++axis) rows *= x_shape[axis];
     const int features = x_shape[x_ndim - 1];
+    out += static_cast<size_t>(blockIdx.y) * rows * gridDim.x * corelm_few_rows::BLOCK_ROWS;
     if (((reinterpret_cast<unsigned long long>(weight)) & 15) != 0) {
         corelm_few_rows::slowly(x, weight, scales, biases, features, out, rows);
     } else {

@@ -11,8 +11,9 @@ from collections import deque
 import mlx.core as mx
 
 from core.device import backend
+from core.kernels.few_rows import MOST_ROWS
 
-_FROM = 128
+_FROM = MOST_ROWS + 1
 """Tokens from which quantized matrices become floats on CUDA, and a block takes longer than the host's wait for one."""
 _AHEAD = 2  # blocks that may be under way: enough that the device never waits
 

@@ -103,8 +103,8 @@ def test_prompts_of_very_different_lengths_are_not_padded_to_one() -> None:
 @pytest.mark.parametrize(
     ("step", "fixed", "token", "expected"),
     [
-        (8.0, 0.0, 0.027, 256),
-        (1.0, 0.0, 0.027, 32),
+        (8.0, 0.0, 0.03, 256),
+        (1.0, 0.0, 0.03, 32),
         (8.0, 0.0, 0.5, 16),
         (5.0, 0.0, 0.0, 512),
         (2.0, 2.0, 0.001, 512),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from core.kernels import check_kernel, reference_only
-from core.kernels.few_rows import MOST_ROWS, few_rows_kernel
+from core.kernels.few_rows import MOST_ROWS, InParts, few_rows_kernel
 from core.nn import Linear, QuantizedLinear
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not mx.cuda.is_available(), reason="no CUDA device")]
@@ -37,7 +37,9 @@ def exact(x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, bit
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("rows", [1, 2, 7, 8, 9, 16, 17, 31, 33, 63, 64])
-@pytest.mark.parametrize("sizes", [(256, 256), (512, 4096), (128, 640), (9216, 896)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(256, 256), (512, 4096), (128, 640), (9216, 896), (4096, 14336), (384, 2432)], ids=str
+)
 def test_value(rows: int, sizes: tuple[int, int], bits: int) -> None:
     packed = matrix(*sizes, bits, seed=rows)
     x = mx.random.normal((1, rows, sizes[1]), key=mx.random.key(rows + 1)).astype(mx.bfloat16)
@@ -97,8 +99,10 @@ def test_a_layer_and_its_gradient(bits: int, rows: int) -> None:
         assert difference.item() < 1e-2
 
 
+@pytest.mark.parametrize("features", [512, 4096])
 @pytest.mark.parametrize("rows", [1, 12, 20, 64])
-def test_the_kernel_s_own_check(rows: int) -> None:
-    kernel = few_rows_kernel(rows, matrix(256, 512, 4)[0], 4, 64, "affine")
+def test_the_kernel_s_own_check(rows: int, features: int) -> None:
+    kernel = few_rows_kernel(rows, matrix(256, features, 4)[0], 4, 64, "affine")
+    assert isinstance(kernel, InParts) == (features == 4096)
     assert kernel is not None
-    assert check_kernel(kernel).status == "ok"
+    assert check_kernel(kernel.kernel if isinstance(kernel, InParts) else kernel).status == "ok"
