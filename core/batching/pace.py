@@ -15,7 +15,7 @@ _LEAST = {"cpu": 16, "metal": 64, "cuda": 64}
 guess)."""
 _MOST = 2.75  # undisturbed steps that a step with a chunk may take
 _CHEAP = 1.1
-"""… or so many steps with the smallest chunk, which reads all weights: more tokens may cost nearly nothing."""
+"""… or so many steps with the cheapest chunk, which reads all weights: more tokens may cost nearly nothing."""
 _KNOWN = 3  # undisturbed steps to have seen
 _RECENT = 3  # steps with chunks of one size that count; the lower median, as compiling something makes outliers
 
@@ -52,9 +52,9 @@ class Pace:
         self._took.setdefault(prompt_tokens, deque(maxlen=_RECENT)).append(seconds)
         if len(self._undisturbed) < _KNOWN or prompt_tokens != self._size:
             return
-        most = _MOST * median_low(self._undisturbed)
-        if self._least in self._took:
-            most = max(most, _CHEAP * median_low(self._took[self._least]))
+        # What has been seen of the smallest may be old, and from when it was the first: a larger one bounds it.
+        cheapest = min(map(median_low, self._took.values()))
+        most = max(_MOST * median_low(self._undisturbed), _CHEAP * cheapest)
         if median_low(self._took[self._size]) > most and self._size > self._least:
             self._size = max(self._least, self._size // 2)
         elif self._expected(min(self.limit, self._size * 2)) < most:

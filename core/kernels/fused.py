@@ -151,7 +151,7 @@ class FusedSource:
         The check makes arrays of its own from a random key of its own. MLX evaluates such arrays at any time, even
         while ``mx.compile``, ``mx.grad`` or ``mx.vmap`` trace the call that asked for it.
         """
-        shape_class = _shape_class(inputs, launch)
+        shape_class = self._shape_class(inputs, launch)
         if shape_class in self._verified:
             return None
         for sample in self._samples(inputs, shape_class):
@@ -162,13 +162,18 @@ class FusedSource:
         self._verified.add(shape_class)
         return None
 
+    def _shape_class(self, inputs: tuple[mx.array, ...], launch: Launch) -> Hashable:
+        """Equal for inputs that run the same compiled code."""
+        constant = _METAL_CONSTANT_SIZE if self.device.language == "metal" else 0
+        return launch.template, tuple((x.dtype, x.ndim == 0, x.size < constant) for x in inputs)
+
     def _samples(self, inputs: tuple[mx.array, ...], shape_class: Hashable) -> list[tuple[mx.array, ...]]:
         key = check_key()
         dtype = next((x.dtype for x in inputs if x.dtype in _FLOATS), inputs[0].dtype)
         samples = [
             sample
             for sample in self.kernel.sample_inputs(key, dtype)
-            if self.claims(sample) and _shape_class(sample, self.kernel.launch(*sample)) == shape_class
+            if self.claims(sample) and self._shape_class(sample, self.kernel.launch(*sample)) == shape_class
         ]
         if samples:
             return samples
@@ -261,11 +266,6 @@ def _arguments(launch: Launch) -> dict[str, Any]:
         "threadgroup": launch.threadgroup,
         "template": list(launch.template) or None,
     }
-
-
-def _shape_class(inputs: tuple[mx.array, ...], launch: Launch) -> Hashable:
-    """Equal for inputs that run the same compiled code."""
-    return launch.template, tuple((x.dtype, x.ndim == 0, x.size < _METAL_CONSTANT_SIZE) for x in inputs)
 
 
 def _first_line(error: Exception) -> str:

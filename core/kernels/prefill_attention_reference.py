@@ -79,6 +79,7 @@ def samples(head_dim: int) -> Callable[[mx.array, mx.Dtype], list[tuple[mx.array
         ([411], 33, 2, 2, 450, 0, 100),
         ([7, 130], 21, 4, 1, 160, 5, 64),
         ([20, 380], 20, 3, 1, 400, 140, 90),
+        ([0, 60, 31], 9, 2, 1, 70, 0, 20),
     ]
 
     def made(key: mx.array, dtype: mx.Dtype) -> list[tuple[mx.array, ...]]:
