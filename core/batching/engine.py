@@ -39,6 +39,7 @@ from core.nn.rows import RowTemplate
 if TYPE_CHECKING:
     from core.prompt_cache import PrefixCache
 
+_ALLOCATED = 1 << 29  # bytes of a prompt's cache between two decode steps: a GPU takes a millisecond
 _SHARE = 0.9  # of the memory that is free when the batch is made, for caches
 
 
@@ -154,6 +155,8 @@ class Batch:
         self._let_in_and_out()
         previous, self._flight = self._flight, None
         reading, budget = self._prompts.turn(bool(self._running.rows))
+        if reading is not None and self._running.rows and reading.allocate(_ALLOCATED):
+            reading = None
         beside = None if reading is None or self._apart(reading) else reading
         prompt_tokens = self._read(reading, budget) if reading is not None and beside is None else 0
         try:

@@ -13,7 +13,7 @@ from core.device import backend
 _LEAST = {"cpu": 16, "metal": 64, "cuda": 64}
 """Tokens of the smallest chunk: what the device reads in about the time of a few (benchmarks/LOG.md, 10; Metal's is a
 guess)."""
-_MOST = 2.75  # undisturbed steps that a step with a chunk may take
+_MOST = 2.6  # undisturbed steps that a step with a chunk may take
 _CHEAP = 1.1
 """… or so many steps with the cheapest chunk, which reads all weights: more tokens may cost nearly nothing."""
 _KNOWN = 3  # undisturbed steps to have seen
@@ -52,8 +52,7 @@ class Pace:
         self._took.setdefault(prompt_tokens, deque(maxlen=_RECENT)).append(seconds)
         if len(self._undisturbed) < _KNOWN or prompt_tokens != self._size:
             return
-        # What has been seen of the smallest may be old, and from when it was the first: a larger one bounds it.
-        cheapest = min(map(median_low, self._took.values()))
+        cheapest = min(map(min, self._took.values()))  # whatever disturbs a step makes it longer
         most = max(_MOST * median_low(self._undisturbed), _CHEAP * cheapest)
         if median_low(self._took[self._size]) > most and self._size > self._least:
             self._size = max(self._least, self._size // 2)

@@ -44,6 +44,21 @@ class Reading:
         self.cache = cache
         self._ids = [row.request.prompt_ids[held:-1] for row, held in zip(rows, cache.lengths, strict=True)]
         self._done = 0
+        self._unallocated = cache.arrays()
+
+    def allocate(self, nbytes: int) -> bool:
+        """Allocates buffers of the cache, up to about so many bytes; false where no more are left than one pass may.
+
+        The buffers of a long prompt take a device longer than a step, all at once.
+        """
+        if self._done or sum(array.nbytes for array in self._unallocated) <= nbytes:
+            self._unallocated = []
+            return False
+        now: list[mx.array] = []
+        while self._unallocated and sum(array.nbytes for array in now) < nbytes:
+            now.append(self._unallocated.pop())
+        mx.async_eval(now)
+        return True
 
     @property
     def left(self) -> int:

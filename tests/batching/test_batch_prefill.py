@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 
 import core
+from core.batching import engine
 from core.batching.pace import Pace
 from core.nn.groups import CacheGroups
 from tests.batching.models import check_alone, model, prompt
@@ -69,6 +70,27 @@ def test_a_long_prompt_stalls_nobody() -> None:
         request.cancel()
     list(batch)
     for request in (*runs, late, short):
+        check_alone("full", request)
+
+
+def test_the_buffers_of_a_long_prompt_come_little_by_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And those who decode get a token in each of these steps, too."""
+    counting = Counting()
+    batch = core.Batch(counting, max_rows=3)
+    runs = batch.submit(prompt(1, 5), max_tokens=60)
+    for _ in range(3):
+        batch.step()
+    monkeypatch.setattr(engine, "_ALLOCATED", 1)
+    late = batch.submit(prompt(4, 300), max_tokens=3)
+    buffers = len(model("full").layers) * 2
+    for _ in range(buffers):
+        counting.calls.clear()
+        assert any(event.request is runs for event in batch.step())
+        assert counting.calls == [(1, 1)]
+    batch.step()
+    assert counting.calls[-1][1] > 1
+    list(batch)
+    for request in (runs, late):
         check_alone("full", request)
 
 
