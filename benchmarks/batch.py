@@ -194,16 +194,15 @@ def measure(model: Any, peer: PeerProcess | None, generate: int, options: dict[s
     if arguments.join is not None:
         more = {"join": prompt(arguments.join, vocabulary), "before": arguments.before}
     print(f"{len(prompts)} requests, {sum(lengths):,} prompt tokens, {generate} new ones each", flush=True)
-    # The first round compiles, on both sides, and is not counted.
+    # The first round compiles, on both sides, and is not counted; so it runs to the end, through all numbers of rows.
     mine: list[dict[str, Any]] = []
     theirs: list[dict[str, Any]] = []
     for number in range(arguments.repeats + 1):
-        count = generate if number or more else min(generate, 16)
-        mine.append(ours(model, prompts, count, options, **more))
+        mine.append(ours(model, prompts, generate, options, **more))
         gc.collect()
         mx.clear_cache()
         if peer is not None:
-            theirs.append(peer.batch(prompts, count, **more))
+            theirs.append(peer.batch(prompts, generate, **more))
         if number and more:
             show_join("core", mine[-1])
             if theirs:

@@ -155,7 +155,7 @@ class Batch:
         self._let_in_and_out()
         previous, self._flight = self._flight, None
         reading, budget = self._prompts.turn(bool(self._running.rows))
-        if reading is not None and self._running.rows and reading.allocate(_ALLOCATED):
+        if reading is not None and self._running.rows and reading.left > budget and reading.allocate(_ALLOCATED):
             reading = None
         beside = None if reading is None or self._apart(reading) else reading
         prompt_tokens = self._read(reading, budget) if reading is not None and beside is None else 0

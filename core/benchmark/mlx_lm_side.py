@@ -115,4 +115,5 @@ class Side:
         generator.close()
         mx.synchronize()
         peak = mx.get_peak_memory()
+        mx.clear_cache()  # the other side's turn
         return {"times": list(times.values()), "joined": joined, "first": first, "peak_memory": peak}

@@ -76,7 +76,7 @@ def test_a_long_prompt_stalls_nobody() -> None:
 def test_the_buffers_of_a_long_prompt_come_little_by_little(monkeypatch: pytest.MonkeyPatch) -> None:
     """And those who decode get a token in each of these steps, too."""
     counting = Counting()
-    batch = core.Batch(counting, max_rows=3)
+    batch = core.Batch(counting, max_rows=3, prefill_chunk=64)
     runs = batch.submit(prompt(1, 5), max_tokens=60)
     for _ in range(3):
         batch.step()
@@ -94,7 +94,9 @@ def test_the_buffers_of_a_long_prompt_come_little_by_little(monkeypatch: pytest.
         check_alone("full", request)
 
 
-def test_a_crowd_is_read_at_once() -> None:
+@pytest.mark.parametrize("allocated", [1, 1 << 29])
+def test_a_crowd_is_read_at_once(monkeypatch: pytest.MonkeyPatch, allocated: int) -> None:
+    monkeypatch.setattr(engine, "_ALLOCATED", allocated)
     counting = Counting()
     batch = core.Batch(counting, max_rows=32, prefill_chunk=16, prefill_burst=256)
     requests = [batch.submit(prompt(i % 7, 33), max_tokens=8) for i in range(32)]
