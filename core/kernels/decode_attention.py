@@ -50,7 +50,7 @@ class _InParts:
 
     def launched(self, *inputs: mx.array) -> mx.array | None:
         found = self._kernel.launched(*inputs)
-        return None if found is None else merge_parts()(found)
+        return None if found is None else merge_parts(found)
 
 
 def _parts(heads: int, slots: int) -> int:

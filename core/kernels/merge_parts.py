@@ -5,8 +5,6 @@ Knows partial sums; knows no keys.
 
 from __future__ import annotations
 
-import functools
-
 import mlx.core as mx
 
 from core.kernels.compare import Tolerance
@@ -70,21 +68,19 @@ def _samples(key: mx.array, _dtype: mx.Dtype) -> list[tuple[mx.array, ...]]:
     return samples
 
 
-@functools.cache
-def merge_parts() -> Kernel:
-    """The kernel ``found -> merged``.
+merge_parts = Kernel(
+    "merge_parts",
+    _reference,
+    launch=_launch,
+    sample_inputs=_samples,
+    cuda=_BODY,
+    header="#include <cuda_bf16.h>\n",
+    tolerance={mx.bfloat16: Tolerance(1e-3, 1.6e-2)},
+    supports=_supports,
+)
+"""``found -> merged``.
 
-    ``found`` is float32 ``[..., parts, head_dim + 2]``, three axes before the parts: of each part the weighted sum of
-    its values, then the scale of its weights, a power of two (``NOTHING`` where there was no key), and their sum, in
-    that scale too. ``merged`` is bfloat16 ``[..., head_dim]``.
-    """
-    return Kernel(
-        "merge_parts",
-        _reference,
-        launch=_launch,
-        sample_inputs=_samples,
-        cuda=_BODY,
-        header="#include <cuda_bf16.h>\n",
-        tolerance={mx.bfloat16: Tolerance(1e-3, 1.6e-2)},
-        supports=_supports,
-    )
+``found`` is float32 ``[..., parts, head_dim + 2]``, three axes before the parts: of each part the weighted sum of
+its values, then the scale of its weights, a power of two (``NOTHING`` where there was no key), and their sum, in
+that scale too. ``merged`` is bfloat16 ``[..., head_dim]``.
+"""

@@ -42,7 +42,7 @@ class PrefillAttention:
         found = self.kernel.launched(*inputs)
         if found is None:
             return None
-        return (merge_parts()(found) if found.ndim == 5 else found).swapaxes(1, 2)
+        return (merge_parts(found) if found.ndim == 5 else found).swapaxes(1, 2)
 
 
 @functools.lru_cache(256)

@@ -45,7 +45,7 @@ def test_parts_are_the_whole(rows: int, slots: int) -> None:
     assert (_parts(rows * 2, slots) > 1) == (slots >= 512)
     expected = by_definition(inputs)
     np.testing.assert_allclose(np.array(_reference(*inputs)), expected, atol=1e-5)
-    merged = merge_parts().reference(_reference_in_parts(*inputs)).astype(mx.float32)
+    merged = merge_parts.reference(_reference_in_parts(*inputs)).astype(mx.float32)
     np.testing.assert_allclose(np.array(merged), expected, atol=1e-2)
 
 
