@@ -28,7 +28,7 @@ def decode_logits(model: Any, caches: Sequence[Cache], tokens: mx.array, chunk: 
     with inference():
         if chunk is not None:
             groups = CacheGroups(
-                [*caches, chunk.cache],
+                [*caches, chunk.reading.cache],
                 [1] * len(caches) + [chunk.tokens.shape[1]],
                 [None] * len(caches) + [chunk.counts],
             )

@@ -22,7 +22,7 @@ from core.batching.flight import Flight
 from core.batching.groups import capacity_class
 from core.batching.options import wanted
 from core.batching.pace import Pace
-from core.batching.prefill import Reading
+from core.batching.prefill import Chunk, Reading
 from core.batching.prefixes import Prefixes
 from core.batching.prompts import Prompts
 from core.batching.request import BatchEvent, BatchRequest
@@ -39,7 +39,7 @@ from core.nn.rows import RowTemplate
 if TYPE_CHECKING:
     from core.prompt_cache import PrefixCache
 
-_ALLOCATED = 1 << 29  # bytes of a prompt's cache between two decode steps: a GPU takes a millisecond
+_ALLOCATED = 1 << 29  # bytes of a long prompt's cache in one step, about: a GPU takes a millisecond
 _SHARE = 0.9  # of the memory that is free when the batch is made, for caches
 
 
@@ -49,15 +49,16 @@ class Batch:
     ``submit`` and ``BatchRequest.cancel`` may be called by any thread; ``step``, and iterating, by one at a time.
 
     Greedy ids of a request in float32 are those of ``LanguageModel.stream``, whatever else is in the batch and whenever
-    it joins; so are sampled ones, by their seed. In shorter floats, sums of another order may decide a near tie.
+    it joins; so are sampled ones, by their seed. In shorter floats, sums of another order may decide a near tie. An
+    error of the model or of the device fails the requests that were in that pass, and no other.
 
     Args:
         model: a ``LanguageModel``, or a ``core.nn.Decoder`` for prompts of ids.
         max_rows: requests that run at a time; others wait, first come, first served.
         max_bytes: of the caches, reserved for prompt and ``max_tokens`` of each request that runs; None takes nine
             tenths of the device's memory that is free now. Buffers that are copied come on top, one block's at a time.
-        prefill_chunk: prompt tokens between two decode steps, at most, while any request decodes. Fewer are taken where
-            a chunk makes a step take more than about twice as long.
+        prefill_chunk: prompt tokens that go with a decode step, at most. Fewer are taken where they make it take more
+            than about two and a half times as long.
         prefill_burst: prompt tokens at once while nothing decodes, and for the prompts that waited then until all of
             them are read.
         prefix: what earlier prompts have left; requests continue from it, and leave theirs there.
@@ -153,21 +154,17 @@ class Batch:
             self._wired = contextlib.ExitStack()
             self._wired.enter_context(wired_memory())
         self._let_in_and_out()
+        chunk, prompt_tokens = self._turn()
         previous, self._flight = self._flight, None
-        reading, budget = self._prompts.turn(bool(self._running.rows))
-        if reading is not None and self._running.rows and reading.left > budget and reading.allocate(_ALLOCATED):
-            reading = None
-        beside = None if reading is None or self._apart(reading) else reading
-        prompt_tokens = self._read(reading, budget) if reading is not None and beside is None else 0
         try:
-            self._flight = self._decode(previous, prompt_tokens, beside, budget)
+            self._flight = self._decode(previous, prompt_tokens, chunk)
             self._prefixes.store()
             if previous is not None:
                 self._told.tokens(previous, more=self._flight is not None)
         except Exception as error:  # of the model or the device: no row's cache can be trusted any more
-            self._fail_running(kept(error), previous, beside)
+            self._fail_running(kept(error), previous, chunk)
         except BaseException:  # an interrupt: the tokens of a step are lost
-            self._fail_running(_interrupted(), previous, beside)
+            self._fail_running(_interrupted(), previous, chunk)
             raise
         if self._wired is not None and not self.pending:
             self._wired.close()
@@ -214,46 +211,42 @@ class Batch:
                     kept(error)
                 self._leave(row)
 
-    def _apart(self, reading: Reading) -> bool:
-        """Whether prompts are read in a pass of their own."""
-        return not self._running.rows or self._template.keeps_state or reading.left == 0
+    def _turn(self) -> tuple[Chunk | None, int | None]:
+        """What of the prompts comes next: a chunk for the next pass; or a pass of its own, and how many tokens that is.
 
-    def _read(self, reading: Reading, budget: int) -> int:
-        """A chunk of prompts in a pass of its own; returns its tokens."""
-        try:
-            # While rows decode, reading their last ids has waited for the chunk before the last one.
-            tokens = reading.read(self._model, budget, wait=not self._running.rows)
-        except BaseException as error:  # of the model or the device, on these prompts; or an interrupt
-            self._fail_reading(reading, kept(error) if isinstance(error, Exception) else _interrupted())
-            if not isinstance(error, Exception):
-                raise
-            return 0
-        self._join(reading)
-        return tokens
+        None instead of a number says that the step will take longer for another reason.
+        """
+        decoding = bool(self._running.rows)
+        reading, budget = self._prompts.turn(decoding)
+        if reading is None:
+            return None, 0
+        turn: tuple[Chunk | None, int | None] = None, 0
+        with self._failing_only(reading):
+            if decoding and reading.left > budget and reading.allocate(_ALLOCATED):
+                turn = None, None
+            elif decoding and reading.left and not self._template.keeps_state:
+                turn = reading.cut(self._model, budget), 0
+            else:
+                # While rows decode, reading their last ids has waited for the chunk before the last one.
+                tokens = reading.read(self._model, budget, wait=not decoding)
+                self._join(reading)
+                turn = None, tokens
+        return turn
 
     def _join(self, reading: Reading) -> None:
         """Lets prompts that are read decode."""
-        if reading.left:
-            return
-        self._prompts.remove(reading)
-        try:
+        if reading.left == 0:
             self._running.join(reading.rows, reading.cache)
-        except BaseException as error:
-            self._fail_reading(reading, kept(error) if isinstance(error, Exception) else _interrupted())
-            if not isinstance(error, Exception):
-                raise
+            self._prompts.remove(reading)
 
-    def _decode(
-        self, previous: Flight | None, prompt_tokens: int, beside: Reading | None, budget: int
-    ) -> Flight | None:
-        """Gives the device the next token of every row, and a chunk of the prompts ``beside`` them."""
+    def _decode(self, previous: Flight | None, prompt_tokens: int | None, chunk: Chunk | None) -> Flight | None:
+        """Gives the device the next token of every row, and a chunk of the prompts beside them."""
         if not self._running.rows:
             self._running.groups.settle()  # caches that nobody needs go now
             return None
-        chunk = None if beside is None else beside.cut(self._model, budget)
         logits = self._running.logits(None if previous is None else previous.choice.ids, chunk)
-        if beside is not None and chunk is not None:
-            prompt_tokens = beside.took(chunk)
+        if chunk is not None:
+            prompt_tokens = chunk.reading.took(chunk)
         flight = None
         while self._running.rows:
             try:
@@ -266,9 +259,21 @@ class Batch:
             mx.async_eval(choice.arrays())
             flight = Flight(choice, list(self._running.rows), prompt_tokens)
             break
-        if beside is not None:
-            self._join(beside)
+        if chunk is not None:
+            with self._failing_only(chunk.reading):
+                self._join(chunk.reading)
         return flight
+
+    @contextlib.contextmanager
+    def _failing_only(self, reading: Reading) -> Iterator[None]:
+        """An error within fails these prompts, and nobody else; an interrupt goes on."""
+        try:
+            yield
+        except Exception as error:
+            self._fail_reading(reading, kept(error))
+        except BaseException:
+            self._fail_reading(reading, _interrupted())
+            raise
 
     def _fail_reading(self, reading: Reading, error: Exception) -> None:
         """Fails the rows of prompts that are being read."""
@@ -277,15 +282,15 @@ class Batch:
             self._waiting.release(row)
             self._told.fail(row, error)
 
-    def _fail_running(self, error: Exception, unread: Flight | None, beside: Reading | None) -> None:
+    def _fail_running(self, error: Exception, unread: Flight | None, chunk: Chunk | None) -> None:
         """Fails the rows that decode, those that have left and wait for their last token, and those read with them."""
         for row in self._running.rows:
             self._waiting.release(row)
         for row in dict.fromkeys([*self._running.rows, *(() if unread is None else unread.rows)]):
             if not row.request.done:
                 self._told.fail(row, error)
-        if beside is not None and beside in self._prompts:
-            self._fail_reading(beside, error)
+        if chunk is not None and chunk.reading in self._prompts:
+            self._fail_reading(chunk.reading, error)
         self._running = Running(self._model, self._template, self._make_cache)
         self._flight = None
 

@@ -20,12 +20,12 @@ class Flight:
     Attributes:
         choice: what was chosen, in the order of ``rows``.
         rows: as they were when the step was made; some may have ended since.
-        prompt_tokens: processed right before it.
+        prompt_tokens: processed with it, or right before it; None where how long it takes says nothing.
     """
 
     choice: Choice
     rows: list[Row]
-    prompt_tokens: int
+    prompt_tokens: int | None
 
     def read(self) -> Iterator[tuple[Row, Token]]:
         """Waits for the step, and gives each row its token."""

@@ -33,7 +33,7 @@ def joining_class(length: int, total: int) -> int:
 
 
 class _Group(Generic[R]):
-    """Rows of one capacity; ``changed``: something else than a step has read or written the buffers."""
+    """Rows of one capacity; ``changed``: something that is not computed yet has read or written the buffers."""
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache

@@ -1,4 +1,4 @@
-"""How many prompt tokens may go between two decode steps, from what the last steps have taken.
+"""How many prompt tokens may go into a decode step, from what the last steps have taken.
 
 Knows durations and counts; knows no model.
 """
@@ -43,7 +43,7 @@ class Pace:
         return self._size if len(self._undisturbed) >= _KNOWN else max(1, self.limit // 4)
 
     def record(self, seconds: float, prompt_tokens: int) -> None:
-        """Takes note of one decode step, before which so many prompt tokens were processed."""
+        """Takes note of one decode step, with which so many prompt tokens were processed."""
         if prompt_tokens == 0:
             self._undisturbed.append(seconds)
             # The next prompt begins at its beginning, where there is less to attend to.

@@ -19,13 +19,13 @@ class Chunk:
     """Some tokens of prompts that are read in together.
 
     Attributes:
-        cache: which takes them in.
+        reading: whose they are; its cache takes them in.
         tokens: int32 ``[rows, width]``.
         counts: real tokens of each row; None when there is no padding.
         size: tokens of the longest row.
     """
 
-    cache: Cache
+    reading: Reading
     tokens: mx.array
     counts: list[int] | None
     size: int
@@ -44,15 +44,15 @@ class Reading:
         self.cache = cache
         self._ids = [row.request.prompt_ids[held:-1] for row, held in zip(rows, cache.lengths, strict=True)]
         self._done = 0
-        self._unallocated = cache.arrays()
+        # A cache that holds something has its buffers.
+        self._unallocated = [] if max(cache.lengths) else cache.arrays()
 
     def allocate(self, nbytes: int) -> bool:
-        """Allocates buffers of the cache, up to about so many bytes; false where no more are left than one pass may.
+        """Allocates buffers of the cache, about so many bytes; false where no more are left than a pass may allocate.
 
         The buffers of a long prompt take a device longer than a step, all at once.
         """
-        if self._done or sum(array.nbytes for array in self._unallocated) <= nbytes:
-            self._unallocated = []
+        if sum(array.nbytes for array in self._unallocated) <= nbytes:
             return False
         now: list[mx.array] = []
         while self._unallocated and sum(array.nbytes for array in now) < nbytes:
@@ -73,10 +73,11 @@ class Reading:
         counts = [len(part) for part in parts]
         width = padded_length(model, held, size)
         tokens = mx.array([part + [0] * (width - len(part)) for part in parts], dtype=mx.int32)
-        return Chunk(self.cache, tokens, counts if min(counts) < width else None, size)
+        return Chunk(self, tokens, counts if min(counts) < width else None, size)
 
     def took(self, chunk: Chunk) -> int:
         """The model has been given a chunk; returns how many tokens of prompts that was."""
+        self._unallocated = []
         mx.async_eval(self.cache.arrays())
         self._done += chunk.size
         return chunk.size * len(self.rows)

@@ -39,7 +39,7 @@ class Told:
         """
         tokens = list(flight.read())
         now = time.perf_counter()
-        if self._last_read is not None:
+        if self._last_read is not None and flight.prompt_tokens is not None:
             self._pace.record(now - self._last_read, flight.prompt_tokens)
         self._last_read = now if more else None
         for row, token in tokens:

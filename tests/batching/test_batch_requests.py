@@ -9,8 +9,9 @@ import mlx.core as mx
 import pytest
 
 import core
-from core.batching import BatchEvent
+from core.batching import BatchEvent, engine
 from core.batching.answer import TimedAnswer
+from core.batching.prefill import Reading
 from core.errors import CoreError, InsufficientMemoryError, ProcessorError, TokenizerError, UsageError
 from core.generation.chooser import Chooser
 from core.text import TextFiles, Tokenizer
@@ -229,6 +230,65 @@ def test_a_model_that_fails_ends_who_runs_and_nobody_after() -> None:
     assert all(isinstance(request.error, RuntimeError) for request in doomed)
     check_alone("full", saved)
     assert batch._waiting.rows == batch._waiting.nbytes == 0
+
+
+class Interrupted:
+    """A model that is interrupted once, in a pass that only reads prompts."""
+
+    def __init__(self, kind: str) -> None:
+        self.model = model(kind)
+        self.vocab_size, self.make_cache, self.head = self.model.vocab_size, self.model.make_cache, self.model.head
+        self.armed = False
+
+    def modules(self) -> list[object]:
+        return []
+
+    def hidden_states(self, tokens: mx.array, cache: Any = None, lengths: Any = None) -> mx.array:
+        if self.armed and tokens.shape[1] > 1:
+            self.armed = False
+            raise KeyboardInterrupt
+        return self.model.hidden_states(tokens, cache, lengths)
+
+
+@pytest.mark.parametrize("steps", range(1, 8))
+def test_an_interrupt_while_a_prompt_is_read_fails_it_alone(steps: int) -> None:
+    """Also where somebody's last token is on its way, and where others join right after."""
+    fragile = Interrupted("state")
+    batch = core.Batch(fragile, max_rows=8, prefill_chunk=16)
+    runs = [batch.submit(prompt(1, 5), max_tokens=30), batch.submit(prompt(3, 5), max_tokens=4)]
+    for _ in range(steps):
+        batch.step()
+    late = batch.submit(prompt(2, 40), max_tokens=5)
+    fragile.armed = True
+    with pytest.raises(KeyboardInterrupt):
+        batch.step()
+    runs += [batch.submit(prompt(4, 1), max_tokens=5), batch.submit(prompt(5, 9), max_tokens=5)]
+    list(batch)
+    for request in runs:
+        check_alone("state", request)
+        assert request.result is not None
+        assert len(request.result.token_ids) == request.max_tokens
+    assert isinstance(late.error, CoreError)
+    assert batch._waiting.rows == batch._waiting.nbytes == 0
+
+
+def test_memory_that_a_long_prompt_lacks_fails_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_ALLOCATED", 1)
+    batch = core.Batch(model("full"), max_rows=8, prefill_chunk=16)
+    runs = batch.submit(prompt(1, 5), max_tokens=12)
+    for _ in range(4):
+        batch.step()
+    late = batch.submit(prompt(2, 200), max_tokens=5)
+
+    def refuse(self: Reading, nbytes: int) -> bool:
+        raise RuntimeError("[malloc] Unable to allocate")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reading, "allocate", refuse)
+        batch.step()
+    list(batch)
+    check_alone("full", runs)
+    assert isinstance(late.error, RuntimeError)
 
 
 def test_cancelled_requests_end_with_what_they_have() -> None:
