@@ -219,17 +219,6 @@ def _choice(name: str, argument: str, values: tuple[int, ...] | list[int]) -> st
     return f"__host__ __device__ constexpr int {name}(int {argument}) {{ return {text}; }}"
 
 
-def declaration(kernel: str, parameters: Sequence[tuple[str, str]]) -> str:
-    """Declares the kernel that MLX will define, to say how many threads a block has: registers are shared out by that.
-
-    Args:
-        parameters: C++ type and name of each.
-    """
-    text = ", ".join(f"{ctype}* {name}" for ctype, name in parameters)
-    bounds = f"__launch_bounds__({THREADS}, 1)"
-    return f"namespace mlx::core::cu {{ __global__ void {bounds} custom_kernel_{kernel}({text}); }}\n"
-
-
 def body(names: Sequence[str | None]) -> str:
     """The kernel's body: the addresses of ``names`` (None: no such field) into shared memory, then the step."""
     lines = ["extern __shared__ __align__(128) unsigned char smem[];"]

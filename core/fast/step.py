@@ -24,11 +24,11 @@ from core.fast.layout import (
     STATE_SIZE,
     THREADS,
     body,
-    declaration,
     header,
     shared_bytes,
     work_bytes,
 )
+from core.kernels.cuda import declaration
 from core.nn import Cache
 from core.nn.cache import KeyValues
 
@@ -144,13 +144,15 @@ def _kernel(description: Description, blocks: int) -> Callable[..., list[mx.arra
         ]
         inputs += [("uint32_t", "token"), ("int32_t", "state"), ("uint32_t", "work"), ("float", "frequencies")]
         outputs = [("__nv_bfloat16", "logits"), ("int32_t", "next_state")]
-        parameters = [*((f"const {ctype}", name) for ctype, name in inputs), *outputs]
+        parameters = [f"const {ctype}* {name}" for ctype, name in inputs] + [
+            f"{ctype}* {name}" for ctype, name in outputs
+        ]
         kernel: Any = mx.fast.cuda_kernel(
             name=_NAME,
             input_names=[name for _, name in inputs],
             output_names=[name for _, name in outputs],
             source=body(names),
-            header=header(shape, blocks) + declaration(_NAME, parameters),
+            header=header(shape, blocks) + declaration(_NAME, THREADS, 1, parameters),
             ensure_row_contiguous=False,
             shared_memory=shared_bytes(shape, blocks),
         )

@@ -1,7 +1,11 @@
-"""CUDA text that several sources are made of: PTX instructions, and pairs of bfloat16.
+"""CUDA text that several sources are made of: PTX instructions, pairs of bfloat16, and what MLX will define.
 
-Knows PTX; knows nothing of models.
+Knows PTX, and how MLX declares a kernel; knows nothing of models.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterable
 
 PRIMITIVES = r"""
 #ifndef CORELM_CUDA
@@ -75,3 +79,21 @@ __device__ __forceinline__ u32 component(const uint4& v, int i) {
 }  // namespace corelm_cuda
 #endif
 """
+
+
+def declaration(kernel: str, threads: int, blocks: int, parameters: Iterable[str]) -> str:
+    """Declares the kernel that MLX will define, to say how many threads a block has: registers are shared out by that.
+
+    Args:
+        threads: of a block.
+        blocks: that a multiprocessor is to run at a time.
+        parameters: type and name of each, exactly as MLX will write them.
+    """
+    bounds = f"__launch_bounds__({threads}, {blocks})"
+    return f"namespace mlx::core::cu {{ __global__ void {bounds} custom_kernel_{kernel}({', '.join(parameters)}); }}\n"
+
+
+def strided(name: str, *, shape: bool = False) -> str:
+    """The parameters of an array of bfloat16 whose source reads its strides, and perhaps its shape."""
+    shaped = f"const __grid_constant__ Shape {name}_shape, " if shape else ""
+    return f"const __nv_bfloat16* {name}, {shaped}const __grid_constant__ Strides {name}_strides"

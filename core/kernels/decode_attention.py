@@ -20,7 +20,7 @@ from typing import Protocol
 import mlx.core as mx
 
 from core.kernels.compare import Tolerance
-from core.kernels.cuda import PRIMITIVES
+from core.kernels.cuda import PRIMITIVES, declaration, strided
 from core.kernels.decode_attention_source import BODY, HEADER, PART, WHOLE
 from core.kernels.device import current_device
 from core.kernels.fused import Launch
@@ -112,17 +112,9 @@ def _made(head_dim: int, group: int, in_parts: bool) -> Kernel:
     lines.append(f"constexpr float SCORE_SCALE = {head_dim**-0.5 * math.log2(math.e)!r}f, NOTHING = {NOTHING!r}f;")
     lines.append(f"constexpr bool PARTS = {str(in_parts).lower()};")
     text = f"namespace {space} {{\n" + "\n".join(lines) + HEADER
-    array = "const __nv_bfloat16* {0}, {1}const __grid_constant__ Strides {0}_strides"
-    parameters = [array.format(one, "") for one in ("queries", "new_key", "new_value")]
-    parameters += [
-        array.format("cache_k", "const __grid_constant__ Shape cache_k_shape, "),
-        array.format("cache_v", ""),
-    ]
+    arrays = [strided(one, shape=one == "cache_k") for one in ("queries", "new_key", "new_value", "cache_k", "cache_v")]
     out = "float" if in_parts else "__nv_bfloat16"
-    declaration = (  # to say how many threads a block has: registers are shared out by that
-        f"namespace mlx::core::cu {{ __global__ void __launch_bounds__({_WARPS * 32}, 2) custom_kernel_{name}("
-        f"{', '.join(parameters)}, const int32_t* bounds, {out}* out); }}\n"
-    )
+    declared = declaration(name, _WARPS * 32, 2, [*arrays, "const int32_t* bounds", f"{out}* out"])
 
     def launch(queries: mx.array, *others: mx.array) -> Launch:
         rows, kv_heads, slots, _ = others[2].shape
@@ -170,7 +162,7 @@ def _made(head_dim: int, group: int, in_parts: bool) -> Kernel:
         launch=launch,
         sample_inputs=samples,
         cuda=body.replace("SPACE", space).replace("GROUP", str(group)).replace("HEAD_DIM", str(head_dim)),
-        header="#include <cuda_bf16.h>\n" + PRIMITIVES + text + declaration,
+        header="#include <cuda_bf16.h>\n" + PRIMITIVES + text + declared,
         in_place=True,
         # Probabilities are rounded to bfloat16, as FlashAttention's are; those of a part are not yet divided by their
         # sum, which is of the order of 100 in the samples.

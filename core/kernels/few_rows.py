@@ -18,7 +18,7 @@ from typing import Protocol
 import mlx.core as mx
 
 from core.kernels.compare import Tolerance
-from core.kernels.cuda import PRIMITIVES
+from core.kernels.cuda import PRIMITIVES, declaration
 from core.kernels.dequantize import rounded_once
 from core.kernels.device import current_device
 from core.kernels.few_rows_source import BODY, HEADER
@@ -112,15 +112,17 @@ class _Shape:
             "WARPS": _WARPS,
         }
         lines = [f"constexpr int {name} = {value};" for name, value in constants.items()]
-        # Declared here to say how many threads a block has: registers are shared out by that.
-        out = "float" if self.in_parts else "__nv_bfloat16"
-        declaration = (
-            f"namespace mlx::core::cu {{ __global__ void __launch_bounds__({_WARPS * 32}, {self.blocks}) "
-            f"custom_kernel_{self.name}(const __nv_bfloat16* x, const __grid_constant__ Shape x_shape, "
-            "const __grid_constant__ int x_ndim, const uint32_t* weight, const __nv_bfloat16* scales, "
-            f"const __nv_bfloat16* biases, {out}* out); }}"
-        )
-        return "\n".join(["#include <cuda_bf16.h>", PRIMITIVES, *lines, HEADER, declaration, ""])
+        parameters = [
+            "const __nv_bfloat16* x",
+            "const __grid_constant__ Shape x_shape",
+            "const __grid_constant__ int x_ndim",
+            "const uint32_t* weight",
+            "const __nv_bfloat16* scales",
+            "const __nv_bfloat16* biases",
+            f"{'float' if self.in_parts else '__nv_bfloat16'}* out",
+        ]
+        declared = declaration(self.name, _WARPS * 32, self.blocks, parameters)
+        return "\n".join(["#include <cuda_bf16.h>", PRIMITIVES, *lines, HEADER, declared])
 
 
 def _reference(shape: _Shape) -> Callable[[mx.array, mx.array, mx.array, mx.array], mx.array]:

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from core.kernels import prefill_attention_mma, prefill_attention_wgmma
-from core.kernels.cuda import PRIMITIVES
+from core.kernels.cuda import PRIMITIVES, declaration, strided
 from core.kernels.merge_parts import NOTHING
 from core.kernels.prefill_attention_source import BODY, HEADER
 
@@ -65,19 +65,10 @@ class Layout:
         scale = self.head_dim**-0.5 * math.log2(math.e)
         lines.append(f"constexpr float SCORE_SCALE = {scale!r}f, NOTHING = {NOTHING!r}f;")
         lines.append(f"constexpr bool PARTS = {str(parts).lower()};\ntypedef {out} Out;")
-        array = "const __nv_bfloat16* {0}, {1}const __grid_constant__ Strides {0}_strides"
-        parameters = [
-            array.format("queries", "const __grid_constant__ Shape queries_shape, "),
-            array.format("cache_k", "const __grid_constant__ Shape cache_k_shape, "),
-            array.format("cache_v", ""),
-            f"const int32_t* bounds, {out}* out",
-        ]
-        declaration = (  # to say how many threads a block has: registers are shared out by that
-            f"namespace mlx::core::cu {{ __global__ void __launch_bounds__({self.threads}, {self.blocks}) "
-            f"custom_kernel_{name}({', '.join(parameters)}); }}\n"
-        )
+        arrays = [strided(one, shape=one != "cache_v") for one in ("queries", "cache_k", "cache_v")]
+        declared = declaration(name, self.threads, self.blocks, [*arrays, "const int32_t* bounds", f"{out}* out"])
         text = f"namespace {space} {{\n" + "\n".join(lines) + HEADER + self.text + "}\n"
-        return "#include <cuda_bf16.h>\n" + PRIMITIVES + text + declaration, BODY.replace("SPACE", space)
+        return "#include <cuda_bf16.h>\n" + PRIMITIVES + text + declared, BODY.replace("SPACE", space)
 
 
 # The fastest of several, measured on an H200: Hopper's products are half as fast again as those that all devices

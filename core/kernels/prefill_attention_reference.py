@@ -12,7 +12,8 @@ import mlx.core as mx
 
 from core.kernels.merge_parts import NOTHING
 
-_EVERYTHING = 1 << 29
+EVERYTHING = 1 << 29
+"""A window that no buffer fills."""
 
 
 def whole(queries: mx.array, cache_k: mx.array, cache_v: mx.array, bounds: mx.array) -> mx.array:
@@ -75,7 +76,7 @@ def samples(head_dim: int) -> Callable[[mx.array, mx.Dtype], list[tuple[mx.array
     """For a kernel's ``sample_inputs``."""
     # rows' first slots, queries, heads, key/value heads, slots, kept, window
     shapes = [
-        ([0], 70, 2, 1, 96, 0, _EVERYTHING),
+        ([0], 70, 2, 1, 96, 0, EVERYTHING),
         ([411], 33, 2, 2, 450, 0, 100),
         ([7, 130], 21, 4, 1, 160, 5, 64),
         ([20, 380], 20, 3, 1, 400, 140, 90),

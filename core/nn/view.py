@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from core.kernels.prefill_attention_reference import EVERYTHING
 from core.nn.span import Limit, Reach, Write
-
-_EVERYTHING = 1 << 29  # a window that no buffer fills
 
 
 class View:
@@ -86,7 +85,7 @@ class View:
     def windows(self) -> mx.array:
         """For several queries a row, what they see of the range: int32 ``[rows, 3]``, for the prefill's kernel."""
         if self._windows is None:
-            window = _EVERYTHING if self._recent is None else min(self._recent, _EVERYTHING)
+            window = EVERYTHING if self._recent is None else min(self._recent, EVERYTHING)
             rows = [[self._kept, window, self._slot(row) - self.first] for row in range(len(self._starts))]
             self._windows = mx.array(rows, dtype=mx.int32)
         return self._windows
