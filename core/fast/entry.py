@@ -1,21 +1,26 @@
 """When a model and a cache get a fast step, and the check that a kernel must pass first.
 
 The first use of a kernel for a model compares it with the ordinary path, on a short sequence of its own; a mismatch or
-an error means the ordinary path, with one warning.
+an error means the ordinary path, with one warning. Where compiled code is kept on disk, so is the fact that a kernel has
+passed for a model built of the same classes.
 """
 
 from __future__ import annotations
 
+import marshal
 import warnings
 import weakref
+from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from core.fast.describe import Description, Unsupported, describe
 from core.fast.layout import problem
 from core.fast.shape import StepShape
-from core.fast.step import FastStep
+from core.fast.step import FastStep, step_instance
 from core.kernels import KernelWarning
+from core.kernels.cuda_code import digest
 from core.kernels.device import current_device, multiprocessors
 from core.nn import Cache, Decoder
 
@@ -75,6 +80,13 @@ def _agrees(model: Decoder, description: Description) -> bool:
     known = _verdicts.get(key)
     if known is not None and known[0]() is model:
         return known[1]
+    device = current_device()
+    compiler = None if device is None else device.compiler
+    code = None if compiler is None else compiler.prepare(step_instance(description, multiprocessors()))
+    passed = None if code is None else digest("step", code, _classes(model))
+    if compiler is not None and passed is not None and compiler.store.passed(passed):
+        _verdicts[key] = weakref.ref(model), True
+        return True
     found = None
     try:
         error = _error(model, description.shape.batch)
@@ -83,6 +95,8 @@ def _agrees(model: Decoder, description: Description) -> bool:
     except Exception as failure:  # building, compiling or launching: whatever it is, the ordinary path still works
         found = f"fails with {type(failure).__name__}: {str(failure).strip().partition(chr(10))[0]}"
     _verdicts[key] = weakref.ref(model), found is None
+    if compiler is not None and passed is not None and found is None:
+        compiler.store.note_passed(passed)
     if found is not None:
         warnings.warn(
             f"the fast decode step is off for this model: it {found}. The ordinary path is used instead: right, and "
@@ -91,6 +105,18 @@ def _agrees(model: Decoder, description: Description) -> bool:
             stacklevel=4,
         )
     return found is None
+
+
+def _classes(model: nn.Module) -> list[str]:
+    """What decides how a model is described and what it computes, besides its shape: its classes, and this package."""
+    found = []
+    for cls in {type(module) for module in model.modules()}:
+        functions = [value.__code__ for value in vars(cls).values() if hasattr(value, "__code__")]
+        found.append(f"{cls.__module__}.{cls.__qualname__} {digest(*(marshal.dumps(code).hex() for code in functions))}")
+    for file in Path(__file__).parent.glob("*.py"):
+        state = file.stat()
+        found.append(f"{file.name} {state.st_size} {state.st_mtime_ns}")
+    return sorted(found)
 
 
 def _error(model: Decoder, batch: int) -> float:

@@ -29,10 +29,13 @@ from core.fast.layout import (
     work_bytes,
 )
 from core.kernels.cuda import declaration
+from core.kernels.cuda_code import Instance
+from core.kernels.device import current_device
 from core.nn import Cache
 from core.nn.cache import KeyValues
 
 _NAME = "corelm_step"
+_TYPES = {mx.uint32: "uint32_t", mx.int32: "int32_t", mx.float32: "float", mx.bfloat16: "__nv_bfloat16"}
 _kernels: dict[Any, Callable[..., list[mx.array]]] = {}
 # Two steps in flight would wait for each other's blocks forever. Steps of one thread follow each other on its stream; a
 # step of another thread waits for this array: a view of the last step's state that is touched in turn only, because an
@@ -131,30 +134,49 @@ class FastStep:
         self._held = held
 
 
-def _kernel(description: Description, blocks: int) -> Callable[..., list[mx.array]]:
+def step_instance(description: Description, blocks: int) -> Instance:
+    """The step's kernel as it is compiled.
+
+    Args:
+        blocks: multiprocessors of the device.
+    """
     shape = description.shape
-    key = shape, blocks
+    cached = {layer * FIELDS + field for layer in range(shape.layers) for field in (2, 3)}
+    names = [f"p{i}" if array is not None or i in cached else None for i, array in enumerate(description.fields)]
+    inputs = [
+        (mx.uint32 if array is not None and array.dtype == mx.uint32 else mx.bfloat16, name)
+        for array, name in zip(description.fields, names, strict=True)
+        if name is not None
+    ]
+    inputs += [(mx.uint32, "token"), (mx.int32, "state"), (mx.uint32, "work"), (mx.float32, "frequencies")]
+    outputs = [(mx.bfloat16, "logits"), (mx.int32, "next_state")]
+    parameters = [f"const {_TYPES[dtype]}* {name}" for dtype, name in inputs]
+    parameters += [f"{_TYPES[dtype]}* {name}" for dtype, name in outputs]
+    return Instance(
+        name=_NAME,
+        input_names=tuple(name for _, name in inputs),
+        output_names=tuple(name for _, name in outputs),
+        source=body(names),
+        header=header(shape, blocks) + declaration(_NAME, THREADS, 1, parameters),
+        inputs=tuple((dtype, True) for dtype, _ in inputs),
+        outputs=tuple(dtype for dtype, _ in outputs),
+    )
+
+
+def _kernel(description: Description, blocks: int) -> Callable[..., list[mx.array]]:
+    key = description.shape, blocks
     if key not in _kernels:
-        cached = {layer * FIELDS + field for layer in range(shape.layers) for field in (2, 3)}
-        names = [f"p{i}" if array is not None or i in cached else None for i, array in enumerate(description.fields)]
-        inputs = [
-            ("uint32_t" if array is not None and array.dtype == mx.uint32 else "__nv_bfloat16", name)
-            for array, name in zip(description.fields, names, strict=True)
-            if name is not None
-        ]
-        inputs += [("uint32_t", "token"), ("int32_t", "state"), ("uint32_t", "work"), ("float", "frequencies")]
-        outputs = [("__nv_bfloat16", "logits"), ("int32_t", "next_state")]
-        parameters = [f"const {ctype}* {name}" for ctype, name in inputs] + [
-            f"{ctype}* {name}" for ctype, name in outputs
-        ]
-        kernel: Any = mx.fast.cuda_kernel(
-            name=_NAME,
-            input_names=[name for _, name in inputs],
-            output_names=[name for _, name in outputs],
-            source=body(names),
-            header=header(shape, blocks) + declaration(_NAME, THREADS, 1, parameters),
+        instance = step_instance(description, blocks)
+        device = current_device()
+        if device is not None and device.compiler is not None:
+            device.compiler.prepare(instance)
+        _kernels[key] = mx.fast.cuda_kernel(
+            name=instance.name,
+            input_names=list(instance.input_names),
+            output_names=list(instance.output_names),
+            source=instance.source,
+            header=instance.header,
             ensure_row_contiguous=False,
-            shared_memory=shared_bytes(shape, blocks),
+            shared_memory=shared_bytes(description.shape, blocks),
         )
-        _kernels[key] = kernel
     return _kernels[key]

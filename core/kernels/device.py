@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import mlx.core as mx
 
 from core.errors import UsageError
+
+if TYPE_CHECKING:
+    from core.kernels.cuda_code import Compiler
 
 Language = Literal["metal", "cuda"]
 
@@ -30,12 +33,14 @@ class KernelDevice:
         language: which of a kernel's sources it takes.
         build: has the signature of ``mx.fast.metal_kernel`` and ``mx.fast.cuda_kernel``; a test passes its own.
         capability: the major number of a CUDA device's compute capability; 0 where there is none, or nobody says.
+        compiler: compiles CUDA sources before MLX has to; None leaves it to MLX.
     """
 
     name: str
     language: Language
     build: Callable[..., Any]
     capability: int = 0
+    compiler: Compiler | None = None
 
 
 # A tuple of one, because None is a choice too: the reference.
@@ -112,7 +117,9 @@ def _gpu() -> KernelDevice | None:
     if mx.metal.is_available():
         return KernelDevice(_gpu_name("Metal GPU"), "metal", mx.fast.metal_kernel)
     if mx.cuda.is_available():
-        return KernelDevice(_gpu_name("CUDA GPU"), "cuda", mx.fast.cuda_kernel, _capability())
+        from core.kernels.cuda_code import device_compiler
+
+        return KernelDevice(_gpu_name("CUDA GPU"), "cuda", mx.fast.cuda_kernel, _capability(), device_compiler())
     return None
 
 

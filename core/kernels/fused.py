@@ -1,11 +1,9 @@
-"""A kernel's fused source on one device: built once, believed only after it agreed with the reference.
-
-Knows how MLX builds and launches a source; knows nothing of which device is at hand.
-"""
+"""A kernel's fused source on one device: built once, and used only after it agreed with its reference there."""
 
 from __future__ import annotations
 
 import itertools
+import marshal
 import threading
 import warnings
 from collections.abc import Callable, Hashable
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import mlx.core as mx
 
 from core.kernels.compare import Comparison, compare, dtype_name
+from core.kernels.cuda_code import Instance, digest
 
 if TYPE_CHECKING:
     from core.kernels.device import KernelDevice
@@ -107,6 +106,25 @@ class FusedSource:
         expected = self.kernel.reference(*inputs)
         return compare(actual, expected, self.kernel.tolerance_of(expected.dtype))
 
+    def instance(self, inputs: tuple[mx.array, ...], launch: Launch) -> Instance:
+        """The CUDA source as it is compiled for these inputs."""
+        kernel = self.kernel
+        assert kernel.cuda is not None
+        return Instance(
+            self._name,
+            kernel.input_names,
+            ("out",),
+            kernel.cuda,
+            kernel.header,
+            tuple((x.dtype, x.ndim > 0) for x in inputs),
+            (launch.output_dtype,),
+            launch.template,
+        )
+
+    @property
+    def _name(self) -> str:
+        return self.kernel.name.replace(".", "_")
+
     def _run(self, inputs: tuple[mx.array, ...], arguments: dict[str, Any]) -> mx.array:
         if self._launcher is None:
             more: dict[str, Any] = {"header": self.kernel.header} if self.kernel.header else {}
@@ -115,7 +133,7 @@ class FusedSource:
             if self.kernel.shared_memory and self.device.language == "cuda":
                 more["shared_memory"] = self.kernel.shared_memory
             self._launcher = self.device.build(
-                name=self.kernel.name.replace(".", "_"),
+                name=self._name,
                 input_names=list(self.kernel.input_names),
                 output_names=["out"],
                 source=self.source,
@@ -148,11 +166,18 @@ class FusedSource:
     def _verify(self, inputs: tuple[mx.array, ...], launch: Launch) -> str | None:
         """Compares with the reference, once for each class of shapes; says what is wrong, if anything.
 
+        Where the compiled code is kept on disk, so is the fact that it has passed: the next process need not compare.
         The check makes arrays of its own from a random key of its own. MLX evaluates such arrays at any time, even
         while ``mx.compile``, ``mx.grad`` or ``mx.vmap`` trace the call that asked for it.
         """
         shape_class = self._shape_class(inputs, launch)
         if shape_class in self._verified:
+            return None
+        compiler = self.device.compiler
+        code = None if compiler is None else compiler.prepare(self.instance(inputs, launch))
+        key = None if code is None else self._check_key(code, shape_class)
+        if compiler is not None and key is not None and compiler.store.passed(key):
+            self._verified.add(shape_class)
             return None
         for sample in self._samples(inputs, shape_class):
             comparison = self.compare(sample)
@@ -160,7 +185,15 @@ class FusedSource:
                 shapes = ", ".join(f"{dtype_name(x.dtype)} {list(x.shape)}" for x in sample)
                 return f"{comparison.problem} on {shapes}"
         self._verified.add(shape_class)
+        if compiler is not None and key is not None:
+            compiler.store.note_passed(key)
         return None
+
+    def _check_key(self, code: str, shape_class: Hashable) -> str:
+        """Names a check: the compiled code, and all that decides what it is compared with, and how closely."""
+        kernel = self.kernel
+        functions = (_code_of(f) for f in (kernel.reference, kernel.sample_inputs, kernel.launch))
+        return digest("check", code, kernel.name, *functions, sorted(kernel.tolerance.items(), key=str), shape_class)
 
     def _shape_class(self, inputs: tuple[mx.array, ...], launch: Launch) -> Hashable:
         """Equal for inputs that run the same compiled code."""
@@ -266,6 +299,12 @@ def _arguments(launch: Launch) -> dict[str, Any]:
         "threadgroup": launch.threadgroup,
         "template": list(launch.template) or None,
     }
+
+
+def _code_of(function: Callable[..., Any]) -> str:
+    """The function's own code, as text; what it calls is not part of it."""
+    code = getattr(function, "__code__", None)
+    return repr(function) if code is None else marshal.dumps(code).hex()
 
 
 def _first_line(error: Exception) -> str:

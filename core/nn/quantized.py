@@ -15,6 +15,8 @@ from core.device import backend
 from core.kernels.dequantize import dequantize
 from core.kernels.few_rows import MOST_ROWS, few_rows_kernel
 
+_SMALLEST_GROUP = 32  # that MLX's affine mode has
+
 
 def _product(
     x: mx.array,
@@ -32,7 +34,31 @@ def _product(
     kernel = few_rows_kernel(rows, weight, bits, group_size, mode)
     if kernel is not None and biases is not None and kernel.takes(x, weight, scales, biases):
         return kernel(x, weight, scales, biases)
-    return mx.quantized_matmul(x, weight, scales, biases, True, group_size, bits, mode)
+    return packed_product(x, weight, scales, biases, group_size, bits, mode)
+
+
+def packed_product(
+    x: mx.array,
+    weight: mx.array,
+    scales: mx.array,
+    biases: mx.array | None,
+    group_size: int,
+    bits: int,
+    mode: str = "affine",
+    *,
+    transpose: bool = True,
+) -> mx.array:
+    """``mx.quantized_matmul``, right also where a row of the matrix is one group.
+
+    There MLX 0.32.4 takes a kernel for compute capability 9.0 that gives wrong numbers and NaN
+    (``supports_qmm_sm90`` admits this case alone). The same matrix in groups of half the size, each scale and bias
+    twice, is another kernel's.
+    """
+    one_group = mode == "affine" and transpose and scales.shape[-1] == 1 and group_size > _SMALLEST_GROUP
+    if one_group and biases is not None and backend() == "cuda":
+        scales, biases = (mx.contiguous(mx.repeat(array, 2, axis=-1)) for array in (scales, biases))
+        group_size //= 2
+    return mx.quantized_matmul(x, weight, scales, biases, transpose, group_size, bits, mode)
 
 
 def row(array: mx.array, index: int) -> mx.array:

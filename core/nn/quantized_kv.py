@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from core.device import backend
+from core.nn.quantized import packed_product
 from core.nn.settings import CacheSettings
 from core.nn.slots import move_slots, write_slots
 from core.nn.span import Move, Reach, Write
@@ -74,9 +75,7 @@ class QuantizedKeyValues:
 
     def _product(self, x: mx.array, packed: Sequence[mx.array], *, transpose: bool) -> mx.array:
         words, scales, biases = packed
-        return mx.quantized_matmul(
-            x, words, scales, biases, transpose=transpose, group_size=self._group_size, bits=self._bits
-        )
+        return packed_product(x, words, scales, biases, self._group_size, self._bits, transpose=transpose)
 
     def _write(self, keys: mx.array, values: mx.array, write: Write) -> list[mx.array]:
         new = [array for floats in (keys, values) for array in self._pack(floats)]

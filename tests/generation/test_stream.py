@@ -74,7 +74,11 @@ class Script:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_works_with_every_model(lm: core.LanguageModel, name: str) -> None:
-    """As by hand: the whole sequence anew for each token, and the settings' chooser on its last logits."""
+    """As by hand: the whole sequence anew for each token, and the settings' chooser on its last logits.
+
+    In bfloat16 (a GPU's dtype for these models) a step of one token and a pass over the whole sequence round apart.
+    """
+    close = 1e-3 if lm.report.plan.compute_dtype == mx.float32 else 0.1
     prompt, options = ids_of(lm), {"top_p": 1.0} | SETTINGS[name]
     result = lm.generate(prompt, max_tokens=8, logprobs=3, **options)
     chooser, history = Chooser(lm.model.vocab_size), list(prompt)
@@ -86,10 +90,10 @@ def test_every_setting_works_with_every_model(lm: core.LanguageModel, name: str)
         exact -= np.log(np.exp(exact).sum())
         assert result.logprobs is not None
         assert result.top_logprobs is not None
-        assert result.logprobs[step] == pytest.approx(exact[token_id], abs=1e-3)
+        assert result.logprobs[step] == pytest.approx(exact[token_id], abs=close)
         top = dict(result.top_logprobs[step])
-        assert list(top.values()) == pytest.approx(list(-np.sort(-exact)[:3]), abs=1e-3)
-        assert [exact[i] for i in top] == pytest.approx(list(top.values()), abs=1e-3)
+        assert list(top.values()) == pytest.approx(list(-np.sort(-exact)[:3]), abs=close)
+        assert [exact[i] for i in top] == pytest.approx(list(top.values()), abs=close)
         history.append(token_id)
     assert result.finish_reason in ("length", "stop")
     assert len(history) > len(prompt)

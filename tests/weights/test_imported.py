@@ -19,7 +19,6 @@ import core
 from core.errors import QuantizationError, WeightsError
 from core.nn import QuantizedExpertLinear, QuantizedLinear
 from core.weights.tree import all_arrays, find
-from tests.cuda import skip_rows_of_one_group
 from tests.fixtures import oracle, reference
 from tests.fixtures.foreign import Foreign, Matrix, awq, gptq, write_foreign
 from tests.fixtures.variants import Tensor, Tensors, edit_config, variant
@@ -92,8 +91,6 @@ def test_weights_are_exactly_those_that_the_file_stands_for(name: str, tmp_path:
 @pytest.mark.parametrize("name", CASES)
 def test_logits_are_those_of_the_weights_in_full(name: str, tmp_path: Path) -> None:
     """On logits of a scale of 6; only the order of summation differs."""
-    if CASES[name].group == 64:
-        skip_rows_of_one_group()
     found = CASES[name].write(tmp_path)
     tokens = mx.array(reference(MISTRAL)["input_ids"])[None]
     packed, floats = (core.load(path, tokenizer=False).model(tokens) for path in (found.path, found.floats))

@@ -21,7 +21,6 @@ from core.loading.prepared import prepare
 from core.weights import Plan, Quantization, checkpoint_tensors
 from core.weights.recipes import Quantize, recipe
 from core.weights.tree import all_arrays
-from tests.cuda import skip_rows_of_one_group
 from tests.fixtures import STORIES, oracle, reference
 from tests.fixtures.quantized import write_pair
 from tests.fixtures.variants import Tensors, cast, edit_config, variant
@@ -95,8 +94,6 @@ def test_a_matrix_is_quantized_in_the_dtype_that_the_file_has_it_in(dtype: str, 
 @pytest.mark.parametrize("settings", [Quantization(4, 64), *MODES], ids=str)
 def test_a_quantized_load_is_mlx_nn_quantize_of_the_float_model(source: Path, settings: Quantization) -> None:
     """The same parameters under the same paths, and so the same logits."""
-    if settings.group_size == 64:
-        skip_rows_of_one_group()
     lm = core.load(source, tokenizer=False, quantize=settings)
     whole = core.load(source, tokenizer=False)
     nn.quantize(
@@ -225,7 +222,6 @@ def test_mixed_recipes_are_mlx_lms(name: str, few: int, many: int) -> None:
 
 @pytest.mark.parametrize("source", [MISTRAL, MIXTRAL], ids=lambda path: path.name)
 def test_a_mixed_recipe_splits_what_it_must(source: Path) -> None:
-    skip_rows_of_one_group()
     lm = core.load(source, tokenizer=False, quantize="mixed_4_6")
     groups = [layer.self_attn.qkv_proj.groups for layer in lm.model.layers]
     assert (("q_proj", "k_proj"), ("v_proj",)) in groups

@@ -17,7 +17,6 @@ from core.errors import QuantizationError
 from core.nn import FusedLinear, QuantizedExpertLinear
 from core.weights import Quantization
 from core.weights.tree import find
-from tests.cuda import skip_rows_of_one_group
 from tests.fixtures import oracle, reference
 from tests.fixtures.quantized import Pair, Recipe, write_pair
 
@@ -130,8 +129,6 @@ def logits(lm: core.LanguageModel) -> np.ndarray:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_recipe_computes_what_its_dequantized_matrices_compute(name: str, tmp_path: Path) -> None:
-    if name in ("groups of 64", "q like v, k apart"):
-        skip_rows_of_one_group()
     case = CASES[name]
     pair = case.write(tmp_path)
     quantized = core.load(pair.quantized, tokenizer=False)

@@ -1,0 +1,143 @@
+"""Compiles kernels before MLX has to, keeps them, and gives MLX what was kept."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import sys
+import threading
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import mlx.core as mx
+
+from core.kernels.cuda_code import mlx_folder, nvrtc
+from core.kernels.cuda_code.mlx_text import Instance
+from core.kernels.cuda_code.store import CodeStore, cache_folder, digest
+
+_THREADS = 8
+_LONGEST_NAME = 245  # MLX spreads longer names over folders
+
+
+class Compiler:
+    """Compiles for one device.
+
+    Args:
+        architecture: such as ``sm_90a``.
+        include: folders with CUDA's headers and MLX's.
+        store: keeps what has been compiled.
+        folders: where MLX looks for code.
+    """
+
+    def __init__(self, architecture: str, include: Iterable[str], store: CodeStore, folders: list[Path]) -> None:
+        self._architecture = architecture
+        self._include = tuple(include)
+        self._folders = folders
+        self._lock = threading.Lock()
+        self._begun: dict[str, Future[str | None]] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        self.store = store
+        self.failures: dict[str, str] = {}
+
+    def prepare(self, instance: Instance) -> str | None:
+        """Makes sure that MLX finds the code of a kernel, so that it need not compile it.
+
+        Returns:
+            A digest of the code; None where MLX has to compile the kernel itself (``failures`` says why).
+        """
+        future, mine = self._claim(instance)
+        if mine:
+            self._run(future, instance)
+        return future.result()
+
+    def begin(self, instance: Instance) -> None:
+        """Starts ``prepare`` in a thread."""
+        future, mine = self._claim(instance)
+        if mine:
+            self._threads().submit(self._run, future, instance)
+
+    def _claim(self, instance: Instance) -> tuple[Future[str | None], bool]:
+        with self._lock:
+            future = self._begun.get(instance.module)
+            if future is not None:
+                return future, False
+            future = self._begun[instance.module] = Future()
+            return future, True
+
+    def _run(self, future: Future[str | None], instance: Instance) -> None:
+        try:
+            future.set_result(self._prepare(instance))
+        except nvrtc.CompileError as error:
+            self.failures[instance.function] = str(error)
+            future.set_result(None)
+        except BaseException:
+            future.set_result(None)
+            raise
+
+    def _prepare(self, instance: Instance) -> str | None:
+        module = instance.module
+        if len(module) > _LONGEST_NAME:
+            return None
+        text = instance.text
+        key = digest(module, text)
+        code = self.store.load(key)
+        if code is None:
+            code = nvrtc.compile_kernel(text, instance.qualified, self._architecture, self._include)
+            self.store.save(key, code)
+        if not mlx_folder.hand_over(self._folders, module, instance.qualified, code):
+            self.failures[instance.function] = f"no folder of MLX's can be written: {', '.join(map(str, self._folders))}"
+            return None
+        return hashlib.sha256(code.cubin).hexdigest()
+
+    def _threads(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="corelm-compile")
+            return self._pool
+
+
+@functools.cache
+def device_compiler() -> Compiler | None:
+    """The compiler for MLX's CUDA device; None where NVRTC or CUDA's headers are absent."""
+    info = mx.device_info(mx.Device(mx.gpu))
+    major, minor = info.get("compute_capability_major"), info.get("compute_capability_minor")
+    include = include_folders()
+    try:
+        compiler_version = nvrtc.version()
+    except nvrtc.CompileError:
+        return None
+    if not isinstance(major, int) or not isinstance(minor, int) or include is None:
+        return None
+    architecture = f"sm_{major}{minor}{'a' if major >= 9 else ''}"
+    environment = (
+        f"device {info.get('device_name')}, {architecture}",
+        f"driver {_driver()}",
+        f"NVRTC {compiler_version}",
+        f"MLX {mx.__version__}",
+        f"headers {', '.join(include)}",
+    )
+    folder = cache_folder()
+    return Compiler(architecture, include, CodeStore(folder, environment), mlx_folder.choose_folder(folder))
+
+
+def include_folders() -> tuple[str, ...] | None:
+    """The folders of MLX's headers and CUDA's, those that MLX would take; None where there are none."""
+    mlx = Path(mx.__file__).resolve().parent / "include"
+    if not (mlx / "mlx/backend/cuda/device/config.h").is_file():
+        return None
+    packages = Path(mx.__file__).resolve().parent.parent / "nvidia"
+    toolkit = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    candidates = [*(packages / name / "include" for name in ("cu13", "cuda_runtime")), Path(toolkit) / "include"]
+    for folder in candidates:
+        if (folder / "cuda_bf16.h").is_file():
+            return str(mlx), str(folder)
+    return None
+
+
+def _driver() -> str:
+    try:
+        return Path("/proc/driver/nvidia/version").read_text().partition("\n")[0].strip()
+    except OSError:
+        return f"unknown, on {sys.platform}"
