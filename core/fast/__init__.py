@@ -4,7 +4,7 @@ Deleting this room leaves everything working, slower. Knows modules, caches and 
 meaning and no architecture.
 """
 
-from core.fast.entry import device_reason, fast_step, reason
+from core.fast.entry import compile_step, device_reason, fast_step, reason
 from core.fast.step import FastStep
 
-__all__ = ["FastStep", "device_reason", "fast_step", "reason"]
+__all__ = ["FastStep", "compile_step", "device_reason", "fast_step", "reason"]

@@ -44,6 +44,19 @@ def fast_step(model: object, cache: Cache) -> FastStep | None:
     return FastStep(description, cache, multiprocessors())
 
 
+def compile_step(model: Decoder) -> None:
+    """Starts to compile the step that one sequence will need, in a thread; the weights need not be there yet."""
+    device = current_device()
+    if device_reason() is not None or device is None or device.compiler is None:
+        return
+    try:
+        description = describe(model, model.make_cache())
+    except Unsupported:
+        return
+    if problem(description.shape, multiprocessors()) is None:
+        device.compiler.begin(step_instance(description, multiprocessors()))
+
+
 def reason(model: object, cache: Cache) -> str | None:
     """Why there is no fast step for this model and cache on the device at hand; None where there is one.
 
@@ -112,7 +125,9 @@ def _classes(model: nn.Module) -> list[str]:
     found = []
     for cls in {type(module) for module in model.modules()}:
         functions = [value.__code__ for value in vars(cls).values() if hasattr(value, "__code__")]
-        found.append(f"{cls.__module__}.{cls.__qualname__} {digest(*(marshal.dumps(code).hex() for code in functions))}")
+        found.append(
+            f"{cls.__module__}.{cls.__qualname__} {digest(*(marshal.dumps(code).hex() for code in functions))}"
+        )
     for file in Path(__file__).parent.glob("*.py"):
         state = file.stat()
         found.append(f"{file.name} {state.st_size} {state.st_mtime_ns}")

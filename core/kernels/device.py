@@ -34,6 +34,7 @@ class KernelDevice:
         build: has the signature of ``mx.fast.metal_kernel`` and ``mx.fast.cuda_kernel``; a test passes its own.
         capability: the major number of a CUDA device's compute capability; 0 where there is none, or nobody says.
         compiler: compiles CUDA sources before MLX has to; None leaves it to MLX.
+        ahead: sources are compiled for later, and neither checked nor run.
     """
 
     name: str
@@ -41,6 +42,7 @@ class KernelDevice:
     build: Callable[..., Any]
     capability: int = 0
     compiler: Compiler | None = None
+    ahead: bool = False
 
 
 # A tuple of one, because None is a choice too: the reference.

@@ -13,6 +13,7 @@ from core.config import ModelConfig
 from core.device import describe
 from core.errors import TokenizerError
 from core.loading import memory
+from core.loading.ahead import compile_ahead
 from core.loading.configure import configure
 from core.loading.origin import Origin
 from core.loading.prepared import Prepared, prepare
@@ -167,6 +168,8 @@ def load(
     checkpoint = prepared.checkpoint.fetch_weights()
     text = _tokenizer(checkpoint) if tokenizer else None
     started = time.perf_counter()
+    if not lazy:
+        compile_ahead(prepared.model, prepared.plan)
     loss = execute(prepared.plan, prepared.model, checkpoint, lazy=lazy, check_finite=check_finite, progress=progress)
     report = LoadReport(
         plan=prepared.plan,

@@ -12,6 +12,7 @@ import mlx.nn as nn
 
 from core.errors import UsageError
 from core.nn.cache import Cache
+from core.nn.embedding import embed
 from core.nn.groups import CacheGroups
 from core.nn.linear import Linear
 from core.nn.pacing import Pace
@@ -101,7 +102,7 @@ class Decoder(nn.Module):
         else:
             steps = StepPlan(batch, seq, blocks, cache, lengths).steps()
         pace = Pace(batch * seq)
-        x = self.embed_tokens(tokens)
+        x = embed(self.embed_tokens, tokens)
         for layer, step in zip(self.layers, steps, strict=True):
             x = layer(x, step)
             pace.after(x)

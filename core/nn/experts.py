@@ -13,6 +13,7 @@ import mlx.nn as nn
 
 from core.device import backend
 from core.kernels import swiglu
+from core.kernels.take_rows import take_rows
 from core.nn.linear import ExpertLinear, FusedLinear
 from core.nn.pacing import begin
 
@@ -57,7 +58,7 @@ class Experts(nn.Module):
         k = indices.shape[-1]
         flat = indices.flatten()
         order = mx.argsort(flat)
-        y = x.reshape(-1, 1, x.shape[-1])[order // k]
+        y = take_rows(x.reshape(-1, x.shape[-1]), order // k)[:, None]
         y = self._feed(y, flat[order], True)
         # Back in order first, shaped after: the gradient of a squeeze has strides that MLX 0.32's CUDA backend misreads
         # in a sorted product, and the gradients of all that lies before would be wrong.
@@ -79,7 +80,7 @@ class Experts(nn.Module):
         """A product for each expert that has rows: no row is computed in vain, however unequal their shares are."""
         k = indices.shape[-1]
         order = mx.argsort(indices.flatten())
-        rows = x.reshape(-1, x.shape[-1])[order // k]
+        rows = take_rows(x.reshape(-1, x.shape[-1]), order // k)
         starts = list(itertools.accumulate(counts, initial=0))
         results: dict[int, mx.array] = {}
         # The largest first, and at once: the device works on it while the host builds the others.
@@ -89,7 +90,7 @@ class Experts(nn.Module):
                 results[expert] = self.down_proj(swiglu(self.gate_up_proj.joined(mine, expert)), expert)
                 begin(results[expert])
         y = mx.concatenate([results[expert] for expert in sorted(results)])
-        return y[mx.argsort(order)].reshape(*indices.shape, -1)
+        return take_rows(y, mx.argsort(order)).reshape(*indices.shape, -1)
 
     def _feed(self, x: mx.array, indices: mx.array, in_order: bool) -> mx.array:
         return self.down_proj(swiglu(self.gate_up_proj.joined(x, indices, in_order)), indices, in_order)

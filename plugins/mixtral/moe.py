@@ -23,9 +23,10 @@ class SparseMoE(nn.Module):
         """``x``: ``[..., hidden_size]``; returns the same shape."""
         router_logits = self.gate(x).astype(mx.float32)
         k = self.num_experts_per_tok
-        chosen = mx.stop_gradient(mx.argpartition(-router_logits, kth=k - 1, axis=-1)[..., :k])
-        # Softmax over the chosen logits equals transformers' softmax over all, chosen and renormalised.
-        weights = mx.softmax(mx.take_along_axis(router_logits, chosen, axis=-1), axis=-1).astype(x.dtype)
+        chosen = mx.stop_gradient(mx.argsort(-router_logits, axis=-1)[..., :k])
+        # Softmax over the chosen logits equals transformers' softmax over all, chosen and renormalised. Sorted twice,
+        # because MLX compiles for seconds on CUDA before it takes numbers by their places.
+        weights = mx.softmax(-mx.sort(-router_logits, axis=-1)[..., :k], axis=-1).astype(x.dtype)
         return (self.experts(x, chosen) * weights[..., None]).sum(axis=-2)
 
     def parts(self) -> SparseExperts:

@@ -87,7 +87,9 @@ class Compiler:
             code = nvrtc.compile_kernel(text, instance.qualified, self._architecture, self._include)
             self.store.save(key, code)
         if not mlx_folder.hand_over(self._folders, module, instance.qualified, code):
-            self.failures[instance.function] = f"no folder of MLX's can be written: {', '.join(map(str, self._folders))}"
+            self.failures[instance.function] = (
+                f"no folder of MLX's can be written: {', '.join(map(str, self._folders))}"
+            )
             return None
         return hashlib.sha256(code.cubin).hexdigest()
 

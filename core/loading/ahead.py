@@ -1,0 +1,54 @@
+"""Starts to compile the kernels of a model while its weights are read."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from core.kernels.ahead import compiling_ahead
+from core.kernels.cuda_code import digest
+from core.kernels.device import current_device
+from core.nn import Decoder
+from core.weights import Plan
+from core.weights.tree import replace
+
+_PROMPTS = (64, 512)
+"""Tokens of the prompts to compile for: up to 64 tokens, and more, are different kernels."""
+
+
+def compile_ahead(model: nn.Module, plan: Plan) -> None:
+    """Compiles, in threads, what a prompt and a decode step will need of this model.
+
+    Its parameters are replaced by zeros that nobody computes: call this before they are read. Nothing is done where MLX
+    compiles the kernels itself, or where this model's kernels are on disk.
+    """
+    device = current_device()
+    if device is None or device.compiler is None or not isinstance(model, Decoder):
+        return
+    store = device.compiler.store
+    done = digest("ahead", [(entry.parameter, entry.shape, entry.dtype) for entry in plan.entries])
+    if store.passed(done):
+        return
+    for entry in plan.entries:
+        replace(model, entry.parameter, mx.zeros(entry.shape, entry.dtype))
+    for tokens in _PROMPTS:
+        # MLX refuses to compute anything while it traces, so that no block can touch the zeros.
+        mx.compile(lambda ids: _pass(model, ids))(mx.zeros((1, tokens), mx.int32))
+    _compile_step(model)
+    store.note_passed(done)
+
+
+def _pass(model: Decoder, ids: mx.array) -> mx.array:
+    cache = model.make_cache()
+    with compiling_ahead():
+        prompt = model.head(model.hidden_states(ids, cache)[:, -1:])
+        step = model.head(model.hidden_states(ids[:, :1].astype(mx.uint32), cache))
+    return prompt + step
+
+
+def _compile_step(model: Decoder) -> None:
+    try:
+        from core.fast import compile_step
+    except ImportError:  # the room for it can be deleted
+        return
+    compile_step(model)

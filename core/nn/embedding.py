@@ -1,0 +1,33 @@
+"""Looking tokens up in an embedding, quantized or not."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from core.kernels.take_rows import take_rows
+
+
+def embed(embedding: nn.Module, tokens: mx.array) -> mx.array:
+    """``embedding(tokens)``, without MLX's gather where a kernel of ours serves.
+
+    Args:
+        embedding: an embedding of ``mlx.nn``'s, or any module in its place.
+        tokens: integers ``[batch, seq]``.
+
+    Returns:
+        ``[batch, seq, hidden_size]``.
+    """
+    if type(embedding) is nn.Embedding:
+        return take_rows(embedding.weight, tokens)
+    if type(embedding) is not nn.QuantizedEmbedding:
+        return embedding(tokens)
+    biases = embedding.get("biases")
+    return mx.dequantize(
+        take_rows(embedding.weight, tokens),
+        take_rows(embedding.scales, tokens),
+        None if biases is None else take_rows(biases, tokens),
+        group_size=embedding.group_size,
+        bits=embedding.bits,
+        mode=embedding.mode,
+    )
