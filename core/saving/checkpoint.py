@@ -23,19 +23,23 @@ def files_of(target: Target, source: Checkpoint) -> list[str]:
     return [*(shard.name for shard in target.shards), *index, target.config_name, *companions(source), _CARD]
 
 
-def write_checkpoint(place: Path, target: Target, source: Checkpoint, fill: Callable[[ShardWriter], None]) -> None:
+def write_checkpoint(
+    place: Path, target: Target, source: Checkpoint, fill: Callable[[ShardWriter], None], *, force: bool
+) -> None:
     """Writes everything.
 
     Args:
         place: from ``check_destination``.
         source: a local checkpoint, whose companions go along.
         fill: hands the writer all tensors, in the planned order.
+        force: replace a checkpoint that is at the place by then.
 
     Raises:
-        SaveError: there is no room, the system refuses, or what was written reads otherwise.
+        SaveError: there is no room, the system refuses, what was written reads otherwise, or something has appeared at
+            the place.
     """
     check_space(place, target.nbytes)
-    with new_directory(place) as directory:
+    with new_directory(place, force=force) as directory:
         with ShardWriter(directory, target.shards) as writer:
             fill(writer)
             # Before the end of the weights is checked: they are opened as a checkpoint then.

@@ -16,6 +16,7 @@ from core.checkpoint import Checkpoint
 from core.loading import Prepared, prepare
 from core.saving.checkpoint import files_of, write_checkpoint
 from core.saving.destination import check_destination, check_space
+from core.saving.leftovers import restore
 from core.saving.shards import DEFAULT_SHARD_SIZE
 from core.saving.target import Target, make_target
 from core.saving.writer import ShardWriter
@@ -64,7 +65,7 @@ def plan_conversion(
     format: str | None = None,
     progress: bool = False,
 ) -> Conversion:
-    """Says what ``convert`` would do: reads headers, writes nothing. Arguments and errors are those of ``convert``."""
+    """Says what ``convert`` would do: reads headers, changes nothing. Arguments and errors are those of ``convert``."""
     floats = dtype_from(dtype)
     options = {"plugin": plugin, "strict": strict, "revision": revision, "format": format, "progress": progress}
     prepared = prepare(source, **options, treatment=_treatment(quantize, dequantize, approximate))
@@ -124,6 +125,7 @@ def convert(
         SaveError: something is in the way, the disk is full, or what was written reads otherwise.
         CheckpointError, ConfigError, PluginError, WeightsError: as for ``core.load``.
     """
+    restore(Path(destination))
     conversion = plan_conversion(
         source,
         destination,
@@ -148,7 +150,7 @@ def convert(
     def fill(writer: ShardWriter) -> None:
         _stream(conversion, checkpoint, writer, check_finite, progress, losses)
 
-    write_checkpoint(conversion.place, conversion.target, checkpoint, fill)
+    write_checkpoint(conversion.place, conversion.target, checkpoint, fill, force=force)
     return replace(conversion, weight_error=max(losses, default=None))
 
 
