@@ -193,7 +193,14 @@ def _list(path: Path) -> Iterator[str]:
     try:
         with os.scandir(path) as entries:
             for entry in entries:
-                if entry.name.endswith((".safetensors", ".json")) or not entry.is_dir():
+                if entry.name.endswith((".safetensors", ".json")) or not _is_directory(entry):
                     yield entry.name
     except OSError as exc:
         raise os_error(exc, path) from exc
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links: who opens it is told
+        return False

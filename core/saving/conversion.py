@@ -15,6 +15,7 @@ import mlx.core as mx
 from core.checkpoint import Checkpoint
 from core.loading import Prepared, prepare
 from core.saving.checkpoint import files_of, write_checkpoint
+from core.saving.companions import left_behind
 from core.saving.destination import check_destination, check_space
 from core.saving.leftovers import restore
 from core.saving.shards import DEFAULT_SHARD_SIZE
@@ -37,6 +38,7 @@ class Conversion:
         plan: of the reading; every parameter becomes what will be written.
         target: what will be written.
         files: names of all files that will be written.
+        left: names of files of the source that are neither read nor copied.
         weight_error: the largest error of a weight that ``approximate`` has made; None without it, or before it.
     """
 
@@ -45,6 +47,7 @@ class Conversion:
     target: Target
     place: Path
     files: tuple[str, ...]
+    left: tuple[str, ...]
     weight_error: float | None = None
 
 
@@ -86,7 +89,10 @@ def plan_conversion(
         dtype=floats,
         max_shard_size=max_shard_size,
     )
-    return Conversion(prepared, plan, target, place, tuple(files_of(target, prepared.checkpoint)))
+    checkpoint = prepared.checkpoint
+    return Conversion(
+        prepared, plan, target, place, tuple(files_of(target, checkpoint)), tuple(left_behind(checkpoint))
+    )
 
 
 def convert(
@@ -150,7 +156,7 @@ def convert(
     def fill(writer: ShardWriter) -> None:
         _stream(conversion, checkpoint, writer, check_finite, progress, losses)
 
-    write_checkpoint(conversion.place, conversion.target, checkpoint, fill, force=force)
+    write_checkpoint(conversion.place, conversion.target, checkpoint, fill, force=force, left=conversion.left)
     return replace(conversion, weight_error=max(losses, default=None))
 
 

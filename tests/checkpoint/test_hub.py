@@ -24,6 +24,7 @@ TENSORS = {f"layers.{i}.weight": ("F32", [64, 1024]) for i in range(8)}  # 2 MiB
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
 NEEDED = [
+    "README.md",
     "additional_chat_templates/tools.jinja",
     "chat_template.jinja",
     "config.json",
@@ -38,7 +39,6 @@ NEEDED = [
 ]
 UNNEEDED = [
     ".gitattributes",
-    "README.md",
     "consolidated.safetensors",
     "image.png",
     "model-00003-of-00003.safetensors",

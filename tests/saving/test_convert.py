@@ -105,7 +105,8 @@ def test_everything_but_code_goes_along(tmp_path: Path) -> None:
         "modeling_custom.py": "evil",
         "pytorch_model.bin": "x",
         "tokenizer_custom.json.py": "x",
-        "README.md": "theirs",
+        ".hidden": "x",
+        "original/params.json": "{}",
     }
     for name, text in (carried | left).items():
         (source / name).parent.mkdir(exist_ok=True)
@@ -119,6 +120,8 @@ def test_everything_but_code_goes_along(tmp_path: Path) -> None:
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| source | source |" in card
+    told = "files: `modeling_custom.py`, `original/`, `pytorch_model.bin`, `tokenizer_custom.json.py` |"
+    assert f"| left out | {told}" in card
     assert f"corelm {core.__version__}" in card
     assert str(tmp_path) not in card  # where a user keeps files is nobody's business
     core.save(core.load(source), tmp_path / "saved")
