@@ -137,11 +137,24 @@ class Checkpoint:
             )
         return self.path / name
 
+    def check_unchanged(self, name: str, descriptor: int | None = None) -> None:
+        """Holds a local shard against what it was when its header was read.
+
+        Args:
+            name: one of `shards`, after `tensors` has been asked for.
+            descriptor: of the shard as somebody has opened it, which is looked at as well as what has its name now.
+
+        Raises:
+            CheckpointError: it has been written to or replaced since, or is gone.
+        """
+        if isinstance(self._storage, Directory):
+            self._storage.check_unchanged(name, descriptor)
+
     def fetch_weights(self) -> Checkpoint:
         """The checkpoint with its weights on the local disk: itself, where they are already.
 
         Raises:
-            CheckpointError: as `shards`; nothing is downloaded then.
+            CheckpointError: as `shards`; nothing is downloaded then. Or what came has other tensors than `tensors`.
             HubError: the download failed; what is complete is kept, and the next call goes on from there.
         """
         if self.path is not None:
@@ -149,7 +162,15 @@ class Checkpoint:
         index = () if self._layout.index_name is None else (self._layout.index_name,)
         directory = self._storage.download((*self.shards, *index))
         # A branch may have moved since it was listed: the commit is the one whose files are there.
-        return Checkpoint(self.source, directory, revision=directory.path.name, format=self._format)
+        fetched = Checkpoint(self.source, directory, revision=directory.path.name, format=self._format)
+        if "tensors" in self.__dict__ and fetched.tensors != self.tensors:
+            raise CheckpointError(
+                "the tensors that were downloaded are not those that were listed",
+                where=self.where(),
+                found=f"commit {fetched.revision}, and {self.revision} before",
+                hint="The repository has changed meanwhile: run it again.",
+            )
+        return fetched
 
     def fetch_text(self) -> Checkpoint:
         """The checkpoint with its small files (config, tokenizer, templates) on the local disk, without weights.

@@ -40,8 +40,9 @@ COMPANIONS = (
     "*.jinja",
     "LICENSE*",
     "NOTICE*",
+    "README.md",
 )
-"""What is downloaded beside the weights: configs, tokenizers, chat templates, terms. No code, no pickles."""
+"""What is downloaded beside the weights: configs, tokenizers, templates, terms, the card. No code, no pickles."""
 
 
 class Repository:

@@ -1,7 +1,6 @@
 """Where a checkpoint's bytes are: the protocol of a storage, and the one of a local directory.
 
-Knows file names and byte ranges, and turns every failure of the operating system into one error that names the file.
-Knows nothing of what the files mean.
+Every failure of the operating system becomes one error that names the file. What the files mean is for others.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from core.checkpoint.header import Ranges
 from core.errors import CheckpointError
@@ -39,10 +38,24 @@ class Storage(Protocol):
         """A whole file, or None if it has more than `limit` bytes."""
 
     def open(self, name: str) -> AbstractContextManager[Ranges]:
-        """A file of which ranges are to be read."""
+        """A file of which ranges are to be read; a local one must not change meanwhile."""
 
     def download(self, weights: tuple[str, ...]) -> Directory:
         """The directory that holds `weights` (shards, index) and what else a model needs; downloads what is absent."""
+
+
+class _Stamp(NamedTuple):
+    """What tells one state of a file from another; the last is the one that nobody can set back."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+    changed: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> _Stamp:
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 class Directory:
@@ -60,6 +73,7 @@ class Directory:
         if (self.path / _NESTED).is_dir():
             names += [f"{_NESTED}/{name}" for name in _list(self.path / _NESTED)]
         self.names = tuple(sorted(names))
+        self._stamps: dict[str, _Stamp] = {}
 
     def where(self, name: str = "") -> str:
         return str(self.path / name)
@@ -69,8 +83,42 @@ class Directory:
             data = file.read(0, limit + 1)
         return data if len(data) <= limit else None
 
-    def open(self, name: str) -> AbstractContextManager[Ranges]:
-        return open_local(self.path / name)
+    @contextmanager
+    def open(self, name: str) -> Iterator[Ranges]:
+        with open_local(self.path / name) as file:
+            stamp = file.stamp()
+            yield file
+            self._compare(name, stamp, file.stamp())
+        self._stamps[name] = stamp
+
+    def check_unchanged(self, name: str, descriptor: int | None = None) -> None:
+        """Compares a file with what it was when ranges of it were read.
+
+        Args:
+            descriptor: of the file as somebody has opened it, which is looked at as well as what has its name now.
+
+        Raises:
+            CheckpointError: it is another one, was written to, or is gone.
+        """
+        path, before = self.path / name, self._stamps.get(name)
+        try:
+            self._compare(name, before, _Stamp.of(path.stat()))
+            if descriptor is not None:
+                self._compare(name, before, _Stamp.of(os.fstat(descriptor)))
+        except OSError as exc:
+            raise os_error(exc, path) from exc
+
+    def _compare(self, name: str, before: _Stamp | None, now: _Stamp) -> None:
+        if before is None or before == now:
+            return
+        what = "written to" if before[:2] == now[:2] else "replaced by another file"
+        raise CheckpointError(
+            "has changed since its header was read",
+            where=self.path / name,
+            expected=f"the file of {before.size:,} bytes that the header was read of",
+            found=f"{now.size:,} bytes; it was {what}",
+            hint="Load it again when no download, copy or training writes it any more.",
+        )
 
     def download(self, weights: tuple[str, ...]) -> Directory:
         return self
@@ -82,7 +130,7 @@ def belongs(name: str) -> bool:
 
 
 @contextmanager
-def open_local(path: Path) -> Iterator[Ranges]:
+def open_local(path: Path) -> Iterator[LocalRanges]:
     """A local file of which ranges are to be read.
 
     Raises:
@@ -96,15 +144,21 @@ def open_local(path: Path) -> Iterator[Ranges]:
             raise CheckpointError("is not a file", where=path, expected="a regular file", found=kind)
         # Unbuffered: a buffer would read on, past the end of the header.
         with path.open("rb", buffering=0) as file:
-            yield _LocalRanges(file)
+            yield LocalRanges(file)
     except OSError as exc:
         raise os_error(exc, path) from exc
 
 
-class _LocalRanges:
+class LocalRanges:
+    """A local file that is open."""
+
     def __init__(self, file: FileIO) -> None:
         self._file = file
         self.size = os.fstat(file.fileno()).st_size
+
+    def stamp(self) -> _Stamp:
+        """Its state now."""
+        return _Stamp.of(os.fstat(self._file.fileno()))
 
     def read(self, start: int, stop: int) -> bytes:
         self._file.seek(start)
@@ -139,7 +193,14 @@ def _list(path: Path) -> Iterator[str]:
     try:
         with os.scandir(path) as entries:
             for entry in entries:
-                if entry.name.endswith((".safetensors", ".json")) or not entry.is_dir():
+                if entry.name.endswith((".safetensors", ".json")) or not _is_directory(entry):
                     yield entry.name
     except OSError as exc:
         raise os_error(exc, path) from exc
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links: who opens it is told
+        return False

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SUMMARY = "write a checkpoint anew: another layout, dtype or quantization"
 _SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[KMGT]i?)?B?", re.IGNORECASE)
 _SHOWN = 3
+_NAMED = 12  # files that stay behind
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -139,6 +140,9 @@ def _report(conversion: Conversion, verb: str) -> Iterator[str]:
         facts["weight error"] = f"{conversion.weight_error:.3g} at most, by --approximate"
     if plan.unread_keys:
         facts["unread keys"] = ", ".join(plan.unread_keys)
+    if conversion.left:
+        more = [f"and {len(conversion.left) - _NAMED:,} more"] if len(conversion.left) > _NAMED else []
+        facts["not copied"] = ", ".join([*conversion.left[:_NAMED], *more])
     reasons = Counter(target.ignored.values())
     if reasons:
         facts["left out"] = "; ".join(f"{count:,} tensors: {reason}" for reason, count in reasons.items())

@@ -1,46 +1,108 @@
-"""The model card of a written checkpoint: where it comes from and what was done to it."""
+"""Writes the model card of a written checkpoint: the source's own, what was done to it, and what was left out."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
 import core
+from core.checkpoint import Checkpoint
+from core.errors import CoreError
+from core.saving.companions import CARD, local_file
+from core.saving.front_matter import FrontMatter, split_card
 from core.saving.target import Target
 from core.weights import Quantization
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_RESULTS = "model-index"
+"""Scores, which were measured with the source's weights."""
+
+_SHOWN = 12  # names of files
 
 
-def model_card(target: Target, source: str, revision: str | None) -> str:
+def model_card(target: Target, source: Checkpoint, left: Sequence[str]) -> str:
     """The text of ``README.md``.
 
     Args:
-        source: what was loaded, as the user named it.
-        revision: its commit, if it came from a hub.
+        source: what was loaded, on the local disk.
+        left: names of files that were neither read nor copied.
     """
-    front = ["---", "library_name: mlx"]
-    if revision is not None and _HUB_ID.fullmatch(source.partition("@")[0]):
-        front.append(f"base_model: {source.partition('@')[0]}")
-    front += ["tags:", "- mlx", "---"]
-    facts = {
-        "source": source.rstrip("/").rpartition("/")[2] if revision is None else source,
-        "revision": revision or "none (a local directory)",
-        "model type": target.model_type,
-        "layout": f"{target.layout} (read from {target.read_from})",
-        "tensors": f"{sum(len(shard.tensors) for shard in target.shards):,}, {target.parameters:,} parameters",
-        "size": f"{target.nbytes:,} bytes in {len(target.shards)} files",
-        "quantization": describe_recipe(target.quantized),
-        "left out": ", ".join(sorted(set(target.ignored.values()))) or "nothing",
-        "written by": f"corelm {core.__version__}, MLX {version('mlx')}",
-    }
-    rows = [f"| {label} | {text} |" for label, text in facts.items()]
-    return "\n".join([*front, "", "# Model card", "", "| | |", "|---|---|", *rows, ""])
+    theirs, problem = _card_of(source)
+    lines, text = split_card(theirs)
+    changes = _changes(source)
+    notes = [f"the source's model card, which {problem}"] if problem else []
+    try:
+        found = FrontMatter(lines or "")
+        front = found.with_changes(changes, "mlx")
+        said = [f"`{key}: {found.values[key]}`" for key in changes if key in found.values and key != _RESULTS]
+        notes += [f"what the source's metadata says of {', '.join(said)}"] if said else []
+        notes += [f"its evaluation results (`{_RESULTS}`), which are the source's"] if _RESULTS in found.values else []
+    except ValueError as error:
+        front = FrontMatter("").with_changes(changes, "mlx")
+        notes.append(f"the source's metadata as such, because {_line(str(error))}: it is quoted below")
+        text = f"~~~yaml\n{lines}~~~\n\n{text}"
+    rows = [f"| {label} | {_line(found)} |" for label, found in _facts(target, source, left, notes).items()]
+    ours = "\n".join([f"---\n{front}---", "", "# Model card", "", "| | |", "|---|---|", *rows, ""])
+    whole = f"{ours}\n## Model card of the source\n\n{text.strip()}\n" if text.strip() else ours
+    return whole.encode("utf-8", "replace").decode()  # a file may have a name that is no text
 
 
 def describe_recipe(quantized: Mapping[str, Quantization]) -> str:
     """The settings in use, the commonest first, with the number of matrices of each."""
     counts = Counter(quantized.values()).most_common()
     return "; ".join(f"{settings} ({count} matrices)" for settings, count in counts) or "none"
+
+
+def _card_of(source: Checkpoint) -> tuple[str, str | None]:
+    """The source's card, and why it is left out if it is."""
+    if source.path is None or not source.has(CARD):
+        return "", None
+    local_file(source.path, CARD)
+    try:
+        return source.read_text(CARD), None
+    except CoreError as error:  # a model is no worse for it
+        return "", error.problem
+
+
+def _changes(source: Checkpoint) -> dict[str, str | None]:
+    """Metadata that is other than the source's; None for what is true of the source alone."""
+    changes: dict[str, str | None] = {"library_name": "mlx", _RESULTS: None}
+    name = source.source.partition("@")[0]
+    if source.revision is not None and _HUB_ID.fullmatch(name):
+        # The source is what this model was made of; what that was made of, its own card says.
+        changes |= {"base_model": name, "base_model_relation": None}
+    return changes
+
+
+def _facts(target: Target, source: Checkpoint, left: Sequence[str], notes: Sequence[str]) -> dict[str, str]:
+    revision = source.revision
+    return {
+        "source": source.source.rstrip("/").rpartition("/")[2] if revision is None else source.source,
+        "revision": revision or "none (a local directory)",
+        "model type": target.model_type,
+        "layout": f"{target.layout} (read from {target.read_from})",
+        "tensors": f"{sum(len(shard.tensors) for shard in target.shards):,}, {target.parameters:,} parameters",
+        "size": f"{target.nbytes:,} bytes in {len(target.shards)} files",
+        "quantization": describe_recipe(target.quantized),
+        "left out": "; ".join([*_tensors(target), *_files(left), *notes]) or "nothing",
+        "written by": f"corelm {core.__version__}, MLX {version('mlx')}",
+    }
+
+
+def _tensors(target: Target) -> list[str]:
+    reasons = Counter(target.ignored.values())
+    return [f"{count:,} tensors: {reason}" for reason, count in sorted(reasons.items())]
+
+
+def _files(left: Sequence[str]) -> list[str]:
+    if not left:
+        return []
+    more = f" and {len(left) - _SHOWN:,} more" if len(left) > _SHOWN else ""
+    return [f"files: {', '.join(f'`{name}`' for name in left[:_SHOWN])}{more}"]
+
+
+def _line(text: str) -> str:
+    """Text that a row of a table holds."""
+    return " ".join(text.split()).replace("|", "\\|")

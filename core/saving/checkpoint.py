@@ -3,39 +3,49 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from core.checkpoint import Checkpoint
 from core.saving.card import model_card
-from core.saving.companions import companions, copy_companions
+from core.saving.companions import CARD, companions, copy_companions, left_behind
 from core.saving.destination import check_space, new_directory
 from core.saving.shards import index_name, index_of
 from core.saving.target import Target
 from core.saving.writer import ShardWriter, refusals
 
-_CARD = "README.md"
-
 
 def files_of(target: Target, source: Checkpoint) -> list[str]:
     """Names of all files that ``write_checkpoint`` writes."""
     index = [index_name(target.stem)] if len(target.shards) > 1 else []
-    return [*(shard.name for shard in target.shards), *index, target.config_name, *companions(source), _CARD]
+    return [*(shard.name for shard in target.shards), *index, target.config_name, *companions(source), CARD]
 
 
-def write_checkpoint(place: Path, target: Target, source: Checkpoint, fill: Callable[[ShardWriter], None]) -> None:
+def write_checkpoint(
+    place: Path,
+    target: Target,
+    source: Checkpoint,
+    fill: Callable[[ShardWriter], None],
+    *,
+    force: bool,
+    left: Sequence[str] | None = None,
+) -> None:
     """Writes everything.
 
     Args:
         place: from ``check_destination``.
         source: a local checkpoint, whose companions go along.
         fill: hands the writer all tensors, in the planned order.
+        force: replace a checkpoint that is at the place by then.
+        left: files of the source that are neither read nor copied; None looks for them among those that are local.
 
     Raises:
-        SaveError: there is no room, the system refuses, or what was written reads otherwise.
+        SaveError: there is no room, the system refuses, what was written reads otherwise, or something has appeared at
+            the place.
     """
+    companions(source)  # refused before the weights are written
     check_space(place, target.nbytes)
-    with new_directory(place) as directory:
+    with new_directory(place, force=force) as directory:
         with ShardWriter(directory, target.shards) as writer:
             fill(writer)
             # Before the end of the weights is checked: they are opened as a checkpoint then.
@@ -45,7 +55,7 @@ def write_checkpoint(place: Path, target: Target, source: Checkpoint, fill: Call
             _write_json(directory / target.config_name, target.config)
             writer.finish()
         copy_companions(source, directory)
-        _write_text(directory / _CARD, model_card(target, source.source, source.revision))
+        _write_text(directory / CARD, model_card(target, source, left_behind(source) if left is None else left))
 
 
 def _write_json(path: Path, value: Mapping[str, object]) -> None:

@@ -1,6 +1,7 @@
-"""The files that go along with the weights: tokenizer, chat templates, generation config, licence. Never code.
+"""Copies the files that go along with the weights: tokenizer, chat templates, generation config, licence. Never code.
 
-Knows names of files; looks into none of them.
+What is written may be published, so links out of the checkpoint are not followed: a ``LICENSE`` that points to a
+user's keys would take them along. (A config or a shard may be such a link: those are read, and never copied.)
 """
 
 from __future__ import annotations
@@ -13,28 +14,67 @@ from core.checkpoint.hub import is_companion
 from core.errors import SaveError
 from core.saving.writer import refusals
 
-_OF_WEIGHTS = frozenset({"config.json", "params.json", "hf_quant_config.json", "quantize_config.json"})
-"""Configs that tell of the weights as they were in the source; the target's own says what they are now."""
+CARD = "README.md"
+_MADE = frozenset({"config.json", "params.json", "hf_quant_config.json", "quantize_config.json", CARD})
+"""The card, and configs that tell of the weights as they were in the source: the target has its own."""
 
 
 def companions(checkpoint: Checkpoint) -> list[str]:
-    """Names of the files to carry along; of subdirectories, only that of the named chat templates."""
-    return [name for name in checkpoint.files if is_companion(name) and name not in _OF_WEIGHTS]
+    """Names of the files to carry along; of subdirectories, only that of the named chat templates.
+
+    Raises:
+        SaveError: one of a local checkpoint is a link out of it.
+    """
+    names = [name for name in checkpoint.files if is_companion(name) and name not in _MADE]
+    if checkpoint.path is not None:
+        for name in [*names, *[CARD] * checkpoint.has(CARD)]:
+            local_file(checkpoint.path, name)
+    return names
+
+
+def left_behind(checkpoint: Checkpoint) -> list[str]:
+    """Names of the files and directories that are neither read nor copied; those that begin with a dot are not told."""
+    known = {*checkpoint.shards, *companions(checkpoint), *_MADE}
+    names = [name for name in checkpoint.files if name not in known and not name.endswith(".safetensors.index.json")]
+    if checkpoint.path is not None:
+        kept = {name.partition("/")[0] for name in checkpoint.files}
+        names += [f"{path.name}/" for path in checkpoint.path.iterdir() if path.is_dir() and path.name not in kept]
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def copy_companions(checkpoint: Checkpoint, directory: Path) -> None:
     """Copies a local checkpoint's companions, links as the files they point to.
 
     Raises:
-        SaveError: a file has gone since the checkpoint was opened, or cannot be written.
+        SaveError: a file has gone since the checkpoint was opened, is a link out of it, or cannot be written.
     """
     root = checkpoint.path
     assert root is not None, "companions are copied from a directory"
     for name in companions(checkpoint):
-        if not (root / name).is_file():
-            raise SaveError(
-                "is no longer there", where=root / name, hint="The source was moved or changed: load it again."
-            )
         with refusals(directory / name):
             (directory / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(root / name, directory / name)
+            shutil.copyfile(local_file(root, name), directory / name)
+
+
+def local_file(root: Path, name: str) -> Path:
+    """The file behind a name, which lies in the checkpoint, or among its repository's blobs in the hub's cache.
+
+    Raises:
+        SaveError: it lies elsewhere, or is no file.
+    """
+    try:
+        file, home = (root / name).resolve(strict=True), root.resolve()
+    except (OSError, RuntimeError):  # nothing there, or a loop of links
+        file = home = Path()
+    if not file.is_file():
+        hint = "The source was moved or changed: load it again."
+        raise SaveError("is no file, or no longer there", where=root / name, hint=hint)
+    if home in file.parents or (home.parent.name == "snapshots" and home.parent.parent / "blobs" in file.parents):
+        return file
+    raise SaveError(
+        "is a link out of the checkpoint, and is not copied",
+        where=root / name,
+        expected="a file, or a link within the checkpoint",
+        found=str(file),
+        hint="What is written may be published. If the file belongs to the model, put a copy in the link's place.",
+    )

@@ -15,7 +15,9 @@ import mlx.core as mx
 from core.checkpoint import Checkpoint
 from core.loading import Prepared, prepare
 from core.saving.checkpoint import files_of, write_checkpoint
+from core.saving.companions import left_behind
 from core.saving.destination import check_destination, check_space
+from core.saving.leftovers import restore
 from core.saving.shards import DEFAULT_SHARD_SIZE
 from core.saving.target import Target, make_target
 from core.saving.writer import ShardWriter
@@ -36,6 +38,7 @@ class Conversion:
         plan: of the reading; every parameter becomes what will be written.
         target: what will be written.
         files: names of all files that will be written.
+        left: names of files of the source that are neither read nor copied.
         weight_error: the largest error of a weight that ``approximate`` has made; None without it, or before it.
     """
 
@@ -44,6 +47,7 @@ class Conversion:
     target: Target
     place: Path
     files: tuple[str, ...]
+    left: tuple[str, ...]
     weight_error: float | None = None
 
 
@@ -64,7 +68,7 @@ def plan_conversion(
     format: str | None = None,
     progress: bool = False,
 ) -> Conversion:
-    """Says what ``convert`` would do: reads headers, writes nothing. Arguments and errors are those of ``convert``."""
+    """Says what ``convert`` would do: reads headers, changes nothing. Arguments and errors are those of ``convert``."""
     floats = dtype_from(dtype)
     options = {"plugin": plugin, "strict": strict, "revision": revision, "format": format, "progress": progress}
     prepared = prepare(source, **options, treatment=_treatment(quantize, dequantize, approximate))
@@ -85,7 +89,10 @@ def plan_conversion(
         dtype=floats,
         max_shard_size=max_shard_size,
     )
-    return Conversion(prepared, plan, target, place, tuple(files_of(target, prepared.checkpoint)))
+    checkpoint = prepared.checkpoint
+    return Conversion(
+        prepared, plan, target, place, tuple(files_of(target, checkpoint)), tuple(left_behind(checkpoint))
+    )
 
 
 def convert(
@@ -124,6 +131,7 @@ def convert(
         SaveError: something is in the way, the disk is full, or what was written reads otherwise.
         CheckpointError, ConfigError, PluginError, WeightsError: as for ``core.load``.
     """
+    restore(Path(destination))
     conversion = plan_conversion(
         source,
         destination,
@@ -148,7 +156,7 @@ def convert(
     def fill(writer: ShardWriter) -> None:
         _stream(conversion, checkpoint, writer, check_finite, progress, losses)
 
-    write_checkpoint(conversion.place, conversion.target, checkpoint, fill)
+    write_checkpoint(conversion.place, conversion.target, checkpoint, fill, force=force, left=conversion.left)
     return replace(conversion, weight_error=max(losses, default=None))
 
 

@@ -2,34 +2,34 @@
 
 It is written beside its place, under a name that begins with a dot, and renamed at the end. A run that was killed
 leaves such a directory behind, which no one mistakes for a model and which the next run for the same place removes; a
-lock tells it from one that is still being written. Knows the file system; knows nothing of what is written.
+lock tells it from one that is still being written. What is at the place by then is looked at again: minutes or hours
+lie between the first look and the end.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from core.errors import SaveError, UsageError
+from core.saving.leftovers import aside, lock_of, partial_of, put_back, remove_leftovers, replaced_by, resolved
+from core.saving.rename import TAKEN, exchange, rename_new
 from core.saving.writer import refusals
 
 _MARGIN = 1 << 20  # bytes beside the files, for directories and small ones
 
 
 def check_destination(path: Path, *, force: bool, source: Path | None = None) -> Path:
-    """The absolute form of a place where a checkpoint may be written.
+    """The absolute form of a place where a checkpoint may be written. Changes nothing.
 
     Raises:
         UsageError: source and destination are the same, or one lies in the other.
         SaveError: something is there, or its parent is not.
     """
-    # Not by way of a link at the place itself: a rename would replace the link and leave what it points to.
-    place = path.expanduser().resolve()
+    place = resolved(path)
     if source is not None:
         origin = source.resolve()
         if place == origin or origin in place.parents:
@@ -43,20 +43,15 @@ def check_destination(path: Path, *, force: bool, source: Path | None = None) ->
             "its parent directory does not exist", where=place, hint=f"Create it first: mkdir -p {place.parent}"
         )
     with refusals(place):
-        _restore(place)
-        if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        # What a killed run has left aside belongs here, and the next run puts it back.
+        there = aside(place) or place if _is_free(place) else place
+        if _is_free(there):
             return place
         if not force:
             raise SaveError(
                 "exists already", where=place, hint="Choose another place, or --force (force=True) replaces it."
             )
-        if not any((place / name).is_file() for name in ("config.json", "params.json")):
-            raise SaveError(
-                "is no checkpoint, and is not replaced",
-                where=place,
-                expected="a directory with a config.json or a params.json",
-                hint="Remove it yourself if you are sure.",
-            )
+        _check_replaceable(there, place)
     return place
 
 
@@ -77,27 +72,27 @@ def check_space(place: Path, needed: int) -> None:
 
 
 @contextmanager
-def new_directory(place: Path) -> Iterator[Path]:
+def new_directory(place: Path, *, force: bool) -> Iterator[Path]:
     """A fresh directory that becomes ``place`` when the block ends, and vanishes if the block fails.
 
     Args:
-        place: from ``check_destination``; what is there is replaced.
+        place: from ``check_destination``; an empty directory there is replaced.
+        force: replace a checkpoint, too; nothing else is ever replaced.
 
     Raises:
-        SaveError: another process is writing the same place, or the system refuses.
+        SaveError: something has appeared at the place, another process is writing there, or the system refuses.
     """
-    _remove_leftovers(place)
-    partial = place.with_name(f".{place.name}.partial-{uuid.uuid4().hex[:12]}")
+    remove_leftovers(place)
+    empty = place.is_dir()
+    partial = partial_of(place)
     with refusals(partial):
         partial.mkdir()
-        lock = os.open(partial, os.O_RDONLY)
+        lock = lock_of(partial, place)
     try:
-        with refusals(partial):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield partial
         with refusals(place):
             _flush(partial)
-            _rename(partial, place)
+            _give_name(partial, place, force=force, empty=empty)
     finally:
         os.close(lock)
         shutil.rmtree(partial, ignore_errors=True)
@@ -112,50 +107,66 @@ def _flush(directory: Path) -> None:
         os.close(file)
 
 
-def _rename(partial: Path, place: Path) -> None:
-    """Two renames where something is there, because no system renames a directory over a full one."""
-    old = place.with_name(f".{place.name}.replaced-{uuid.uuid4().hex[:12]}")
-    replaces = place.exists() and any(place.iterdir())
-    if replaces:
-        place.rename(old)
+def _give_name(partial: Path, place: Path, *, force: bool, empty: bool) -> None:
     try:
-        partial.rename(place)
-    except OSError:
-        if replaces:
-            old.rename(place)
-        raise
+        if force and os.path.lexists(place):
+            _replace(partial, place)
+        elif empty:
+            partial.rename(place)  # no system renames a directory over a file, or over a full directory
+        else:
+            rename_new(partial, place)
+    except OSError as error:
+        if error.errno not in TAKEN:
+            raise
+        hint = "It was not changed, and nothing is left of this run. Choose another place, or run it again with --force"
+        raise SaveError(
+            "has appeared while this was written", where=place, hint=f"{hint} (force=True) to replace a checkpoint."
+        ) from error
     parent = os.open(place.parent, os.O_RDONLY)
     with suppress(OSError):  # some file systems cannot; the rename then reaches the disk a little later
         os.fsync(parent)
     os.close(parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
-def _restore(place: Path) -> None:
-    """Puts back what a run was replacing when it was killed between its two renames; else removes what it replaced."""
-    for old in _siblings(place, "replaced"):
-        if place.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            old.rename(place)
-
-
-def _remove_leftovers(place: Path) -> None:
-    for partial in _siblings(place, "partial"):
-        with refusals(partial):
-            try:
-                lock = os.open(partial, os.O_RDONLY)
-            except FileNotFoundError:
-                continue
+def _replace(partial: Path, place: Path) -> None:
+    """Takes a checkpoint's place; ``partial`` is then the name of what was there, or of nothing."""
+    _check_replaceable(place, place)
+    if exchange(partial, place):
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SaveError("is being written by another process", where=place, hint="Wait until it is done.") from None
-        finally:
-            os.close(lock)
-        shutil.rmtree(partial, ignore_errors=True)
+            _check_replaceable(partial, place)  # that very directory: another may have come in between
+        except SaveError:
+            exchange(partial, place)
+            raise
+        return
+    old = replaced_by(partial)
+    try:
+        place.rename(old)
+        _check_replaceable(old, place)
+        rename_new(partial, place)
+    except BaseException:
+        if old.exists():
+            put_back(old, place)
+        raise
+    old.rename(partial)
 
 
-def _siblings(place: Path, kind: str) -> list[Path]:
-    start = f".{place.name}.{kind}-"
-    return sorted(path for path in place.parent.iterdir() if path.name.startswith(start) and path.is_dir())
+def _is_free(place: Path) -> bool:
+    """Whether nothing is there, or an empty directory."""
+    return not place.exists() or (place.is_dir() and not any(place.iterdir()))
+
+
+def _check_replaceable(directory: Path, place: Path) -> None:
+    """
+    Raises:
+        SaveError: it is neither empty nor a checkpoint.
+    """
+    if directory.is_dir() and not directory.is_symlink():
+        names = {path.name for path in directory.iterdir()}
+        if not names or names & {"config.json", "params.json"}:
+            return
+    raise SaveError(
+        "is no checkpoint, and is not replaced",
+        where=place,
+        expected="a directory with a config.json or a params.json",
+        hint="Remove it yourself if you are sure.",
+    )

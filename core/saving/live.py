@@ -12,6 +12,7 @@ import mlx.core as mx
 from core.errors import UsageError
 from core.saving.checkpoint import write_checkpoint
 from core.saving.destination import check_destination
+from core.saving.leftovers import restore
 from core.saving.shards import DEFAULT_SHARD_SIZE
 from core.saving.target import make_target
 from core.saving.writer import ShardWriter
@@ -49,6 +50,7 @@ def save(
     if lm.origin is None:
         raise UsageError("this model was not loaded from a checkpoint", hint="core.save saves what core.load loads.")
     origin, plan = lm.origin, lm.report.plan
+    restore(Path(directory))
     place = check_destination(Path(directory), force=force, source=origin.checkpoint.path)
     entries = {entry.parameter: entry for entry in plan.entries}
     target = make_target(
@@ -68,7 +70,7 @@ def save(
             for name, array in target.inverses[parameter].tensors(find(lm.model, parameter)):
                 writer.write(name, array)
 
-    write_checkpoint(place, target, origin.checkpoint, fill)
+    write_checkpoint(place, target, origin.checkpoint, fill, force=force)
 
 
 def _stored(entries: Mapping[str, Entry], parameter: str, dtype: mx.Dtype) -> mx.Dtype:

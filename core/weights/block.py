@@ -19,7 +19,7 @@ from core.checkpoint import Checkpoint
 from core.errors import CheckpointError
 from core.weights.axes import rows_axis
 from core.weights.fill import Filler, blank, can_check, can_fill, streams
-from core.weights.finite import has_non_finite, is_float
+from core.weights.finite import is_float, is_non_finite, may_be_non_finite
 from core.weights.joint import Extent, extent
 from core.weights.nodes import outer_operation
 from core.weights.plan import Entry
@@ -54,7 +54,7 @@ class BlockReader:
         self._check = check_finite
         self._looks = check_finite and can_check()
         self._reader = Reader(checkpoint, check_sources=check_finite, measure=True)
-        self._filler = Filler(checkpoint.shard_path) if can_fill() else None
+        self._filler = Filler(checkpoint.shard_path, checkpoint.check_unchanged) if can_fill() else None
         self._begun: list[Block] = []
         self._count = 0
 
@@ -97,8 +97,8 @@ class BlockReader:
             arrays = [self._array(block, place) for place in range(len(block.entries))]
             flags = self._reader.take_flags()
             if self._check:
-                others = (array for place, array in enumerate(arrays) if place not in checked)
-                flags += [has_non_finite(array) for array in others if is_float(array.dtype)]
+                others = (place for place in range(len(arrays)) if place not in checked)
+                flags += [flag for at in others if (flag := _non_finite(arrays[at], block.entries[at])) is not None]
             losses = self._reader.take_losses()
             mx.eval(arrays, flags, losses)
             finite = all(check.result() for check in checks) and not any(flag.item() for flag in flags)
@@ -106,6 +106,16 @@ class BlockReader:
             self._refuse(arrays, block.entries)
         self._begun.remove(block)
         return arrays, [cast(float, loss.item()) for loss in losses]
+
+    def check_unchanged(self) -> None:
+        """Holds all shards of which something was read against what they were when their headers were.
+
+        Raises:
+            CheckpointError: one has changed, so that what was read may be anything.
+        """
+        self._reader.check_unchanged()
+        if self._filler is not None:
+            self._filler.check_files()
 
     def _read(self, block: Block) -> tuple[list[Future[bool]], set[int]]:
         """Waits for what has been begun; returns what is still being looked at, and the places of it."""
@@ -140,7 +150,8 @@ class BlockReader:
 
     def _refuse(self, arrays: list[mx.array], entries: list[Entry]) -> None:
         for array, entry in zip(arrays, entries, strict=True):
-            if is_float(array.dtype) and has_non_finite(array).item():
+            flag = _non_finite(array, entry)
+            if flag is not None and flag.item():
                 raise self._reader.not_finite(entry)
         # What was quantized hides it.
         raise self._reader.not_finite(*(entry for entry in entries if outer_operation(entry.source) is not None))
@@ -163,5 +174,16 @@ class BlockReader:
                 mx.eval(list(block.whole.values()))
 
 
+def _non_finite(array: mx.array, entry: Entry) -> mx.array | None:
+    """Whether a parameter holds NaN or infinity, unevaluated; None for integers."""
+    mode = None if entry.quantization is None else entry.quantization.mode
+    role = _role(entry)
+    return is_non_finite(array, mode, role) if may_be_non_finite(array.dtype, mode, role) else None
+
+
 def _axis(entry: Entry) -> int:
-    return rows_axis(entry.parameter.rpartition(".")[2], len(entry.shape))
+    return rows_axis(_role(entry), len(entry.shape))
+
+
+def _role(entry: Entry) -> str:
+    return entry.parameter.rpartition(".")[2]

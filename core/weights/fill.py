@@ -62,10 +62,14 @@ class Filler:
 
     Args:
         path: the local file of a shard.
+        check: told a shard and the descriptor by which it was opened; raises where it is not the file that was meant.
     """
 
-    def __init__(self, path: Callable[[str], Path]) -> None:
+    def __init__(
+        self, path: Callable[[str], Path], check: Callable[[str, int], None] = lambda shard, file: None
+    ) -> None:
         self._path = path
+        self._check = check
         self._files: dict[str, int] = {}
         self._pool = ThreadPoolExecutor(_THREADS)
 
@@ -86,6 +90,7 @@ class Filler:
 
         Raises:
             OSError: a shard cannot be opened.
+            CheckpointError: whatever ``check`` raises.
         """
         memory = memoryview(array).cast("B")  # type: ignore[arg-type]
         jobs, filled = [], 0
@@ -106,7 +111,13 @@ class Filler:
     def _open(self, shard: str) -> int:
         if shard not in self._files:
             self._files[shard] = os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC)
+            self._check(shard, self._files[shard])
         return self._files[shard]
+
+    def check_files(self) -> None:
+        """Asks ``check`` again of everything that is open."""
+        for shard, file in self._files.items():
+            self._check(shard, file)
 
     def close(self) -> None:
         """Ends the threads, and drops what has not begun."""

@@ -1,6 +1,9 @@
-"""Whether an array holds NaN or infinity, at the cost of reading it twice."""
+"""Tells whether an array holds NaN or infinity, at the cost of reading it twice."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
 
 import mlx.core as mx
 
@@ -10,6 +13,16 @@ _BITS = {
     mx.float16: (mx.int16, mx.uint16, 0x7C00),
     mx.bfloat16: (mx.int16, mx.uint16, 0x7F80),
 }
+
+# Floats of 8 bits, which MLX holds as integers: E4M3 has a sign and NaN where others have infinity, E8M0 has one NaN.
+_E4M3, _E8M0 = 0x7F, 0xFF
+_EIGHT_BITS: Mapping[tuple[str | None, str], int] = {
+    ("mxfp4", "scales"): _E8M0,
+    ("mxfp8", "scales"): _E8M0,
+    ("mxfp8", "weight"): _E4M3,
+    ("nvfp4", "scales"): _E4M3,
+}
+"""Mode of quantization and role of a tensor → the NaN of the numbers that it packs."""
 
 
 def is_float(dtype: mx.Dtype) -> bool:
@@ -29,6 +42,38 @@ def has_non_finite(array: mx.array) -> mx.array:
     positive = mx.max(array.view(signed)) >= mx.array(infinity, dtype=signed)
     negative = mx.max(array.view(unsigned)) >= mx.array(sign | infinity, dtype=unsigned)
     return positive | negative
+
+
+def may_be_non_finite(dtype: mx.Dtype, mode: str | None = None, role: str = "weight") -> bool:
+    """Whether an array can hold NaN or infinity.
+
+    Args:
+        mode: of quantization, for a tensor of a quantized matrix.
+        role: which of the matrix's tensors it is: ``weight``, ``scales`` or ``biases``.
+    """
+    return is_float(dtype) or (mode, role) in _EIGHT_BITS
+
+
+def is_non_finite(array: mx.array, mode: str | None = None, role: str = "weight") -> mx.array:
+    """A boolean scalar, unevaluated, for an array that ``may_be_non_finite``; arguments as there."""
+    if is_float(array.dtype):
+        return has_non_finite(array)
+    numbers = array.view(mx.uint8)
+    if _EIGHT_BITS[mode, role] == _E8M0:
+        return mx.max(numbers) == _E8M0
+    return (mx.max(numbers.view(mx.int8)) == _E4M3) | (mx.max(numbers) == 0x80 | _E4M3)
+
+
+def count_non_finite(array: mx.array, mode: str | None = None, role: str = "weight") -> tuple[int, int]:
+    """How many numbers are not finite, and how many there are; arguments as for ``is_non_finite``."""
+    if (mode, role) in _EIGHT_BITS and not is_float(array.dtype):
+        numbers = array.view(mx.uint8)
+        nan = _EIGHT_BITS[mode, role]
+        bad = numbers & nan == nan
+    else:
+        numbers = array.astype(mx.float32)
+        bad = ~mx.isfinite(numbers)
+    return cast(int, mx.sum(bad).item()), numbers.size
 
 
 def bytes_are_finite(memory: memoryview, dtype: mx.Dtype) -> bool:

@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from core.checkpoint import Checkpoint
+from core.errors import CoreError
 from core.weights.axes import rows_axis
 from core.weights.block import Block, BlockReader
 from core.weights.plan import Entry, Plan
@@ -41,13 +42,13 @@ def execute(
 
     Args:
         plan: made for this very model and checkpoint, and ``ok``.
-        lazy: leave the reading to the first use; nothing is checked then.
+        lazy: leave the reading to the first use; nothing is checked then, not even that the files are the same still.
         check_finite: refuse NaN and infinity, which costs about 0.1 s for a gigabyte of floats on a CPU.
         progress: told after each block.
 
     Raises:
         WeightsError: a tensor holds NaN or infinity.
-        CheckpointError: a shard cannot be read any more.
+        CheckpointError: a shard cannot be read any more, or has changed since its header was read.
     """
     if lazy:
         plan.check()
@@ -85,12 +86,16 @@ def execute_blocks(
     with closing(BlockReader(checkpoint, check_finite)) as reader:
         begun: deque[Block] = deque()
         while True:
-            begun.extend(reader.begin(entries) for entries in islice(left, 1 + ahead - len(begun)))
-            if not begun:
-                break
-            block = begun.popleft()
-            entries = block.entries
-            arrays, lost = reader.finish(block)
+            try:
+                begun.extend(reader.begin(entries) for entries in islice(left, 1 + ahead - len(begun)))
+                if not begun:
+                    break
+                block = begun.popleft()
+                entries = block.entries
+                arrays, lost = reader.finish(block)
+            except CoreError:
+                reader.check_unchanged()  # which would be the cause
+                raise
             del block
             for entry, array in zip(entries, arrays, strict=True):
                 replace(model, entry.parameter, array)
@@ -101,6 +106,7 @@ def execute_blocks(
             if progress is not None:
                 progress(done, total)
             yield entries
+        reader.check_unchanged()
     mx.clear_cache()
 
 
@@ -109,6 +115,7 @@ def _put_lazily(plan: Plan, model: nn.Module, checkpoint: Checkpoint) -> None:
     for entry in plan.entries:
         axis = rows_axis(entry.parameter.rpartition(".")[2], len(entry.shape))
         replace(model, entry.parameter, reader.build(entry.source, axis).astype(entry.dtype))
+    reader.check_unchanged()
 
 
 def _blocks(entries: tuple[Entry, ...]) -> Iterator[list[Entry]]:

@@ -13,8 +13,9 @@ import mlx.core as mx
 from core.checkpoint import Checkpoint
 from core.errors import CheckpointError, QuantizationError, WeightsError
 from core.weights.dtypes import spelling
-from core.weights.finite import has_non_finite
+from core.weights.finite import count_non_finite, has_non_finite
 from core.weights.nodes import Joined, Leaf, Node, Operation, Permuted, Stacked, leaves
+from core.weights.operations import Dequantized
 from core.weights.permute import to_halves
 from core.weights.plan import Entry
 from core.weights.summary import summarise
@@ -86,21 +87,39 @@ class Reader:
     def _take(self, name: str) -> mx.array:
         shard = self._checkpoint.tensors[name].shard
         if shard not in self._open:
-            self._open[shard] = _load(self._checkpoint.shard_path(shard))
+            self._open[shard] = self._load(shard)
         return self._open[shard].pop(name)
+
+    def _load(self, shard: str) -> dict[str, mx.array]:
+        """All tensors of a shard. MLX opens it by name and reads its header anew: it must be what it was, still."""
+        self._checkpoint.check_unchanged(shard)
+        try:
+            return _load(self._checkpoint.shard_path(shard))
+        finally:
+            self._checkpoint.check_unchanged(shard)
+
+    def check_unchanged(self) -> None:
+        """
+        Raises:
+            CheckpointError: a shard of which something was read has changed.
+        """
+        for shard in self._open:
+            self._checkpoint.check_unchanged(shard)
 
     def not_finite(self, *entries: Entry) -> WeightsError:
         """The error for parameters with NaN or infinity, naming the first tensor that has one.
 
         Where none has, the conversion to the parameter's dtype has made it.
         """
-        for name in dict.fromkeys(name for entry in entries for name in entry.tensors):
+        modes: dict[str, str | None] = {}
+        for entry in entries:
+            modes |= _modes(entry.source, None if entry.quantization is None else entry.quantization.mode)
+        for name, mode in modes.items():
             info = self._checkpoint.tensors[name]
-            values = _load(self._checkpoint.shard_path(info.shard))[name].astype(mx.float32)
-            bad = mx.sum(~mx.isfinite(values)).item()
+            bad, size = count_non_finite(self._load(info.shard)[name], mode, name.rpartition(".")[2])
             if bad:
                 return WeightsError(
-                    f"tensor {name!r} holds NaN or infinity in {bad:,} of {values.size:,} elements",
+                    f"tensor {name!r} holds NaN or infinity in {bad:,} of {size:,} elements",
                     where=self._checkpoint.where(info.shard),
                     hint="The file is damaged or training diverged. core.load(…, check_finite=False) loads it anyway.",
                 )
@@ -109,6 +128,15 @@ class Reader:
             where=self._checkpoint.where(),
             hint="Load it in another dtype, for instance core.load(…, dtype=mx.float32).",
         )
+
+
+def _modes(node: Node, mode: str | None) -> dict[str, str | None]:
+    """Tensor → the mode in which the file has quantized its matrix; None where it has not."""
+    if isinstance(node, Leaf):
+        return {node.name: mode}
+    if isinstance(node, Operation):
+        mode = node.settings.mode if isinstance(node, Dequantized) else None
+    return {name: found for part in node.parts for name, found in _modes(part, mode).items()}
 
 
 def _is_flat(node: Node) -> bool:

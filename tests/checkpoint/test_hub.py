@@ -24,6 +24,7 @@ TENSORS = {f"layers.{i}.weight": ("F32", [64, 1024]) for i in range(8)}  # 2 MiB
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
 NEEDED = [
+    "README.md",
     "additional_chat_templates/tools.jinja",
     "chat_template.jinja",
     "config.json",
@@ -38,7 +39,6 @@ NEEDED = [
 ]
 UNNEEDED = [
     ".gitattributes",
-    "README.md",
     "consolidated.safetensors",
     "image.png",
     "model-00003-of-00003.safetensors",
@@ -319,6 +319,29 @@ def test_a_repository_without_safetensors_is_refused_before_anything_is_download
     assert line == f"CheckpointError hub:org/model@main: {problem}"
     assert "convert them to safetensors" in hint
     assert hub.fetched() == []
+
+
+def test_a_repository_that_changes_before_its_download_is_an_error(hub: Hub, child: Child, tmp_path: Path) -> None:
+    """What is planned are the headers of one commit: the tensors of another do not go under them."""
+    process = child.start(
+        f"""
+        import pathlib, time
+        checkpoint = open_checkpoint("org/model", download=False)
+        checkpoint.tensors
+        print("planned", flush=True)
+        while not pathlib.Path({str(tmp_path / "changed")!r}).exists():
+            time.sleep(0.01)
+        print(checkpoint.fetch_weights().path)
+        """,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "planned\n"
+        hub.commit = "beef" * 10
+        write_checkpoint(hub.directory, TENSORS | {"another": ("U8", [5])}, shards=2)
+        (tmp_path / "changed").touch()
+        out = process.communicate(timeout=120)[0]
+    assert "hub:org/model@main: the tensors that were downloaded are not those that were listed" in out
 
 
 def test_files_of_a_remote_repository(hub: Hub, child: Child) -> None:

@@ -23,6 +23,7 @@ def test_it_converts_and_says_what_it_wrote(corelm: Run, tmp_path: Path) -> None
     assert (done.code, done.err) == (0, "")
     assert "written and verified" in done.out
     assert "hf → mlx" in done.out
+    assert "  not copied    meta.json, reference.npz\n" in done.out
     assert core.plan(tmp_path / "out").layout == "mlx"
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
 

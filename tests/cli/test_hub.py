@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,8 +17,8 @@ STORIES_BYTES = (STORIES / "model.safetensors").stat().st_size
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    with serve(STORIES) as running:
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    with serve(shutil.copytree(STORIES, tmp_path / "repository")) as running:
         yield running
 
 
@@ -68,6 +69,7 @@ def test_a_repository_is_converted_and_its_card_says_which(
     hub: Hub, process: Run, environment: Callable[..., dict[str, str]], tmp_path: Path
 ) -> None:
     target = tmp_path / "out"
+    (hub.directory / "README.md").write_text("---\nlicense: mit\nbase_model: other/parent\n---\nA story.\n")
     planned = process("convert", "org/model", target, "--dtype", "float16", "--dry-run", env=environment())
     assert (planned.code, planned.err) == (0, "")
     assert sum(one.sent for one in hub.requests if one.path.endswith(".safetensors")) < STORIES_BYTES / 4
@@ -77,5 +79,7 @@ def test_a_repository_is_converted_and_its_card_says_which(
     files = done.out.rpartition("other files")[2].strip().split(", ")
     assert sorted(path.name for path in target.iterdir()) == sorted([*files, "model.safetensors"])
     card = (target / "README.md").read_text()
-    assert "base_model: org/model" in card
+    assert card.startswith("---\nlicense: mit\nbase_model: org/model\n")
+    assert "`base_model: other/parent`" in next(line for line in card.splitlines() if line.startswith("| left out |"))
+    assert card.endswith("\nA story.\n")
     assert f"| revision | {hub.commit} |" in card

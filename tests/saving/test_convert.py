@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,7 +18,8 @@ import core
 from core.checkpoint.source import DEMOS
 from core.errors import SaveError, UsageError, WeightsError
 from core.saving import plan_conversion
-from core.saving.writer import ShardWriter
+from core.saving.table import Tensor as Table
+from core.saving.writer import ShardWriter, check_with_safetensors
 from tests.fixtures import STORIES_SHARDED, oracle
 from tests.fixtures.variants import Tensor, read_tensors, variant
 from tests.saving.compare import assert_same_tensors
@@ -105,7 +107,8 @@ def test_everything_but_code_goes_along(tmp_path: Path) -> None:
         "modeling_custom.py": "evil",
         "pytorch_model.bin": "x",
         "tokenizer_custom.json.py": "x",
-        "README.md": "theirs",
+        ".hidden": "x",
+        "original/params.json": "{}",
     }
     for name, text in (carried | left).items():
         (source / name).parent.mkdir(exist_ok=True)
@@ -119,6 +122,8 @@ def test_everything_but_code_goes_along(tmp_path: Path) -> None:
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| source | source |" in card
+    told = "files: `modeling_custom.py`, `original/`, `pytorch_model.bin`, `tokenizer_custom.json.py` |"
+    assert f"| left out | {told}" in card
     assert f"corelm {core.__version__}" in card
     assert str(tmp_path) not in card  # where a user keeps files is nobody's business
     core.save(core.load(source), tmp_path / "saved")
@@ -146,6 +151,21 @@ def test_a_shard_that_reads_back_otherwise_is_an_error(tmp_path: Path, monkeypat
     with pytest.raises(SaveError, match="does not read back as it was written"):
         core.convert(MIXTRAL, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_formats_own_reader_has_the_last_word(tmp_path: Path) -> None:
+    """Ours alone would not notice what writer and reader both take for granted."""
+    (shard,) = core.convert(MIXTRAL, tmp_path / "out").target.shards
+    path = tmp_path / "out" / shard.name
+    check_with_safetensors(path, shard)
+    other = (replace(shard.tensors[0], dtype=mx.float16), *shard.tensors[1:])
+    for tensors in (other, shard.tensors[1:], (*shard.tensors, Table("more", mx.float32, (1,)))):
+        with pytest.raises(SaveError, match="is read otherwise by safetensors"):
+            check_with_safetensors(path, replace(shard, tensors=tensors))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(SaveError, match="is not read by safetensors") as caught:
+        check_with_safetensors(path, shard)
+    assert caught.value.where == str(path)
 
 
 def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:
