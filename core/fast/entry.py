@@ -1,8 +1,8 @@
 """When a model and a cache get a fast step, and the check that a kernel must pass first.
 
 The first use of a kernel for a model compares it with the ordinary path, on a short sequence of its own; a mismatch or
-an error means the ordinary path, with one warning. Where compiled code is kept on disk, so is the fact that a kernel has
-passed for a model built of the same classes.
+an error means the ordinary path, with one warning. Where compiled code is kept on disk, so is the fact that it has
+passed for a model of the same classes.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def _kernel(description: Description, blocks: int) -> Callable[..., list[mx.arra
         device = current_device()
         if device is not None and device.compiler is not None:
             device.compiler.prepare(instance)
-        _kernels[key] = mx.fast.cuda_kernel(
+        kernel: Any = mx.fast.cuda_kernel(
             name=instance.name,
             input_names=list(instance.input_names),
             output_names=list(instance.output_names),
@@ -179,4 +179,5 @@ def _kernel(description: Description, blocks: int) -> Callable[..., list[mx.arra
             ensure_row_contiguous=False,
             shared_memory=shared_bytes(description.shape, blocks),
         )
+        _kernels[key] = kernel
     return _kernels[key]

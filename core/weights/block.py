@@ -47,13 +47,14 @@ class BlockReader:
 
     Args:
         check_finite: refuse NaN and infinity.
+        prefetch: let threads read what is begun.
     """
 
-    def __init__(self, checkpoint: Checkpoint, check_finite: bool) -> None:
+    def __init__(self, checkpoint: Checkpoint, check_finite: bool, prefetch: bool = False) -> None:
         self._checkpoint = checkpoint
         self._check = check_finite
         self._looks = check_finite and can_check()
-        self._reader = Reader(checkpoint, check_sources=check_finite, measure=True)
+        self._reader = Reader(checkpoint, check_sources=check_finite, measure=True, prefetch=prefetch)
         self._filler = Filler(checkpoint.shard_path, checkpoint.check_unchanged) if can_fill() else None
         self._begun: list[Block] = []
         self._count = 0
@@ -67,6 +68,7 @@ class BlockReader:
         block = Block(entries)
         self._begun.append(block)
         if self._filler is None:
+            self._reader.begin(entries)
             return block
         stream = streams()[self._count % 2]
         self._count += 1
@@ -167,6 +169,7 @@ class BlockReader:
 
     def close(self) -> None:
         """Ends its threads, and waits for MLX to have read what it has begun: its errors would come up elsewhere."""
+        self._reader.close()
         if self._filler is not None:
             self._filler.close()
         for block in self._begun:

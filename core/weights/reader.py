@@ -5,7 +5,7 @@ Knows nothing of models, nor of when anything is read.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -18,6 +18,7 @@ from core.weights.nodes import Joined, Leaf, Node, Operation, Permuted, Stacked,
 from core.weights.operations import Dequantized
 from core.weights.permute import to_halves
 from core.weights.plan import Entry
+from core.weights.prefetch import Prefetch
 from core.weights.summary import summarise
 
 
@@ -27,9 +28,10 @@ class Reader:
     Args:
         check_sources: look for NaN in sources of what would hide it.
         measure: compute the errors of what is approximated.
+        prefetch: have threads read what is announced by ``begin``.
     """
 
-    def __init__(self, checkpoint: Checkpoint, check_sources: bool, measure: bool) -> None:
+    def __init__(self, checkpoint: Checkpoint, check_sources: bool, measure: bool, prefetch: bool = False) -> None:
         self._checkpoint = checkpoint
         self._check_sources = check_sources
         self._measure = measure
@@ -37,6 +39,19 @@ class Reader:
         self._losses: list[mx.array] = []
         self._computed: dict[Hashable, dict[str, mx.array]] = {}
         self._open: dict[str, dict[str, mx.array]] = {}
+        self._prefetch = Prefetch(self._load) if prefetch else None
+
+    def begin(self, entries: Sequence[Entry]) -> None:
+        """Begins to read the tensors of these entries, where threads do that."""
+        if self._prefetch is not None:
+            names = dict.fromkeys(name for entry in entries for name in leaves(entry.source))
+            infos = ((name, self._checkpoint.tensors[name]) for name in names)
+            self._prefetch.begin((name, info.shard, info.nbytes) for name, info in infos)
+
+    def close(self) -> None:
+        """Ends what has begun."""
+        if self._prefetch is not None:
+            self._prefetch.close()
 
     def build(self, node: Node, axis: int) -> mx.array:
         if isinstance(node, Leaf):
@@ -85,6 +100,8 @@ class Reader:
         return flags
 
     def _take(self, name: str) -> mx.array:
+        if self._prefetch is not None and (array := self._prefetch.take(name)) is not None:
+            return array
         shard = self._checkpoint.tensors[name].shard
         if shard not in self._open:
             self._open[shard] = self._load(shard)
@@ -103,7 +120,7 @@ class Reader:
         Raises:
             CheckpointError: a shard of which something was read has changed.
         """
-        for shard in self._open:
+        for shard in {*self._open, *(() if self._prefetch is None else self._prefetch.shards)}:
             self._checkpoint.check_unchanged(shard)
 
     def not_finite(self, *entries: Entry) -> WeightsError:

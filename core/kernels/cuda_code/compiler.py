@@ -14,7 +14,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from core.kernels.cuda_code import mlx_folder, nvrtc
-from core.kernels.cuda_code.mlx_text import Instance
+from core.kernels.cuda_code.mlx_text import MLX_VERSION, Instance
 from core.kernels.cuda_code.store import CodeStore, cache_folder, digest
 
 _THREADS = 8
@@ -117,7 +117,7 @@ def device_compiler() -> Compiler | None:
         f"device {info.get('device_name')}, {architecture}",
         f"driver {_driver()}",
         f"NVRTC {compiler_version}",
-        f"MLX {mx.__version__}",
+        f"MLX {MLX_VERSION}",
         f"headers {', '.join(include)}",
     )
     folder = cache_folder()

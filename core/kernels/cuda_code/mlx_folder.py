@@ -12,8 +12,7 @@ import os
 import tempfile
 from pathlib import Path
 
-import mlx.core as mx
-
+from core.kernels.cuda_code.mlx_text import MLX_VERSION
 from core.kernels.cuda_code.nvrtc import Code
 from core.kernels.cuda_code.store import write_whole
 
@@ -29,10 +28,10 @@ def choose_folder(cache: Path | None) -> list[Path]:
     """
     if chosen := os.environ.get(_VARIABLE):
         return [Path(chosen)]
-    default = Path(tempfile.gettempdir()) / "mlx" / mx.__version__ / "ptx"
+    default = Path(tempfile.gettempdir()) / "mlx" / MLX_VERSION / "ptx"
     folders = [default] if default.is_dir() or cache is None else []
     if cache is not None:
-        own = cache / f"mlx-{mx.__version__}"
+        own = cache / f"mlx-{MLX_VERSION}"
         with contextlib.suppress(OSError):
             own.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.environ[_VARIABLE] = str(own)

@@ -1,11 +1,10 @@
-"""The text that MLX makes of a custom CUDA kernel, the name under which it keeps the code, and a text of ours with the
-same meaning.
+"""What MLX makes of a custom CUDA kernel: its text, the name of its code, and a shorter text with the same meaning.
 
 MLX puts a header before each kernel that takes NVRTC more than a second and adds 200 KB of code. Few kernels need
 anything of it; ``Instance.text`` declares what they do need, and compiles in a tenth of the time.
 
-Source: ``mlx/backend/cuda/custom_kernel.cpp`` and ``jit_module.cpp`` of MLX 0.32.4. Where another MLX does this otherwise,
-it does not find the code that is kept for it, and compiles the kernel itself.
+Source: ``mlx/backend/cuda/custom_kernel.cpp`` and ``jit_module.cpp`` of MLX 0.32.4. Where another MLX does this
+otherwise, it does not find the code that is kept for it, and compiles the kernel itself.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from functools import cached_property
 import mlx.core as mx
 
 NAMESPACE = "mlx::core::cu"
+MLX_VERSION: str = getattr(mx, "__version__")  # noqa: B009 - MLX's stubs do not declare it
 Template = Sequence[tuple[str, bool | int | mx.Dtype]]
 
 _TYPES = {

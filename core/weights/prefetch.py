@@ -1,0 +1,93 @@
+"""Reads tensors into a GPU's memory with several threads.
+
+MLX reads a tensor in the thread that evaluates it, first into memory of the host that is new each time. One thread
+moves 3 GB a second in this way, and several of them more.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import mlx.core as mx
+
+from core.device import backend
+
+BYTES_AHEAD = 1 << 30
+"""Of the blocks that are being read at a time, at most, where there is more than one."""
+_THREADS = 8
+_JOB = 1 << 25  # bytes that a thread reads at least, before it looks for more
+
+
+def can_prefetch(nbytes: int) -> bool:
+    """Whether it is worth it here, for so many bytes of weights."""
+    return backend() == "cuda" and nbytes >= 2 * _JOB
+
+
+class Prefetch:
+    """Tensors that threads read before they are asked for.
+
+    Args:
+        load: a shard's tensors by name, unevaluated; called by each thread that reads of it.
+    """
+
+    def __init__(self, load: Callable[[str], dict[str, mx.array]]) -> None:
+        self._load = load
+        self._opened: dict[tuple[int, str], dict[str, mx.array]] = {}
+        self._jobs: dict[str, Future[dict[str, mx.array]]] = {}
+        self.shards: set[str] = set()
+
+    def begin(self, tensors: Iterable[tuple[str, str, int]]) -> None:
+        """Begins to read tensors: name, shard, bytes."""
+        names: dict[str, list[str]] = {}
+        sizes: dict[str, int] = {}
+        for name, shard, nbytes in tensors:
+            names.setdefault(shard, []).append(name)
+            sizes[shard] = sizes.get(shard, 0) + nbytes
+            if sizes[shard] >= _JOB:
+                self._submit(shard, names.pop(shard))
+                sizes[shard] = 0
+        for shard, left in names.items():
+            self._submit(shard, left)
+
+    def take(self, name: str) -> mx.array | None:
+        """A tensor, evaluated, handed out once; None for one that was not begun.
+
+        Raises:
+            CheckpointError, RuntimeError: what the thread met.
+        """
+        job = self._jobs.pop(name, None)
+        return None if job is None else job.result().pop(name)
+
+    def close(self) -> None:
+        """Waits for what has begun, and forgets what was not taken."""
+        for job in self._jobs.values():
+            job.cancel()
+        for job in list(self._jobs.values()):
+            if not job.cancelled():
+                job.exception()
+        self._jobs.clear()
+        self._opened.clear()
+
+    def _submit(self, shard: str, names: list[str]) -> None:
+        self.shards.add(shard)
+        job = _pool().submit(self._read, shard, names)
+        for name in names:
+            self._jobs[name] = job
+
+    def _read(self, shard: str, names: list[str]) -> dict[str, mx.array]:
+        # Arrays are evaluated in the thread that makes them: each thread opens a shard for itself.
+        place = threading.get_ident(), shard
+        if place not in self._opened:
+            self._opened[place] = self._load(shard)
+        arrays = {name: self._opened[place].pop(name) for name in names}
+        mx.eval(list(arrays.values()))
+        return arrays
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    """One pool for the whole process: each thread has a stream of MLX's, which is never freed."""
+    return ThreadPoolExecutor(_THREADS, thread_name_prefix="corelm-read")
