@@ -47,7 +47,7 @@ class Running:
             for row in rows:
                 self._chooser.join(row.request.sampling, row.request.prompt_ids, row.logprobs)
                 self.rows.append(row)
-        except BaseException:
+        except Exception:
             for row in rows:
                 if row in self.rows:
                     self.leave(row)

@@ -7,8 +7,9 @@ rows ask for leaves it unchanged. Nothing here waits for the device.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -77,9 +78,18 @@ class Chooser:
             logprobs: also compute the log-probabilities of the chosen token and of this many of the likeliest.
 
         Raises:
-            UsageError: an id that the vocabulary has not, or a bad number of log-probabilities. No row is added.
+            UsageError: an id that the vocabulary has not, or a bad number of log-probabilities. After any error, no row
+                is added.
         """
         check_request(sampling, prompt_ids, logprobs, self.vocab_size)
+        before = _held(self)
+        try:
+            self._join(sampling, prompt_ids, logprobs)
+        except Exception:  # of the device
+            self.__dict__ = before
+            raise
+
+    def _join(self, sampling: Sampling, prompt_ids: Sequence[int], logprobs: int | None) -> None:
         self._make_room(sampling)
         self._rows.append(sampling)
         self._used.append(frozenset(name for name in DEFAULT_ORDER if sampling.uses(name)))
@@ -225,6 +235,18 @@ class Chooser:
         bounded = any(row.penalty_context is not None for row in penalised)
         if not (bounded or "dry" in used or "processors" in used):
             self._history = None
+
+
+def _held(thing: Chooser | History | Counts | Repetitions) -> dict[str, Any]:
+    """What it consists of, to go back to; arrays are replaced and never written to, so these are not copied."""
+    held = dict(vars(thing))
+    for name, value in held.items():
+        if isinstance(value, list):
+            held[name] = list(value)
+        elif isinstance(value, History | Counts | Repetitions):
+            held[name] = copy.copy(value)
+            held[name].__dict__ = _held(value)
+    return held
 
 
 def check_request(sampling: Sampling, prompt_ids: Sequence[int], logprobs: int | None, vocab_size: int) -> None:
