@@ -70,7 +70,7 @@ def wanted(model: Any, prompt: Any, options: Mapping[str, Any], *, bounded: bool
     if hasattr(prompt, "tolist"):  # an array of ids
         prompt = prompt.tolist()
     max_tokens, logprobs = rest.pop("max_tokens", None), rest.pop("logprobs", None)
-    stop, tools, eos = rest.pop("stop", None) or (), rest.pop("tools", None), rest.pop("eos", None)
+    stop, tools, eos = rest.pop("stop", None), rest.pop("tools", None), rest.pop("eos", None)
     for name, value in (("max_tokens", max_tokens), ("logprobs", logprobs)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise UsageError(f"{name} is out of range", expected="an integer, 0 or more", found=repr(value))
@@ -101,5 +101,5 @@ def wanted(model: Any, prompt: Any, options: Mapping[str, Any], *, bounded: bool
             found=len(ids),
         )
     limit: FinishReason = "length" if room == max_tokens else "context"
-    stops, ends = checked_stops(stop), frozenset(eos or ())
+    stops, ends = checked_stops(() if stop is None else stop), frozenset(eos or ())
     return Wanted(ids, room, limit, sampling, ends, stops, logprobs, tokenizer, bool(tools), continues)

@@ -21,9 +21,7 @@ from core.generation.processors.penalties import Counts
 from core.generation.processors.pipeline import Pipeline
 from core.generation.processors.scores import Scores, column
 from core.generation.processors.stage import Now
-from core.generation.sampling import DEFAULT_ORDER, Sampling
-
-_HOTTEST = 1e30  # above it, noise would overflow; the draw is uniform long before
+from core.generation.sampling import DEFAULT_ORDER, HOTTEST, Sampling
 
 
 class Choice(NamedTuple):
@@ -167,7 +165,7 @@ class Chooser:
         self._bare = not self._stateful and self._most_logprobs is None
         self._seeds = [row.seed or 0 for row in rows]
         if self._noisy:
-            self._temperature = column([0.0 if row.greedy else min(row.temperature, _HOTTEST) for row in rows])
+            self._temperature = column([0.0 if row.greedy else min(row.temperature, HOTTEST) for row in rows])
 
     def _drawn(self, logits: mx.array, positions: Sequence[int]) -> mx.array:
         scores = self.processed(logits, positions)

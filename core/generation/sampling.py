@@ -19,12 +19,12 @@ and 3 to 5 do nothing.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from core.errors import UsageError
-from core.generation.ranges import bias, callables, counts, ids, numbers
+from core.generation.ranges import bias, callables, counts, ids, numbers, shown
 
 if TYPE_CHECKING:
     from core.generation.processors.custom import Processor
@@ -44,6 +44,8 @@ DEFAULT_ORDER = (
 """The names that ``Sampling.order`` is made of, in the default order."""
 
 _TINY_TEMPERATURE = 1e-30  # below it, the noise is lost in the rounding of any logits
+HOTTEST = 1e30
+"""Temperatures above count as this one: noise would overflow float32, and the draw is uniform long before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +140,12 @@ _DOES: dict[str, Callable[[Sampling], bool]] = {
 
 
 def _order(names: Any) -> tuple[str, ...]:
-    order = () if isinstance(names, str) else tuple(names)
-    unknown = next((name for name in order if name not in DEFAULT_ORDER), None)
-    if unknown is not None or isinstance(names, str):
-        found = repr(names if isinstance(names, str) else unknown)
-        raise UsageError("order is a list of processors' names", expected=", ".join(DEFAULT_ORDER), found=found)
+    order = [names] if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
+    unknown = [name for name in order if name not in DEFAULT_ORDER]
+    if unknown or isinstance(names, str):
+        expected = ", ".join(DEFAULT_ORDER)
+        raise UsageError("order is a list of processors' names", expected=expected, found=shown((unknown or order)[0]))
     if len(set(order)) != len(order):
         twice = next(name for name in order if order.count(name) > 1)
         raise UsageError(f"order names {twice!r} twice")
-    return order
+    return tuple(order)
