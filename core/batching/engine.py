@@ -146,7 +146,7 @@ class Batch:
                 hint="Ask for fewer max_tokens, or give the batch more max_bytes.",
             )
         request = BatchRequest(next(self._numbers), asked.prompt_ids, asked.max_tokens, asked.sampling)
-        self._inbox.append(Row(request, TimedAnswer(asked), nbytes, asked.logprobs))
+        self._inbox.append(Row(request, TimedAnswer(asked), nbytes, asked.logprobs, asked.eos))
         return request
 
     def step(self) -> list[BatchEvent]:

@@ -11,7 +11,7 @@ from core.generation import FinishReason, Sampling, sampling_from
 from core.generation.chooser import check_request
 from core.generation.entry import checked_ids
 from core.language_model import LanguageModel
-from core.language_model.defaults import default_max_tokens
+from core.language_model.defaults import default_max_tokens, default_stops
 from core.language_model.prompt import continues_text
 from core.text.stops import checked_stops
 
@@ -76,6 +76,8 @@ def wanted(model: Any, prompt: Any, options: Mapping[str, Any], *, bounded: bool
             raise UsageError(f"{name} is out of range", expected="an integer, 0 or more", found=repr(value))
     for name in _OF_THE_BATCH:
         rest.pop(name, None)
+    if stop is None:
+        stop = default_stops(model.generation_config, model.tokenizer) if isinstance(model, LanguageModel) else ()
     context = tokenizer = None
     continues = True
     if isinstance(model, LanguageModel):
@@ -101,5 +103,5 @@ def wanted(model: Any, prompt: Any, options: Mapping[str, Any], *, bounded: bool
             found=len(ids),
         )
     limit: FinishReason = "length" if room == max_tokens else "context"
-    stops, ends = checked_stops(() if stop is None else stop), frozenset(eos or ())
+    stops, ends = checked_stops(stop), frozenset(eos or ())
     return Wanted(ids, room, limit, sampling, ends, stops, logprobs, tokenizer, bool(tools), continues)

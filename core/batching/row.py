@@ -19,6 +19,7 @@ class Row:
         nbytes: reserved for its cache.
         logprobs: most likely tokens to report; None reports none.
         started: its prompt is being read, or has been: an interrupt of its step fails it.
+        eos: ids that end its answer.
         submitted: steps that have been given to the device, each of which makes one token.
         index: its place among the ids of the last step.
         crowd: it waited when nothing decoded.
@@ -30,6 +31,7 @@ class Row:
     answer: TimedAnswer
     nbytes: int
     logprobs: int | None = None
+    eos: frozenset[int] = frozenset()
     started: bool = False
     submitted: int = 0
     index: int = 0

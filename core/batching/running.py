@@ -45,7 +45,7 @@ class Running:
         try:
             self.groups.join(rows, [row.total for row in rows], cache)
             for row in rows:
-                self._chooser.join(row.request.sampling, row.request.prompt_ids, row.logprobs)
+                self._chooser.join(row.request.sampling, row.request.prompt_ids, row.logprobs, row.eos)
                 self.rows.append(row)
         except Exception:
             for row in rows:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from core.errors import UsageError
@@ -35,6 +35,9 @@ _COUNTS: dict[str, tuple[int | None, bool]] = {
     "penalty_context": (1, True),
     "dry_allowed_length": (1, False),
     "dry_context": (1, True),
+    "no_repeat_ngram_size": (0, False),
+    "min_new_tokens": (0, False),
+    "min_length": (0, False),
 }
 
 
@@ -70,7 +73,8 @@ def _count(name: str, value: Any, least: int | None, may_be_none: bool) -> int |
     except TypeError:
         raise UsageError(f"{name} must be an integer", found=shown(value)) from None
     if least is not None and count < least:
-        expected = f"{least} or more" + (", or None for all" if may_be_none else " (0 is all)" if least == 0 else "")
+        more = ", or None for all" if may_be_none else " (0 is all)" if name == "top_k" else ""
+        expected = f"{least} or more{more}"
         raise UsageError(f"{name} is out of range", expected=expected, found=shown(count))
     return count
 
@@ -93,6 +97,16 @@ def ids(name: str, values: Any) -> tuple[int, ...]:
         wrong = next(item for item in ids if not 0 <= item <= _LARGEST_ID)
         raise UsageError(f"{name} must be token ids", expected=f"0 to {_LARGEST_ID}", found=shown(wrong))
     return ids
+
+
+def words(name: str, values: Any) -> tuple[tuple[int, ...], ...]:
+    """Sequences of token ids."""
+    given = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else [values]
+    if any(isinstance(word, str) or not isinstance(word, Sequence) or not len(word) for word in given):
+        raise UsageError(
+            f"{name} must be lists of token ids", expected="for instance [[5, 7], [9]]", found=shown(values)
+        )
+    return tuple(ids(name, word) for word in given)
 
 
 def bias(values: Any) -> Mapping[int, float]:
