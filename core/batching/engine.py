@@ -113,11 +113,15 @@ class Batch:
         self._inbox: deque[Row] = deque()  # the one thing that other threads write to
         self._numbers = itertools.count()
         self._wired: contextlib.ExitStack | None = None
+        # What an interrupt would leave half-way: a step, the prompts that it reads, the rows that decode.
+        self._unfinished = False
+        self._reading: Reading | None = None
+        self._moving = False
 
     @property
     def pending(self) -> bool:
-        """Requests have been submitted whose last event no step has returned."""
-        return bool(self._inbox or self._waiting or self._prompts.rows or self._running.rows or self._flight)
+        """Requests have been submitted whose last event no step has returned, or a step has still to tidy up."""
+        return bool(self._inbox or self._told or self._prompts.rows or self._running.rows or self._flight)
 
     def submit(self, prompt: Any, **options: Any) -> BatchRequest:
         """Queues a request.
@@ -142,43 +146,29 @@ class Batch:
                 hint="Ask for fewer max_tokens, or give the batch more max_bytes.",
             )
         request = BatchRequest(next(self._numbers), asked.prompt_ids, asked.max_tokens, asked.sampling)
-        self._inbox.append(Row(request, TimedAnswer(asked), nbytes, asked.logprobs))
+        self._inbox.append(Row(request, TimedAnswer(asked), nbytes, asked.logprobs, asked.eos))
         return request
 
     def step(self) -> list[BatchEvent]:
         """One step of the engine; returns what it found out, often about the step before. Without work, it is empty.
 
-        An interrupt (Ctrl-C) goes through; the requests whose step it was have then failed, the others go on.
+        An interrupt (Ctrl-C) goes through; the requests whose step it was have then failed, the others go on. The next
+        step returns the events.
         """
-        if self._wired is None and self.pending:
-            self._wired = contextlib.ExitStack()
-            self._wired.enter_context(wired_memory())
-        self._let_in_and_out()
-        chunk, prompt_tokens = self._turn()
-        previous, self._flight = self._flight, None
-        try:
-            self._flight = self._decode(previous, prompt_tokens, chunk)
-            self._prefixes.store()
-            if previous is not None:
-                self._told.tokens(previous, more=self._flight is not None)
-        except Exception as error:  # of the model or the device: no row's cache can be trusted any more
-            self._fail_running(kept(error), previous, chunk)
-        except BaseException:  # an interrupt: the tokens of a step are lost
-            self._fail_running(_interrupted(), previous, chunk)
-            raise
-        if self._wired is not None and not self.pending:
-            self._wired.close()
-            self._wired = None
+        self._step()
         return self._told.take()
 
     def __iter__(self) -> Iterator[BatchEvent]:
-        """Steps until every request is done."""
+        """Steps until every request is done. Events that a loop has not come to are given by the next loop, or step."""
         while self.pending:
-            yield from self.step()
+            if not self._told.untold:
+                self._step()
+            while self._told.untold:
+                yield self._told.take_first()
 
     def close(self) -> None:
         """Cancels every request, and lets go of all memory."""
-        for row in [*self._inbox, *self._waiting, *self._prompts.rows, *self._running.rows]:
+        for row in [*self._inbox, *self._told.open]:
             row.request.cancel()
         for _ in self:
             pass
@@ -187,19 +177,70 @@ class Batch:
         cache: Cache = self._model.make_cache(rows, **self._cache_settings)
         return cache
 
+    def _step(self) -> None:
+        """A step, whole; or what it touched has failed, and all else is as before."""
+        if self._unfinished:  # another interrupt has come before the last one was dealt with
+            self._recover(_interrupted())
+        try:
+            self._unfinished = True
+            self._keep_resident()
+            self._let_in_and_out()
+            self._decode(*self._turn())
+            self._reading = None
+            self._unfinished = False
+        except Exception as error:  # of the model or the device: no row's cache can be trusted any more
+            self._recover(kept(error))
+            if not self._told.untold:
+                raise  # it is no request's, so that nobody else would tell of it
+        except BaseException:  # an interrupt: the tokens of a step are lost
+            self._recover(_interrupted())
+            raise
+        if self._wired is not None and not self.pending:
+            self._wired.close()
+            self._wired = None
+
+    def _recover(self, error: Exception) -> None:
+        """Fails the requests that an unfinished step has left half-way. Whoever interrupts it leaves it to be repeated.
+
+        The open requests say what must be; queue, reservations and prompts are made anew from them.
+        """
+        self._told.settle()
+        if self._moving:
+            self._running = Running(self._model, self._template, self._make_cache)
+            self._flight = None
+        self._prompts.restore(self._reading)
+        whole = {*self._running.rows, *self._prompts.rows, *(self._flight.rows if self._flight is not None else ())}
+        for row in self._told.open:
+            if row.started and row not in whole:
+                self._told.fail(row, error)
+            elif not row.started:
+                row.sought = row.found is not None  # what was found went with the prompts that did not begin
+        queue = [row for row in self._told.open if not row.started]
+        self._waiting.restore(queue, holding=[*self._prompts.rows, *self._running.rows])
+        self._reading, self._moving = None, False
+        self._unfinished = False
+
+    def _keep_resident(self) -> None:
+        if self._wired is None and self.pending:
+            wired = contextlib.ExitStack()
+            self._wired = wired
+            wired.enter_context(wired_memory())
+
     def _let_in_and_out(self) -> None:
         """Queues what was submitted, and lets go of what has ended, or will end with the step that is being run."""
         while self._inbox:
-            row = self._inbox.popleft()
-            if row.request.max_tokens:
+            row = self._inbox[0]
+            if self._told.expect(row):
                 self._waiting.add(row)
-            else:
-                self._told.end(row, "length")
-        for row in self._waiting.cancelled():
-            self._told.end(row, "cancelled")
-        for row in self._prompts.cancelled():
-            self._waiting.release(row)
-            self._told.end(row, "cancelled")
+            self._inbox.popleft()
+        for row in self._waiting.over():
+            self._told.end(row, "cancelled" if row.request.max_tokens else "length")
+            self._waiting.remove(row)
+        for reading in self._prompts.cancelled():
+            for row in reading.rows:
+                self._told.end(row, "cancelled")
+                self._waiting.release(row)
+            self._prompts.remove(reading)
         for row in list(self._running.rows):
             if row.request.cancelled and not row.request.done:
                 self._told.end(row, "cancelled")
@@ -209,7 +250,9 @@ class Batch:
                     self._prefixes.take(row, self._running.groups, self._template.row_bytes(tokens))
                 except Exception as error:  # no memory for a copy: what is left out of the cache harms nobody
                     kept(error)
+                self._moving = True
                 self._leave(row)
+                self._moving = False
 
     def _turn(self) -> tuple[Chunk | None, int | None]:
         """What of the prompts comes next: a chunk for the next pass; or a pass of its own, and how many tokens that is.
@@ -220,6 +263,9 @@ class Batch:
         reading, budget = self._prompts.turn(decoding)
         if reading is None:
             return None, 0
+        self._reading = reading
+        for row in reading.rows:
+            row.started = True
         turn: tuple[Chunk | None, int | None] = None, 0
         with self._failing_only(reading):
             if decoding and reading.left > budget and reading.allocate(_ALLOCATED):
@@ -236,10 +282,23 @@ class Batch:
     def _join(self, reading: Reading) -> None:
         """Lets prompts that are read decode."""
         if reading.left == 0:
+            self._moving = True
             self._running.join(reading.rows, reading.cache)
             self._prompts.remove(reading)
 
-    def _decode(self, previous: Flight | None, prompt_tokens: int | None, chunk: Chunk | None) -> Flight | None:
+    def _decode(self, chunk: Chunk | None, prompt_tokens: int | None) -> None:
+        """Gives the device the next step, and only then reads the last one's tokens."""
+        if chunk is None:
+            self._reading = None
+        self._moving = True
+        previous = self._flight
+        self._flight = self._fly(previous, chunk, prompt_tokens)
+        self._prefixes.store()
+        if previous is not None:
+            self._told.tokens(previous, more=self._flight is not None)
+        self._moving = False
+
+    def _fly(self, previous: Flight | None, chunk: Chunk | None, prompt_tokens: int | None) -> Flight | None:
         """Gives the device the next token of every row, and a chunk of the prompts beside them."""
         if not self._running.rows:
             self._running.groups.settle()  # caches that nobody needs go now
@@ -266,33 +325,17 @@ class Batch:
 
     @contextlib.contextmanager
     def _failing_only(self, reading: Reading) -> Iterator[None]:
-        """An error within fails these prompts, and nobody else; an interrupt goes on."""
+        """An error within fails these prompts, and nobody else."""
+        moving = self._moving
         try:
             yield
         except Exception as error:
-            self._fail_reading(reading, kept(error))
-        except BaseException:
-            self._fail_reading(reading, _interrupted())
-            raise
-
-    def _fail_reading(self, reading: Reading, error: Exception) -> None:
-        """Fails the rows of prompts that are being read."""
-        self._prompts.remove(reading)
-        for row in reading.rows:
-            self._waiting.release(row)
-            self._told.fail(row, error)
-
-    def _fail_running(self, error: Exception, unread: Flight | None, chunk: Chunk | None) -> None:
-        """Fails the rows that decode, those that have left and wait for their last token, and those read with them."""
-        for row in self._running.rows:
-            self._waiting.release(row)
-        for row in dict.fromkeys([*self._running.rows, *(() if unread is None else unread.rows)]):
-            if not row.request.done:
-                self._told.fail(row, error)
-        if chunk is not None and chunk.reading in self._prompts:
-            self._fail_reading(chunk.reading, error)
-        self._running = Running(self._model, self._template, self._make_cache)
-        self._flight = None
+            failure = kept(error)
+            for row in reading.rows:
+                self._told.fail(row, failure)
+                self._waiting.release(row)
+            self._prompts.remove(reading)
+        self._moving = moving
 
     def _leave(self, row: Row) -> None:
         self._running.leave(row)

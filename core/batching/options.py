@@ -11,7 +11,7 @@ from core.generation import FinishReason, Sampling, sampling_from
 from core.generation.chooser import check_request
 from core.generation.entry import checked_ids
 from core.language_model import LanguageModel
-from core.language_model.defaults import default_max_tokens
+from core.language_model.defaults import default_max_tokens, default_stops
 from core.language_model.prompt import continues_text
 from core.text.stops import checked_stops
 
@@ -70,12 +70,14 @@ def wanted(model: Any, prompt: Any, options: Mapping[str, Any], *, bounded: bool
     if hasattr(prompt, "tolist"):  # an array of ids
         prompt = prompt.tolist()
     max_tokens, logprobs = rest.pop("max_tokens", None), rest.pop("logprobs", None)
-    stop, tools, eos = rest.pop("stop", None) or (), rest.pop("tools", None), rest.pop("eos", None)
+    stop, tools, eos = rest.pop("stop", None), rest.pop("tools", None), rest.pop("eos", None)
     for name, value in (("max_tokens", max_tokens), ("logprobs", logprobs)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise UsageError(f"{name} is out of range", expected="an integer, 0 or more", found=repr(value))
     for name in _OF_THE_BATCH:
         rest.pop(name, None)
+    if stop is None:
+        stop = default_stops(model.generation_config, model.tokenizer) if isinstance(model, LanguageModel) else ()
     context = tokenizer = None
     continues = True
     if isinstance(model, LanguageModel):

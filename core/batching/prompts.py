@@ -69,12 +69,15 @@ class Prompts:
         if reading in self._readings:
             self._readings.remove(reading)
 
-    def cancelled(self) -> list[Row]:
-        """Takes out what nobody wants any more."""
-        out = [reading for reading in self._readings if all(row.request.cancelled for row in reading.rows)]
-        for reading in out:
-            self._readings.remove(reading)
-        return [row for reading in out for row in reading.rows]
+    def cancelled(self) -> list[Reading]:
+        """What nobody wants any more."""
+        return [reading for reading in self._readings if all(row.request.cancelled for row in reading.rows)]
+
+    def restore(self, failed: Reading | None) -> None:
+        """Forgets what an unfinished step may have left half-way: these prompts, and those that only began with it."""
+        self._readings = deque(
+            reading for reading in self._readings if reading is not failed and all(row.started for row in reading.rows)
+        )
 
     def _begin(self, budget: int) -> Reading | None:
         """Starts the next prompt, and with it the following ones as far as all fit one call of ``budget`` tokens."""

@@ -18,6 +18,8 @@ class Row:
         answer: what becomes of its ids.
         nbytes: reserved for its cache.
         logprobs: most likely tokens to report; None reports none.
+        started: its prompt is being read, or has been: an interrupt of its step fails it.
+        eos: ids that end its answer.
         submitted: steps that have been given to the device, each of which makes one token.
         index: its place among the ids of the last step.
         crowd: it waited when nothing decoded.
@@ -29,6 +31,8 @@ class Row:
     answer: TimedAnswer
     nbytes: int
     logprobs: int | None = None
+    eos: frozenset[int] = frozenset()
+    started: bool = False
     submitted: int = 0
     index: int = 0
     crowd: bool = False

@@ -45,9 +45,9 @@ class Running:
         try:
             self.groups.join(rows, [row.total for row in rows], cache)
             for row in rows:
-                self._chooser.join(row.request.sampling, row.request.prompt_ids, row.logprobs)
+                self._chooser.join(row.request.sampling, row.request.prompt_ids, row.logprobs, row.eos)
                 self.rows.append(row)
-        except BaseException:
+        except Exception:
             for row in rows:
                 if row in self.rows:
                     self.leave(row)

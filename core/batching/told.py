@@ -15,7 +15,10 @@ from core.generation import FinishReason
 
 
 class Told:
-    """The events of a step, as they come.
+    """The open requests, and the events that nobody has taken yet.
+
+    A request ends when the event of its end is there. All else that an end changes follows from that event, so that
+    ``settle`` makes good what an interrupt has left undone.
 
     Args:
         pace: learns how long steps take.
@@ -24,12 +27,49 @@ class Told:
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
         self._last_read: float | None = None
+        self._open: dict[Row, None] = {}
         self._events: list[BatchEvent] = []
 
+    def __bool__(self) -> bool:
+        """Whether there is anything left to tell, now or later."""
+        return bool(self._open or self._events)
+
+    @property
+    def open(self) -> list[Row]:
+        """The requests that have not ended, in the order in which they came."""
+        return list(self._open)
+
+    @property
+    def untold(self) -> int:
+        """Events that nobody has taken."""
+        return len(self._events)
+
+    def expect(self, row: Row) -> bool:
+        """Opens a request; false where it was open already."""
+        if row in self._open:
+            return False
+        self._open[row] = None
+        return True
+
     def take(self) -> list[BatchEvent]:
-        """What has come since the last time."""
-        events, self._events = self._events, []
-        return events
+        """What has come since the last time. An interrupt takes nothing."""
+        before = self._events
+        try:
+            self._events = []
+            return before
+        except BaseException:
+            self._events = before
+            raise
+
+    def take_first(self) -> BatchEvent:
+        """The first event of those that have come. An interrupt takes nothing."""
+        before = self._events
+        try:
+            first, *self._events = before
+            return first
+        except BaseException:
+            self._events = before
+            raise
 
     def tokens(self, flight: Flight, *, more: bool) -> None:
         """Reads a step's tokens, and deals them out.
@@ -55,13 +95,34 @@ class Told:
                 self.end(row, reason)
 
     def end(self, row: Row, reason: FinishReason) -> None:
-        """Gives a request its result."""
+        """Gives an open request its result."""
+        if row not in self._open:
+            return
         row.answer.stats.peak_memory = mx.get_peak_memory()
-        chunk = row.answer.finish(reason)
-        row.request.result = chunk.result
-        self._events.append(BatchEvent(row.request, chunk))
+        try:
+            chunk = row.answer.finish(reason)
+        except Exception as error:  # a tokenizer that cannot decode what is left
+            self.fail(row, kept(error))
+            return
+        self._close(row, BatchEvent(row.request, chunk))
 
     def fail(self, row: Row, error: Exception) -> None:
-        """Ends a request by its error."""
-        row.request.error = error
-        self._events.append(BatchEvent(row.request, error=error))
+        """Ends an open request by its error."""
+        self._close(row, BatchEvent(row.request, error=error))
+
+    def settle(self) -> None:
+        """Ends the open requests whose last event is there, wherever an interrupt has stopped that."""
+        ends = {event.request: event for event in self._events if event.error is not None or event.result is not None}
+        for row in self.open:
+            event = ends.get(row.request)
+            if event is not None:
+                self._settle(row, event)
+
+    def _close(self, row: Row, event: BatchEvent) -> None:
+        if row in self._open:
+            self._events.append(event)
+            self._settle(row, event)
+
+    def _settle(self, row: Row, event: BatchEvent) -> None:
+        row.request.result, row.request.error = event.result, event.error
+        del self._open[row]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from core.batching.row import Row
 
@@ -19,9 +19,8 @@ class Waiting:
     def __init__(self, max_rows: int, max_bytes: int) -> None:
         self.max_rows = max_rows
         self.max_bytes = max_bytes
-        self.rows = 0
-        self.nbytes = 0
         self._queue: deque[Row] = deque()
+        self._holding: dict[Row, None] = {}
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -29,16 +28,27 @@ class Waiting:
     def __iter__(self) -> Iterator[Row]:
         return iter(self._queue)
 
+    @property
+    def rows(self) -> int:
+        """Requests that run."""
+        return len(self._holding)
+
+    @property
+    def nbytes(self) -> int:
+        """Sum of their reservations."""
+        return sum(row.nbytes for row in self._holding)
+
     def add(self, row: Row) -> None:
         """Queues a row. It fits when it is alone: whoever queues it has seen to that."""
         self._queue.append(row)
 
-    def cancelled(self) -> list[Row]:
-        """Takes out those that have been cancelled."""
-        out = [row for row in self._queue if row.request.cancelled]
-        for row in out:
-            self._queue.remove(row)
-        return out
+    def over(self) -> list[Row]:
+        """Those that need not start: they have been cancelled, or want no tokens."""
+        return [row for row in self._queue if row.request.cancelled or not row.request.max_tokens]
+
+    def remove(self, row: Row) -> None:
+        """Takes a row out that will not start."""
+        self._queue.remove(row)
 
     def mark_crowd(self) -> None:
         """Says of all that wait now that nobody decodes whom their prompts would hold up but each other."""
@@ -56,11 +66,14 @@ class Waiting:
     def start(self) -> Row:
         """Takes the first out, and reserves for it."""
         row = self._queue.popleft()
-        self.rows += 1
-        self.nbytes += row.nbytes
+        self._holding[row] = None
         return row
 
     def release(self, row: Row) -> None:
         """Gives a started row's reservation back."""
-        self.rows -= 1
-        self.nbytes -= row.nbytes
+        del self._holding[row]
+
+    def restore(self, queue: Iterable[Row], holding: Iterable[Row]) -> None:
+        """Forgets what there was: these rows wait, and those have started."""
+        self._queue = deque(queue)
+        self._holding = dict.fromkeys(holding)

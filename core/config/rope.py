@@ -20,6 +20,29 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
 }
+# What each type reads beside rope_type, rope_theta and partial_rotary_factor.
+_READ: dict[str, frozenset[str]] = {
+    "default": frozenset(),
+    "linear": frozenset({"factor"}),
+    "dynamic": frozenset({"factor"}),
+    "yarn": frozenset(
+        {
+            "factor",
+            "original_max_position_embeddings",
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "truncate",
+        }
+    ),
+    "llama3": frozenset({"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"}),
+    "longrope": frozenset(
+        {"factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"}
+    ),
+}
+_ALWAYS_READ = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
 # Types whose arithmetic needs the pre-training context length; transformers fills it from max_position_embeddings.
 _NEEDS_ORIGINAL_LENGTH = frozenset({"yarn", "llama3", "longrope"})
 
@@ -163,8 +186,10 @@ class RotaryConfig(ModelConfig):
         nested = raw.get(home)
         if not isinstance(nested, Mapping):
             return sorted(unread)
-        known = RopeParameters.model_fields.keys() | {"type"}
-        unread += [f"{home}.{key}" for key in nested if key not in known]
+        rope_type = nested.get("rope_type", nested.get("type")) or "default"
+        known = _ALWAYS_READ | (_READ.get(rope_type, frozenset()) if isinstance(rope_type, str) else frozenset())
+        # What the type does not read is null where transformers writes all keys.
+        unread += [f"{home}.{key}" for key, value in nested.items() if key not in known and value is not None]
         # Beside the block, the same keys count only where the block lacks them.
         beside = ("rope_theta", "partial_rotary_factor")
         unread += [key for key in beside if key in nested and raw.get(key) not in (None, nested[key])]

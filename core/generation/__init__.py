@@ -1,14 +1,14 @@
 """Generation: token ids in, token ids out. Knows no text and no files."""
 
-from core.generation.chooser import Choice, Chooser
-from core.generation.entry import generate_tokens, stream_tokens
-from core.generation.options import (
-    SamplingOptions,
+from core.generation.checkpoint import (
     checkpoint_number,
     checkpoint_settings,
-    sampling_from,
-    spelled_out,
+    checkpoint_stops,
+    unread_generation_keys,
 )
+from core.generation.chooser import Choice, Chooser
+from core.generation.entry import generate_tokens, stream_tokens
+from core.generation.options import SamplingOptions, sampling_from, spelled_out
 from core.generation.processors import Processor, ProcessorContext
 from core.generation.result import FinishReason, GenerationChunk, GenerationResult, GenerationStats, Token
 from core.generation.sampling import DEFAULT_ORDER, Sampling
@@ -28,8 +28,10 @@ __all__ = [
     "Token",
     "checkpoint_number",
     "checkpoint_settings",
+    "checkpoint_stops",
     "generate_tokens",
     "sampling_from",
     "spelled_out",
     "stream_tokens",
+    "unread_generation_keys",
 ]

@@ -7,8 +7,9 @@ rows ask for leaves it unchanged. Nothing here waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import copy
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -20,9 +21,7 @@ from core.generation.processors.penalties import Counts
 from core.generation.processors.pipeline import Pipeline
 from core.generation.processors.scores import Scores, column
 from core.generation.processors.stage import Now
-from core.generation.sampling import DEFAULT_ORDER, Sampling
-
-_HOTTEST = 1e30  # above it, noise would overflow; the draw is uniform long before
+from core.generation.sampling import DEFAULT_ORDER, HOTTEST, Sampling
 
 
 class Choice(NamedTuple):
@@ -59,6 +58,7 @@ class Chooser:
         self._rows: list[Sampling] = []
         self._used: list[frozenset[str]] = []
         self._logprobs: list[int | None] = []
+        self._eos: list[Collection[int]] = []
         self._history: History | None = None
         self._counts: Counts | None = None
         self._repetitions: Repetitions | None = None
@@ -68,22 +68,39 @@ class Chooser:
         """Rows."""
         return len(self._rows)
 
-    def join(self, sampling: Sampling, prompt_ids: Sequence[int], logprobs: int | None = None) -> None:
+    def join(
+        self,
+        sampling: Sampling,
+        prompt_ids: Sequence[int],
+        logprobs: int | None = None,
+        eos: Collection[int] = (),
+    ) -> None:
         """Appends a row.
 
         Args:
             sampling: ``checked``.
             prompt_ids: what the request begins with: what penalties and processors look back on.
             logprobs: also compute the log-probabilities of the chosen token and of this many of the likeliest.
+            eos: ids that end the answer, for the settings that forbid that.
 
         Raises:
-            UsageError: an id that the vocabulary has not, or a bad number of log-probabilities. No row is added.
+            UsageError: an id that the vocabulary has not, or a bad number of log-probabilities. After any error, no row
+                is added.
         """
         check_request(sampling, prompt_ids, logprobs, self.vocab_size)
+        before = _held(self)
+        try:
+            self._join(sampling, prompt_ids, logprobs, eos)
+        except Exception:  # of the device
+            self.__dict__ = before
+            raise
+
+    def _join(self, sampling: Sampling, prompt_ids: Sequence[int], logprobs: int | None, eos: Collection[int]) -> None:
         self._make_room(sampling)
         self._rows.append(sampling)
         self._used.append(frozenset(name for name in DEFAULT_ORDER if sampling.uses(name)))
         self._logprobs.append(logprobs)
+        self._eos.append([token for token in eos if 0 <= token < self.vocab_size])
         capacity = 0
         if self._history is not None:
             self._history.join(prompt_ids)
@@ -103,7 +120,7 @@ class Chooser:
         """
         if not 0 <= row < len(self._rows):
             raise UsageError("there is no such row to leave", expected=f"0 to {len(self._rows) - 1}", found=row)
-        del self._rows[row], self._used[row], self._logprobs[row]
+        del self._rows[row], self._used[row], self._logprobs[row], self._eos[row]
         for state in (self._history, self._counts, self._repetitions):
             if state is not None:
                 state.leave(row)
@@ -149,7 +166,7 @@ class Chooser:
         """Whatever follows from the rows alone."""
         rows = self._rows
         self._shape = (len(rows), self.vocab_size)
-        self._pipeline = Pipeline(rows, self._used, self.vocab_size)
+        self._pipeline = Pipeline(rows, self._used, self.vocab_size, self._eos)
         self._noisy = any(not row.greedy for row in rows)
         self._plain = not self._noisy and self._pipeline.empty
         self._stateful = any(state is not None for state in (self._history, self._counts, self._repetitions))
@@ -157,7 +174,7 @@ class Chooser:
         self._bare = not self._stateful and self._most_logprobs is None
         self._seeds = [row.seed or 0 for row in rows]
         if self._noisy:
-            self._temperature = column([0.0 if row.greedy else min(row.temperature, _HOTTEST) for row in rows])
+            self._temperature = column([0.0 if row.greedy else min(row.temperature, HOTTEST) for row in rows])
 
     def _drawn(self, logits: mx.array, positions: Sequence[int]) -> mx.array:
         scores = self.processed(logits, positions)
@@ -200,7 +217,7 @@ class Chooser:
         """States that the new row is the first to need; rows before it get blanks, which nobody reads."""
         penalties, dry = sampling.uses("penalties"), sampling.uses("dry")
         bounded = penalties and sampling.penalty_context is not None
-        if self._history is None and (bounded or dry or sampling.uses("processors")):
+        if self._history is None and (bounded or dry or sampling.uses("processors") or sampling.counts_tokens):
             self._history = History()
             for _ in self._rows:
                 self._history.join(())
@@ -223,8 +240,21 @@ class Chooser:
             self._repetitions = None
         penalised = (row for row, names in zip(self._rows, self._used, strict=True) if "penalties" in names)
         bounded = any(row.penalty_context is not None for row in penalised)
-        if not (bounded or "dry" in used or "processors" in used):
+        counted = any(row.counts_tokens for row in self._rows)
+        if not (bounded or counted or "dry" in used or "processors" in used):
             self._history = None
+
+
+def _held(thing: Chooser | History | Counts | Repetitions) -> dict[str, Any]:
+    """What it consists of, to go back to; arrays are replaced and never written to, so these are not copied."""
+    held = dict(vars(thing))
+    for name, value in held.items():
+        if isinstance(value, list):
+            held[name] = list(value)
+        elif isinstance(value, History | Counts | Repetitions):
+            held[name] = copy.copy(value)
+            held[name].__dict__ = _held(value)
+    return held
 
 
 def check_request(sampling: Sampling, prompt_ids: Sequence[int], logprobs: int | None, vocab_size: int) -> None:
@@ -236,6 +266,9 @@ def check_request(sampling: Sampling, prompt_ids: Sequence[int], logprobs: int |
     for name, ids in (
         ("logit_bias", list(sampling.logit_bias)),
         ("dry_breakers", sampling.dry_breakers),
+        ("suppress_tokens", sampling.suppress_tokens),
+        ("begin_suppress_tokens", sampling.begin_suppress_tokens),
+        ("bad_words_ids", [item for word in sampling.bad_words_ids for item in word]),
         ("the prompt", prompt_ids),
     ):
         if len(ids) and not 0 <= min(ids) <= max(ids) < vocab_size:

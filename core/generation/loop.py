@@ -62,7 +62,7 @@ def token_loop(
     with wired_memory():
         logits = _prefill(model, prompt, cache, chunk, progress)
         chooser = Chooser(logits.shape[-1])
-        chooser.join(sampling, history, logprobs)
+        chooser.join(sampling, history, logprobs, eos)
         choice = chooser.choose(logits, (position,))
         # The caches too: what a window has dropped of a long prompt would stay until the next step.
         mx.async_eval(choice.arrays(), cache.arrays())

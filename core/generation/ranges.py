@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from core.errors import UsageError
 
 _INF = math.inf
+_LARGEST_ID = 2**31 - 1  # MLX's indices
 # Name → how the range reads, and whether a value is in it.
 _RANGES: dict[str, tuple[str, Any]] = {
     "temperature": ("0 or more", lambda x: 0 <= x < _INF),
@@ -34,6 +35,9 @@ _COUNTS: dict[str, tuple[int | None, bool]] = {
     "penalty_context": (1, True),
     "dry_allowed_length": (1, False),
     "dry_context": (1, True),
+    "no_repeat_ngram_size": (0, False),
+    "min_new_tokens": (0, False),
+    "min_length": (0, False),
 }
 
 
@@ -53,7 +57,9 @@ def _number(name: str, value: Any, expected: str, accepts: Any) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise UsageError(f"{name} must be a number", expected=expected, found=repr(value)) from None
+        raise UsageError(f"{name} must be a number", expected=expected, found=shown(value)) from None
+    except OverflowError:  # an integer beyond all floats
+        raise UsageError(f"{name} is out of range", expected=expected, found=shown(value)) from None
     if not accepts(number):
         raise UsageError(f"{name} is out of range", expected=expected, found=number)
     return number
@@ -65,11 +71,20 @@ def _count(name: str, value: Any, least: int | None, may_be_none: bool) -> int |
     try:
         count = operator.index(value)
     except TypeError:
-        raise UsageError(f"{name} must be an integer", found=repr(value)) from None
+        raise UsageError(f"{name} must be an integer", found=shown(value)) from None
     if least is not None and count < least:
-        expected = f"{least} or more" + (", or None for all" if may_be_none else " (0 is all)" if least == 0 else "")
-        raise UsageError(f"{name} is out of range", expected=expected, found=count)
+        more = ", or None for all" if may_be_none else " (0 is all)" if name == "top_k" else ""
+        expected = f"{least} or more{more}"
+        raise UsageError(f"{name} is out of range", expected=expected, found=shown(count))
     return count
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it."""
+    try:
+        return repr(value)[:60]
+    except ValueError:  # Python does not write integers of thousands of digits
+        return "a very long number"
 
 
 def ids(name: str, values: Any) -> tuple[int, ...]:
@@ -77,16 +92,27 @@ def ids(name: str, values: Any) -> tuple[int, ...]:
     try:
         ids = tuple(operator.index(value) for value in values)
     except TypeError:
-        raise UsageError(f"{name} must be token ids", expected="integers", found=repr(values)[:60]) from None
-    if ids and min(ids) < 0:
-        raise UsageError(f"{name} must be token ids", expected="0 or more", found=min(ids))
+        raise UsageError(f"{name} must be token ids", expected="integers", found=shown(values)) from None
+    if ids and not 0 <= min(ids) <= max(ids) <= _LARGEST_ID:
+        wrong = next(item for item in ids if not 0 <= item <= _LARGEST_ID)
+        raise UsageError(f"{name} must be token ids", expected=f"0 to {_LARGEST_ID}", found=shown(wrong))
     return ids
+
+
+def words(name: str, values: Any) -> tuple[tuple[int, ...], ...]:
+    """Sequences of token ids."""
+    given = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else [values]
+    if any(isinstance(word, str) or not isinstance(word, Sequence) or not len(word) for word in given):
+        raise UsageError(
+            f"{name} must be lists of token ids", expected="for instance [[5, 7], [9]]", found=shown(values)
+        )
+    return tuple(ids(name, word) for word in given)
 
 
 def bias(values: Any) -> Mapping[int, float]:
     """Token ids and what is added to their logits."""
     if not isinstance(values, Mapping):
-        raise UsageError("logit_bias must be a mapping of token ids to numbers", found=repr(values)[:60])
+        raise UsageError("logit_bias must be a mapping of token ids to numbers", found=shown(values))
     biases = [
         _number("a value of logit_bias", value, "-inf, or from -1e30 to 1e30", lambda x: x == -_INF or abs(x) <= 1e30)
         for value in values.values()
@@ -98,5 +124,5 @@ def callables(values: Any) -> tuple[Any, ...]:
     """Processors of the user's own."""
     if callable(values) or not isinstance(values, Sequence) or not all(callable(value) for value in values):
         hint = "Each is called with (logits, context); see core.generation.Processor."
-        raise UsageError("processors must be a list of callables", found=repr(values)[:60], hint=hint)
+        raise UsageError("processors must be a list of callables", found=shown(values), hint=hint)
     return tuple(values)

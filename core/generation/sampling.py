@@ -12,19 +12,19 @@ The order, and why it is the default:
 4. ``top_k``, ``top_p``, ``min_p``, ``typical_p``: in this order in transformers, each on what the one before left.
 5. ``xtc``: last, on what the truncations left, as in llama.cpp.
 
-``order`` changes it, for instance to llama.cpp's. At temperature 0, the likeliest token that 1 and 2 leave is taken,
-and 3 to 5 do nothing.
+What is forbidden (``suppress_tokens`` and the like) is so before all that, and stays so. ``order`` changes the order,
+for instance to llama.cpp's. At temperature 0, the likeliest token that 1 and 2 leave is taken, and 3 to 5 do nothing.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from core.errors import UsageError
-from core.generation.ranges import bias, callables, counts, ids, numbers
+from core.generation.ranges import bias, callables, counts, ids, numbers, shown, words
 
 if TYPE_CHECKING:
     from core.generation.processors.custom import Processor
@@ -44,6 +44,8 @@ DEFAULT_ORDER = (
 """The names that ``Sampling.order`` is made of, in the default order."""
 
 _TINY_TEMPERATURE = 1e-30  # below it, the noise is lost in the rounding of any logits
+HOTTEST = 1e30
+"""Temperatures above count as this one: noise would overflow float32, and the draw is uniform long before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,12 @@ class Sampling:
         dry_context: the last tokens, of prompt and output, in which repetitions are looked for; None: all.
         dry_breakers: ids of tokens that no repetition goes across.
         logit_bias: id → what is added to its logit; ``-inf`` forbids it.
+        suppress_tokens: ids that are never chosen.
+        begin_suppress_tokens: ids that are not chosen first.
+        bad_words_ids: sequences of ids that do not come up whole. A lone id that ends answers is left out of them.
+        no_repeat_ngram_size: no sequence of so many tokens, of prompt and output, comes up twice; 0 allows all.
+        min_new_tokens: no id that ends the answer is chosen before there are so many tokens.
+        min_length: the same, the prompt's tokens included.
         processors: the user's own, applied in turn (``core.generation.Processor``).
         order: the names of ``DEFAULT_ORDER``, in the order wanted. Names of settings that do nothing may be left out.
     """
@@ -92,6 +100,12 @@ class Sampling:
     dry_context: int | None = None
     dry_breakers: Sequence[int] = ()
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    suppress_tokens: Sequence[int] = ()
+    begin_suppress_tokens: Sequence[int] = ()
+    bad_words_ids: Sequence[Sequence[int]] = ()
+    no_repeat_ngram_size: int = 0
+    min_new_tokens: int = 0
+    min_length: int = 0
     processors: Sequence[Processor] = ()
     order: Sequence[str] = DEFAULT_ORDER
 
@@ -99,6 +113,18 @@ class Sampling:
     def greedy(self) -> bool:
         """Whether no random number is needed."""
         return self.temperature < _TINY_TEMPERATURE
+
+    @property
+    def forbids(self) -> bool:
+        """Whether there are tokens that may not be chosen."""
+        return bool(self.suppress_tokens or self.bad_words_ids or self.counts_tokens)
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether what is forbidden depends on the tokens so far."""
+        least = self.min_new_tokens or self.min_length
+        longer = any(len(word) > 1 for word in self.bad_words_ids)
+        return bool(self.begin_suppress_tokens or self.no_repeat_ngram_size or least or longer)
 
     def uses(self, name: str) -> bool:
         """Whether the entry ``name`` of an order does anything with these settings."""
@@ -112,7 +138,9 @@ class Sampling:
         """
         values: dict[str, Any] = {**numbers(self), **counts(self)}
         values["logit_bias"] = bias(self.logit_bias)
-        values["dry_breakers"] = ids("dry_breakers", self.dry_breakers)
+        for name in ("dry_breakers", "suppress_tokens", "begin_suppress_tokens"):
+            values[name] = ids(name, getattr(self, name))
+        values["bad_words_ids"] = words("bad_words_ids", self.bad_words_ids)
         values["processors"] = callables(self.processors)
         values["order"] = _order(self.order)
         whole = replace(self, **values)
@@ -138,12 +166,12 @@ _DOES: dict[str, Callable[[Sampling], bool]] = {
 
 
 def _order(names: Any) -> tuple[str, ...]:
-    order = () if isinstance(names, str) else tuple(names)
-    unknown = next((name for name in order if name not in DEFAULT_ORDER), None)
-    if unknown is not None or isinstance(names, str):
-        found = repr(names if isinstance(names, str) else unknown)
-        raise UsageError("order is a list of processors' names", expected=", ".join(DEFAULT_ORDER), found=found)
+    order = [names] if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
+    unknown = [name for name in order if name not in DEFAULT_ORDER]
+    if unknown or isinstance(names, str):
+        expected = ", ".join(DEFAULT_ORDER)
+        raise UsageError("order is a list of processors' names", expected=expected, found=shown((unknown or order)[0]))
     if len(set(order)) != len(order):
         twice = next(name for name in order if order.count(name) > 1)
         raise UsageError(f"order names {twice!r} twice")
-    return order
+    return tuple(order)

@@ -7,7 +7,7 @@ from typing import Any
 
 from core.config import ModelConfig
 from core.config.context import context_length
-from core.generation import checkpoint_number
+from core.generation import checkpoint_number, checkpoint_stops
 from core.nn import Cache
 
 _MAX_TOKENS = 256
@@ -17,6 +17,11 @@ def default_max_tokens(generation_config: Mapping[str, Any]) -> int:
     """New tokens at most: what the checkpoint states, else 256."""
     stated: int | None = checkpoint_number(generation_config, "max_new_tokens", int)
     return _MAX_TOKENS if stated is None else stated
+
+
+def default_stops(generation_config: Mapping[str, Any], tokenizer: object | None) -> list[str]:
+    """Stop strings: what the checkpoint states. Without a tokenizer there is no text to find them in."""
+    return [] if tokenizer is None else checkpoint_stops(generation_config)
 
 
 def named_eos_ids(configs: Iterable[Mapping[str, Any]]) -> frozenset[int]:

@@ -25,7 +25,7 @@ from core.generation import (
     stream_tokens,
 )
 from core.language_model.answer import Answer
-from core.language_model.defaults import context_of, default_max_tokens, named_eos_ids
+from core.language_model.defaults import context_of, default_max_tokens, default_stops, named_eos_ids
 from core.language_model.prompt import Prompt, continues_text, prompt_ids
 from core.nn import Cache
 from core.text.breakers import breaker_ids
@@ -101,9 +101,10 @@ class LanguageModel:
     ) -> Iterator[GenerationChunk]:
         """Generates text piece by piece, until an end-of-sequence token, a stop string or ``max_tokens``.
 
-        Settings that are None come from the checkpoint's generation config, else do nothing: without any, the likeliest
-        token is taken. The result says which were used. The last chunk carries the result. A closed stream leaves the
-        cache as ``generate_tokens`` says; one that a stop string ended, as if closed after the token that completed it.
+        Settings that are None, ``stop`` among them, come from the checkpoint's generation config, else do nothing:
+        without any, the likeliest token is taken. The result says which were used. The last chunk carries the result. A
+        closed stream leaves the cache as ``generate_tokens`` says; one that a stop string ended, as if closed after the
+        token that completed it.
 
         Args:
             prompt: a string is continued as it is; a list of messages goes through the chat template; ids are ids.
@@ -133,7 +134,7 @@ class LanguageModel:
         """
         if stop and self.tokenizer is None:
             raise TokenizerError("stop strings need a tokenizer", hint="Load with one, or look for ids yourself.")
-        stops = checked_stops(() if stop is None else stop)
+        stops = checked_stops(default_stops(self.generation_config, self.tokenizer) if stop is None else stop)
         settings = {"max_kv_tokens": max_kv_tokens, "kv_bits": kv_bits, "kv_group_size": kv_group_size}
         given = {name: value for name, value in settings.items() if value is not None}
         if cache is not None and (given or prefix is not None):
@@ -204,7 +205,7 @@ class LanguageModel:
         """
         given = {name: value for name, value in options.items() if value is not None}
         stated = {name: value for name, value in self.generation_config.items() if name not in given}
-        settings: dict[str, Any] = {**checkpoint_settings(stated), **given}
+        settings: dict[str, Any] = {**checkpoint_settings(stated, getattr(self.model, "vocab_size", None)), **given}
         if settings.get("dry_multiplier") and "dry_breakers" not in settings and self.tokenizer is not None:
             settings["dry_breakers"] = self._breakers
         return sampling_from(settings)

@@ -19,7 +19,7 @@ def configure(checkpoint: Checkpoint, plugin: Any, strict: bool) -> tuple[dict[s
     raw = read_config(checkpoint)
     where = checkpoint.where(checkpoint.config_name)
     bound, config = configured(raw, where, plugin)
-    unread = config.unread_keys(raw)
+    unread = unread_keys(checkpoint, raw, config)
     if strict and unread:
         raise ConfigError(
             f"nobody reads the config keys {', '.join(map(repr, unread))}",
@@ -27,6 +27,22 @@ def configure(checkpoint: Checkpoint, plugin: Any, strict: bool) -> tuple[dict[s
             hint=f"Without strict they are ignored; or let {bound.name} read them or declare them harmless.",
         )
     return raw, bound, config
+
+
+def unread_keys(checkpoint: Checkpoint, raw: dict[str, Any], config: ModelConfig) -> list[str]:
+    """Keys of a checkpoint's configs that nobody reads; those of its generation config begin with its name."""
+    generation = read_generation_config(checkpoint)
+    if not generation:
+        return config.unread_keys(raw)
+    from core.generation import unread_generation_keys
+
+    return config.unread_keys(raw) + [f"generation_config.{key}" for key in unread_generation_keys(generation)]
+
+
+def read_generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """``generation_config.json`` as parsed; empty where there is none."""
+    name = "generation_config.json"
+    return dict(checkpoint.read_json(name)) if checkpoint.has(name) else {}
 
 
 def read_config(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from core.device import describe
 from core.errors import TokenizerError
 from core.loading import memory
 from core.loading.ahead import compile_ahead
-from core.loading.configure import configure
+from core.loading.configure import configure, read_generation_config
 from core.loading.origin import Origin
 from core.loading.prepared import Prepared, prepare
 from core.loading.report import LoadReport
@@ -129,7 +129,7 @@ def load(
         approximate: keep the scales and biases of GPTQ and AWQ weights in float16 even where that rounds, instead of
             float32; ``report.weight_error`` says by how much at most.
         lazy: read weights when they are first used, which must then be in the thread that loads.
-        strict: refuse config keys that nobody reads.
+        strict: refuse keys of ``config.json`` and ``generation_config.json`` that nobody reads.
         check_finite: refuse NaN and infinity in the weights, which costs about 0.2 s for a gigabyte of floats on a CPU.
         check_memory: refuse a model that is larger than the device's memory, and warn of a tight fit.
         progress: called with the bytes loaded so far and in all; a download from the hub then shows the client's bars.
@@ -185,7 +185,7 @@ def load(
         # What blocks compute for themselves, too: MLX evaluates an array only in the thread that made it, and a model
         # that one thread has loaded serves others.
         mx.eval(prepared.model)
-    generation = checkpoint.read_json("generation_config.json") if checkpoint.has("generation_config.json") else {}
+    generation = read_generation_config(checkpoint)
     origin = Origin(checkpoint, prepared.raw_config, prepared.bound)
     return LanguageModel(prepared.model, prepared.config, text, report, generation, origin)
 

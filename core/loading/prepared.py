@@ -12,7 +12,7 @@ from core.checkpoint import Checkpoint, open_checkpoint
 from core.config import ModelConfig
 from core.errors import WeightsError
 from core.layouts import LAYOUTS
-from core.loading.configure import configure, located
+from core.loading.configure import configure, located, unread_keys
 from core.loading.skeleton import random_state_kept, skeleton
 from core.nn import Decoder
 from core.registry import BoundPlugin
@@ -78,7 +78,7 @@ def prepare_opened(
             dtype=computes,
             where=checkpoint.where,
             config_name=checkpoint.config_name,
-            unread_keys=tuple(config.unread_keys(raw)),
+            unread_keys=tuple(unread_keys(checkpoint, raw, config)),
             notes=notes,
             treatment=replace(
                 treatment or Treatment(), allowed=lambda path, module: bound.quantize_module(config, path, module)

@@ -46,7 +46,6 @@ class PrefixCache:
             raise UsageError("max_bytes is out of range", expected="an integer, 1 or more", found=repr(max_bytes))
         self.max_bytes = max_bytes
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()  # by ids, least recently used first
-        self._nbytes = 0
         self._owner: object = None
         self._lock = threading.Lock()
 
@@ -57,13 +56,12 @@ class PrefixCache:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays held."""
-        return self._nbytes
+        return sum(entry.nbytes for entry in self._entries.values())
 
     def clear(self) -> None:
         """Forgets everything, the model too."""
         with self._lock:
             self._entries.clear()
-            self._nbytes = 0
             self._owner = None
 
     def store(self, ids: Sequence[int], cache: Cache) -> bool:
@@ -96,11 +94,12 @@ class PrefixCache:
             self._owner = _owner(cache)
             for other in list(self._entries.values()):
                 if key.startswith(other.ids) and kept.can_rewind((len(key) - len(other.ids)) // _BYTES):
-                    self._drop(other)
-            while self._nbytes + entry.nbytes > self.max_bytes:
-                self._drop(next(iter(self._entries.values())))
+                    del self._entries[other.ids]
+            excess = self.nbytes + entry.nbytes - self.max_bytes
+            while excess > 0:
+                _, oldest = self._entries.popitem(last=False)
+                excess -= oldest.nbytes
             self._entries[key] = entry
-            self._nbytes += entry.nbytes
         return True
 
     def fetch(self, ids: Sequence[int], empty: Cache) -> tuple[Cache, int]:
@@ -139,10 +138,6 @@ class PrefixCache:
                 self._entries.move_to_end(entry.ids)
                 return True
         return False
-
-    def _drop(self, entry: _Entry) -> None:
-        del self._entries[entry.ids]
-        self._nbytes -= entry.nbytes
 
     def _check_owner(self, cache: Cache) -> None:
         if self._owner is not None and self._owner != _owner(cache):

@@ -8,7 +8,7 @@ says at once how much of the text's end may still become that string.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from core.errors import UsageError
 
@@ -80,6 +80,8 @@ def checked_stops(stops: str | Sequence[str]) -> list[str]:
     Raises:
         UsageError: an empty stop string, or something that is no string.
     """
+    if not isinstance(stops, Iterable):
+        raise UsageError("stop must be a string or a list of strings", found=repr(stops)[:60])
     given = [stops] if isinstance(stops, str) else list(stops)
     for stop in given:
         if not isinstance(stop, str):

@@ -48,6 +48,30 @@ def test_the_record_covers_every_type() -> None:
     assert types == {"default", "linear", "dynamic", "yarn", "llama3", "longrope"}
 
 
+@pytest.mark.parametrize(
+    ("scaling", "unread"),
+    [
+        ({"factor": 4.0}, ["factor"]),
+        ({"type": "default", "factor": 4.0, "low_freq_factor": 1.0}, ["factor", "low_freq_factor"]),
+        ({"type": "linear", "factor": 4.0, "beta_fast": 32}, ["beta_fast"]),
+        (
+            {"rope_type": "linear", "factor": 4.0, "original_max_position_embeddings": 9},
+            ["original_max_position_embeddings"],
+        ),
+        ({"rope_type": "dynamic", "factor": 4.0, "long_factor": [1.0]}, ["long_factor"]),
+        ({"rope_type": "yarn", "factor": 4.0, "beta_fast": 32, "mscale": 1.0, "truncate": True}, []),
+        ({"rope_type": "linear", "factor": 4.0, "beta_fast": None}, []),
+    ],
+    ids=str,
+)
+def test_keys_that_the_type_does_not_read_are_unread(scaling: dict, unread: list[str]) -> None:
+    raw = CASES[next(iter(CASES))] | {"rope_scaling": scaling, "rope_theta": 1e4}
+    raw.pop("rope_parameters", None)
+    config = MistralConfig.from_dict(raw | {"model_type": "mistral"})
+    found = [key for key in config.unread_keys(raw) if key.startswith("rope_scaling.")]
+    assert found == [f"rope_scaling.{key}" for key in unread]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_rotation_is_transformers_in_the_half_layout(case: str) -> None:
     rope, random = rope_of(case), np.random.default_rng(0)

@@ -16,6 +16,7 @@ import transformers
 
 HERE = Path(__file__).parent
 VOCAB, ROWS, HISTORY = 211, 4, 30
+GENERATED = (0, 7)  # of the histories, the last tokens
 
 # Settings of a GenerationConfig, named as ours. Absent ones do nothing.
 CASES: dict[str, dict[str, Any]] = {
@@ -50,7 +51,42 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def processed(settings: dict[str, Any], ids: torch.Tensor, logits: torch.Tensor) -> np.ndarray:
+# What is forbidden, after histories that repeat themselves. ``bad_words_ids`` are completed with the histories' ends.
+EOS = [2, 7]
+FORBIDDING: dict[str, dict[str, Any]] = {
+    "suppress": {"suppress_tokens": [3, 5, 210]},
+    "begin suppress": {"begin_suppress_tokens": [3, 2, 9]},
+    "no 1-gram twice": {"no_repeat_ngram_size": 1},
+    "no 2-gram twice": {"no_repeat_ngram_size": 2},
+    "no 3-gram twice": {"no_repeat_ngram_size": 3},
+    "no 31-gram twice": {"no_repeat_ngram_size": 31},
+    "bad words": {"bad_words_ids": [[11], [2], [7, 7]]},
+    "min new": {"min_new_tokens": 7},
+    "min new, one more": {"min_new_tokens": 8},
+    "min length": {"min_length": 30},
+    "min length, one more": {"min_length": 31},
+    "several": {
+        "suppress_tokens": [3],
+        "begin_suppress_tokens": [100],
+        "no_repeat_ngram_size": 2,
+        "bad_words_ids": [[13]],
+        "min_new_tokens": 8,
+        "repetition_penalty": 1.5,
+        "temperature": 0.6,
+        "top_k": 50,
+        "top_p": 0.9,
+    },
+}
+
+
+def processed(
+    settings: dict[str, Any],
+    ids: torch.Tensor,
+    logits: torch.Tensor,
+    *,
+    prompt: int = HISTORY,
+    eos: list[int] | None = None,
+) -> np.ndarray:
     options = dict(settings)
     bias = options.pop("logit_bias", None)
     config = transformers.GenerationConfig(
@@ -58,6 +94,7 @@ def processed(settings: dict[str, Any], ids: torch.Tensor, logits: torch.Tensor)
         **({"top_k": 0, "temperature": 1.0} | options),
         sequence_bias=None if bias is None else [[[int(token)], value] for token, value in bias.items()],
     )
+    config._eos_token_tensor = None if eos is None else torch.tensor(eos)
     model = transformers.MistralForCausalLM(
         transformers.MistralConfig(
             vocab_size=VOCAB,
@@ -69,7 +106,7 @@ def processed(settings: dict[str, Any], ids: torch.Tensor, logits: torch.Tensor)
         )
     )
     processors = model._get_logits_processor(
-        config, input_ids_seq_length=ids.shape[1], encoder_input_ids=ids, prefix_allowed_tokens_fn=None, device="cpu"
+        config, input_ids_seq_length=prompt, encoder_input_ids=ids, prefix_allowed_tokens_fn=None, device="cpu"
     )
     return processors(ids, logits.clone()).numpy()
 
@@ -81,6 +118,18 @@ if __name__ == "__main__":
     arrays: dict[str, np.ndarray] = {"logits": logits, "ids": ids}
     for name, settings in CASES.items():
         arrays[f"case {name}"] = processed(settings, torch.tensor(ids), torch.tensor(logits))
+    repeating = random.integers(0, 5, size=(ROWS, HISTORY))
+    arrays["repeating"] = repeating
+    for settings in FORBIDDING.values():
+        if "bad_words_ids" in settings:
+            ends = repeating.tolist()
+            settings["bad_words_ids"] += [[*ends[0][-1:], 20], [*ends[1][-3:], 21], [*ends[2], 22], [0, *ends[3], 23]]
+    for name, settings in FORBIDDING.items():
+        made = [
+            processed(settings, torch.tensor(repeating), torch.tensor(logits), prompt=HISTORY - generated, eos=EOS)
+            for generated in GENERATED
+        ]
+        arrays[f"forbidding {name}"] = np.stack(made)
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-    arrays["cases"] = np.array(json.dumps({"versions": versions, "cases": CASES}))
+    arrays["cases"] = np.array(json.dumps({"versions": versions, "cases": CASES} | {"forbidding": FORBIDDING}))
     np.savez_compressed(HERE / "transformers_processors.npz", **arrays)

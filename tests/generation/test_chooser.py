@@ -49,6 +49,9 @@ REQUESTS = [
     Sampling(0.9, logit_bias={5: 3.0, 6: -np.inf}, seed=9),
     Sampling(0.9, processors=(forbid_the_last, drift), seed=10),
     Sampling(0.0, processors=(forbid_the_last,), repetition_penalty=0.8),
+    Sampling(0.0, no_repeat_ngram_size=3),
+    Sampling(0.9, suppress_tokens=(5, 8), bad_words_ids=((7,), (9, 3), (1, 4, 4)), seed=11),
+    Sampling(1.2, no_repeat_ngram_size=2, begin_suppress_tokens=tuple(range(9)), min_length=9, seed=12),
 ]
 
 
@@ -137,6 +140,7 @@ def test_requests_that_come_one_after_another_and_leave_in_another_order() -> No
 @pytest.mark.parametrize("name", [item.name for item in dataclasses.fields(Sampling)])
 def test_every_setting_changes_something(name: str) -> None:
     """The comparison above would be empty for a setting without effect."""
+    likely = int(logits(0, 0).argmax())
     changed: dict[str, Any] = {
         "temperature": 2.5,
         "top_p": 0.3,
@@ -154,8 +158,14 @@ def test_every_setting_changes_something(name: str) -> None:
         "dry_base": 3.0,
         "dry_allowed_length": 3,
         "dry_context": 4,
-        "dry_breakers": (int(logits(0, 0).argmax()),),
+        "dry_breakers": (likely,),
         "logit_bias": {8: 5.0},
+        "suppress_tokens": (likely,),
+        "begin_suppress_tokens": (likely,),
+        "bad_words_ids": ((likely,),),
+        "no_repeat_ngram_size": 2,
+        "min_new_tokens": 5,
+        "min_length": 40,
         "processors": (forbid_the_last,),
         "order": LLAMA_CPP,
     }
@@ -166,12 +176,14 @@ def test_every_setting_changes_something(name: str) -> None:
         base = dataclasses.replace(base, repetition_penalty=3.0)
     if name.startswith("dry"):
         base = Sampling(0.0, dry_multiplier=1.0, dry_allowed_length=1)
+    if name.startswith(("suppress", "begin", "bad", "no_repeat", "min_new", "min_length")):
+        base = Sampling()
     if name == "order":
         base = dataclasses.replace(base, temperature=3.0, top_p=0.5)
 
     def ids(sampling: Sampling) -> list[int]:
         chooser = Chooser(VOCAB)
-        chooser.join(sampling.checked(), prompt(3))
+        chooser.join(sampling.checked(), prompt(3), eos=(likely,) if name in ("min_new_tokens", "min_length") else ())
         same = mx.array(logits(0, 0))[None]
         return [int(chooser.choose(same, [36 + i]).ids.item()) for i in range(40)]
 

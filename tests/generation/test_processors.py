@@ -18,6 +18,8 @@ from tests.generation.test_sampling import DRAWS, LOGITS, assert_drawn_from, dra
 
 RECORDED = np.load(Path(__file__).parent / "transformers_processors.npz")
 CASES: dict[str, dict[str, Any]] = json.loads(str(RECORDED["cases"]))["cases"]
+FORBIDDING: dict[str, dict[str, Any]] = json.loads(str(RECORDED["cases"]))["forbidding"]
+EOS = (2, 7)  # as in the script that made them
 VOCAB = 7
 IDS = st.lists(st.integers(0, VOCAB - 1), max_size=40) | st.lists(st.integers(0, VOCAB - 1), min_size=14, max_size=20)
 GENERATED = st.sampled_from([0, 5, 1000])  # of the history; the rest is the prompt
@@ -47,6 +49,39 @@ def test_transformers_keeps_and_changes_the_same(name: str) -> None:
             ours = processed(sampling, ids.tolist(), logits, generated) / temperature
             np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(expected))
             np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FORBIDDING)
+def test_transformers_forbids_the_same(name: str) -> None:
+    """All rows at once, and some alone."""
+    sampling = Sampling(**({"temperature": 1.0, "seed": 1} | FORBIDDING[name])).checked()
+    for place, generated in enumerate((0, 7)):
+        expected = RECORDED[f"forbidding {name}"][place]
+        for rows in ([0, 1, 2, 3], [2], [3]):
+            chooser = Chooser(RECORDED["logits"].shape[1])
+            histories = RECORDED["repeating"][rows]
+            start = histories.shape[1] - generated
+            for history in histories:
+                chooser.join(sampling, history[:start].tolist(), eos=EOS)
+            for ids in histories[:, start:].T if chooser._stateful else ():
+                chooser._record(mx.array(ids))
+            logits = mx.array(RECORDED["logits"][rows])
+            ours = np.array(chooser.processed(logits, [histories.shape[1]] * len(rows))) / sampling.temperature
+            np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(expected[rows]))
+            np.testing.assert_allclose(ours, expected[rows], rtol=1e-5, atol=1e-5)
+
+
+def test_a_forbidden_word_longer_than_the_history() -> None:
+    """All of its beginning must be there."""
+    sampling = Sampling(bad_words_ids=[[1, 2, 3, 4], [3, 5], [0, 0, 6]])
+    for history, hidden in (([2, 3], [5]), ([1, 2, 3], [4, 5]), ([0], [])):
+        assert np.isneginf(processed(sampling, history, np.zeros(VOCAB))).nonzero()[0].tolist() == hidden
+
+
+def test_where_everything_is_forbidden_the_id_is_0() -> None:
+    chooser = Chooser(VOCAB)
+    chooser.join(Sampling(suppress_tokens=range(VOCAB)).checked(), [1])
+    assert chooser.choose(mx.zeros((1, VOCAB)), [1]).ids.item() == 0
 
 
 @settings(max_examples=100)

@@ -104,11 +104,45 @@ def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
     assert chosen(Sampling(temperature, seed=3), mx.array([[0.0, 3.0, 2.0]]), 0).tolist() == [1]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_p": 1e-46},
+        {"top_p": 1e-300},
+        {"typical_p": 1e-46},
+        {"min_p": 1.0, "temperature": 1e39},
+        {"min_p": 1.0, "temperature": 1e300},
+        {"top_p": 1e-46, "temperature": 1e300, "top_k": 2},
+    ],
+    ids=str,
+)
+def test_numbers_beyond_float32_hide_not_everything(settings: dict) -> None:
+    """The token that typical_p keeps first is another than the likeliest: the one whose surprise is the entropy."""
+    settings = {"temperature": 0.7, "seed": 3} | settings
+    logits = LOGITS[::-1] / settings["temperature"]
+    surprise = np.log(np.exp(logits).sum()) - logits
+    typical = int(np.abs(surprise - (np.exp(-surprise) * surprise).sum()).argmin())
+    kept = typical if "typical_p" in settings else len(LOGITS) - 1
+    rows = mx.array(np.tile(LOGITS[::-1], (3, 1)), dtype=mx.float32)
+    for position in range(5):
+        assert chosen(Sampling(**settings), rows, position).tolist() == [kept] * 3
+
+
+@pytest.mark.parametrize("temperature", [1e31, 1e39, 1e300])
+def test_beyond_all_heat_every_token_that_is_left_is_as_likely(temperature: float) -> None:
+    uniform = np.array([1, 1, 1, 0, 0, 0, 0, 0]) / 3
+    assert_drawn_from(uniform, draws(Sampling(temperature, seed=5, top_k=3, top_p=0.99)))
+
+
 BAD = [
     {"temperature": -1.0},
     {"temperature": float("nan")},
     {"temperature": float("inf")},
     {"temperature": "hot"},
+    {"temperature": 10**400},
+    {"temperature": 10**5000},
+    {"top_k": -(10**5000)},
+    {"dry_breakers": [10**5000]},
     {"top_p": 0.0},
     {"top_p": 1.1},
     {"top_k": -1},
@@ -140,16 +174,28 @@ BAD = [
     {"logit_bias": {1: float("inf")}},
     {"logit_bias": {-1: 1.0}},
     {"logit_bias": {"a": 1.0}},
+    {"logit_bias": {1: 10**400}},
+    {"suppress_tokens": 3},
+    {"suppress_tokens": [-1]},
+    {"begin_suppress_tokens": ["a"]},
+    {"bad_words_ids": [1, 2]},
+    {"bad_words_ids": [[]]},
+    {"bad_words_ids": [["a"]]},
+    {"bad_words_ids": "ab"},
+    {"no_repeat_ngram_size": -1},
+    {"min_new_tokens": 1.5},
+    {"min_length": -1},
     {"processors": print},
     {"processors": [1]},
     {"order": "top_k"},
+    {"order": 5},
     {"order": ["top_k", "topp"]},
     {"order": ["top_k", "top_k"]},
     {"top_k": 3, "order": ["temperature"]},
 ]
 
 
-@pytest.mark.parametrize("options", BAD, ids=repr)
+@pytest.mark.parametrize("options", BAD, ids=lambda options: next(iter(options)))
 def test_a_bad_setting_is_one_error_that_names_it(options: dict) -> None:
     with pytest.raises(UsageError) as caught:
         Sampling(**({"temperature": 0.5} | options)).checked()

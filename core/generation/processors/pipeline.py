@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from core.generation.processors.bias import LogitBias
 from core.generation.processors.custom import Custom
 from core.generation.processors.dry import Dry
+from core.generation.processors.forbidden import Forbidden
 from core.generation.processors.penalties import Penalties
 from core.generation.processors.scores import Scores
 from core.generation.processors.stage import Now, Stage
@@ -39,9 +40,16 @@ class Pipeline:
     Args:
         settings: checked, one a row.
         used: the entries of an order that the settings use, one set a row.
+        eos: ids that end each row's answer.
     """
 
-    def __init__(self, settings: Sequence[Sampling], used: Sequence[Collection[str]], vocab_size: int) -> None:
+    def __init__(
+        self,
+        settings: Sequence[Sampling],
+        used: Sequence[Collection[str]],
+        vocab_size: int,
+        eos: Sequence[Collection[int]],
+    ) -> None:
         names: dict[Sequence[str], set[str]] = {}
         for row, uses in zip(settings, used, strict=True):
             names.setdefault(tuple(row.order), set()).update(uses)
@@ -50,14 +58,17 @@ class Pipeline:
             for order, found in names.items()
         ]
         self._passes = [stages for stages in passes if stages]
+        self._forbidden = Forbidden(settings, eos, vocab_size) if any(row.forbids for row in settings) else None
 
     @property
     def empty(self) -> bool:
         """Whether the logits stay as they are."""
-        return not self._passes
+        return not self._passes and self._forbidden is None
 
     def __call__(self, scores: Scores, now: Now) -> None:
         """Changes the scores."""
+        if self._forbidden is not None:
+            self._forbidden(scores, now)
         for stages in self._passes:  # a temperature that a pass leaves behind is 1 for the rows of the next
             for stage in stages:
                 stage(scores, now)

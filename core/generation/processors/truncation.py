@@ -13,16 +13,17 @@ import mlx.core as mx
 
 from core.generation.processors.scores import Scores, column
 from core.generation.processors.stage import Now
-from core.generation.sampling import Sampling
+from core.generation.sampling import HOTTEST, Sampling
 
 _ALL = 2.0  # a sum that probabilities do not reach, however they round
+_LEAST = 1e-37  # of float32: a smaller sum could be 0 on a device, which not even the first token is below
 
 
 class Temperature:
     """From here on, probabilities are those of the logits divided by the temperature."""
 
     def __init__(self, settings: Sequence[Sampling], vocab_size: int) -> None:
-        self._temperature = column([1.0 if row.greedy else row.temperature for row in settings])
+        self._temperature = column([1.0 if row.greedy else min(row.temperature, HOTTEST) for row in settings])
 
     def __call__(self, scores: Scores, now: Now) -> None:
         scores.temperature = self._temperature
@@ -43,7 +44,7 @@ class TopP:
     """Keeps the nucleus: the fewest tokens whose probabilities reach p (Holtzman et al., 2020, https://arxiv.org/abs/1904.09751)."""
 
     def __init__(self, settings: Sequence[Sampling], vocab_size: int) -> None:
-        self._mass = column([row.top_p if row.uses("top_p") else _ALL for row in settings])
+        self._mass = column([max(row.top_p, _LEAST) if row.uses("top_p") else _ALL for row in settings])
 
     def __call__(self, scores: Scores, now: Now) -> None:
         ascending = scores.ascending
@@ -68,7 +69,7 @@ class TypicalP:
     """Keeps the tokens whose surprise is closest to the entropy, up to a probability (Meister et al., 2023, https://arxiv.org/abs/2202.00666)."""
 
     def __init__(self, settings: Sequence[Sampling], vocab_size: int) -> None:
-        self._mass = column([row.typical_p if row.uses("typical_p") else _ALL for row in settings])
+        self._mass = column([max(row.typical_p, _LEAST) if row.uses("typical_p") else _ALL for row in settings])
 
     def __call__(self, scores: Scores, now: Now) -> None:
         logits = scores.logits

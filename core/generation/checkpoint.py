@@ -1,0 +1,170 @@
+"""What a ``generation_config.json`` says of a generation: settings, stop strings, and keys that nobody reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from core.errors import UsageError
+from core.generation.options import SamplingOptions, sampling_from
+from core.generation.ranges import shown
+
+_NUMBERS = {
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "typical_p": float,
+    "repetition_penalty": float,
+    "no_repeat_ngram_size": int,
+    "min_new_tokens": int,
+    "min_length": int,
+}
+_IDS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
+_READ = {*_NUMBERS, *_IDS, "do_sample", "temperature", "max_new_tokens", "stop_strings", "eos_token_id"}
+# Keys of transformers' GenerationConfig that do not change which tokens come: bookkeeping, caches, speed, outputs, a
+# limit on the length that whoever generates sets; and what counts only beside other keys, which are named then.
+_HARMLESS = frozenset(
+    {
+        "_from_model_config",
+        "assistant_confidence_threshold",
+        "assistant_early_exit",
+        "assistant_ensemble_weight",
+        "assistant_lookbehind",
+        "bos_token_id",
+        "cache_config",
+        "cache_implementation",
+        "compile_config",
+        "continuous_batching_config",
+        "decoder_start_token_id",
+        "disable_compile",
+        "diversity_penalty",
+        "early_stopping",
+        "is_assistant",
+        "length_penalty",
+        "low_memory",
+        "max_cache_len",
+        "max_length",
+        "max_matching_ngram_size",
+        "num_assistant_tokens",
+        "num_assistant_tokens_schedule",
+        "output_attentions",
+        "output_hidden_states",
+        "output_logits",
+        "output_scores",
+        "pad_token_id",
+        "prefill_chunk_size",
+        "prompt_lookup_num_tokens",
+        "remove_invalid_values",
+        "renormalize_logits",
+        "return_dict_in_generate",
+        "speculation_type",
+        "target_lookbehind",
+        "transformers_version",
+        "trust_remote_code",
+        "use_cache",
+        "use_mtp",
+    }
+)
+# Values with which a key that is not read does nothing, beside null and false.
+_NEUTRAL: dict[str, tuple[float, ...]] = {
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "num_return_sequences": (1,),
+    "penalty_alpha": (0,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "guidance_scale": (1,),
+    "encoder_repetition_penalty": (1,),
+    "encoder_no_repeat_ngram_size": (0,),
+}
+
+
+def checkpoint_settings(generation_config: Mapping[str, Any], vocab_size: int | None = None) -> dict[str, Any]:
+    """The settings that a ``generation_config.json`` names.
+
+    The temperature only where ``do_sample`` is true: without, transformers takes the likeliest token. ``min_length``
+    only without ``min_new_tokens``, as there.
+
+    Args:
+        vocab_size: ids beyond it are left out: nobody could choose them. None: there is no limit.
+
+    Raises:
+        UsageError: a value of another kind, or out of range.
+    """
+    found = {name: checkpoint_number(generation_config, name, kind) for name, kind in _NUMBERS.items()}
+    if generation_config.get("do_sample") is True:
+        temperature = checkpoint_number(generation_config, "temperature", float)
+        found["temperature"] = 1.0 if temperature is None else temperature
+    if found["min_new_tokens"] is not None:
+        found["min_length"] = None
+    for name in _IDS:
+        value = generation_config.get(name)
+        if isinstance(value, list):
+            value = [item for item in value if _exists(item, vocab_size)]
+        if value is not None:
+            _check(name, value)
+            found[name] = value
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def checkpoint_stops(generation_config: Mapping[str, Any]) -> list[str]:
+    """The stop strings that a ``generation_config.json`` names.
+
+    Raises:
+        UsageError: they are no strings, or one is empty.
+    """
+    value = generation_config.get("stop_strings")
+    stops = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
+        raise UsageError(
+            "generation_config.json: key 'stop_strings' is not a string or a list of strings",
+            found=shown(value),
+            hint="Give stop yourself.",
+        )
+    return stops
+
+
+def unread_generation_keys(generation_config: Mapping[str, Any]) -> list[str]:
+    """Keys of a ``generation_config.json`` that may change the output, and that nobody reads."""
+    known = _READ | _HARMLESS
+    return sorted(
+        name
+        for name, value in generation_config.items()
+        if name not in known and value is not None and value is not False and value not in _NEUTRAL.get(name, ())
+    )
+
+
+def _exists(item: Any, vocab_size: int | None) -> bool:
+    """False for an id, or a sequence with an id, that the vocabulary has not."""
+    ids = [part for part in (item if isinstance(item, list) else [item]) if type(part) is int]
+    return all(token >= 0 and (vocab_size is None or token < vocab_size) for token in ids)
+
+
+def checkpoint_number(generation_config: Mapping[str, Any], name: str, kind: Any) -> Any:
+    """One number of a ``generation_config.json``; None where it is absent or null.
+
+    Raises:
+        UsageError: it is no number, or as a setting out of range.
+    """
+    value = generation_config.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise UsageError(f"generation_config.json: key {name!r} is not a number", found=repr(value))
+    if name in SamplingOptions.__annotations__:
+        _check(name, kind(value))
+    return kind(value)
+
+
+def _check(name: str, value: Any) -> None:
+    """Refuses a value that the setting may not have."""
+    try:
+        sampling_from({name: value})
+    except UsageError as error:
+        raise UsageError(
+            f"generation_config.json: {error.problem}",
+            expected=error.expected,
+            found=error.found,
+            hint=f"Give {name} yourself.",
+        ) from None
