@@ -98,8 +98,10 @@ class NativeTokenizer:
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of ``ids``. Bytes that make no character become U+FFFD.
 
+        An id above the tokenizer's stands for no text: a model's logits may have more rows than there are tokens.
+
         Raises:
-            TokenizerError: no token has one of the ids.
+            TokenizerError: an id is below 0, or 2³² and above.
         """
         stream = NativeDetokenizer(self, skip_special_tokens=skip_special_tokens)
         return "".join(map(stream.add, ids)) + stream.finish()
@@ -186,7 +188,15 @@ class NativeDetokenizer:
             self.add(token_id)
 
     def add(self, token_id: int) -> str:
-        """Takes the next id; returns the text that has become certain, which may be empty."""
+        """Takes the next id; returns the text that has become certain, which may be empty.
+
+        An id above the tokenizer's stands for no text.
+
+        Raises:
+            TokenizerError: the id is below 0, or 2³² and above.
+        """
+        if self._tokenizer.vocab_size <= index(token_id) < 2**32:
+            return ""
         data = self._tokenizer.bytes_of(token_id, self._skip)
         if self._begins and token_id not in self._tokenizer.special_ids:
             self._begins = False

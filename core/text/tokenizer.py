@@ -138,10 +138,13 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of ``ids``. Bytes that make no character become U+FFFD.
 
+        An id that no token has stands for no text, as in transformers: a model's logits may have more rows than the
+        tokenizer has tokens, and a model may draw one of those.
+
         Raises:
-            TokenizerError: no token has one of the ids.
+            TokenizerError: an id is below 0, or 2³² and above.
         """
-        plain = self._pieces.checked(ids)
+        plain = self._pieces.with_text(ids)
         if skip_special_tokens:
             plain = [token_id for token_id in plain if token_id not in self.special_ids]
         return self._pieces.decode(plain)

@@ -102,9 +102,11 @@ def test_ids_and_tokens(native: NativeTokenizer) -> None:
     assert (native.bos_id, native.eos_ids, native.vocab_size) == (1, {2}, 21_000)
     assert native.special_ids >= {1, 2, 3}
     assert (native.token_of(1), native.id_of("</s>"), native.id_of("no such token")) == ("<s>", 2, None)
-    for token_id in (-1, native.vocab_size):
+    for token_id in (-1, 2**32):
         with pytest.raises(TokenizerError, match=f"no token has the id {token_id} "):
             native.decode([token_id])
+    hello = native.encode("Hello")
+    assert native.decode([native.vocab_size, *hello, 2**32 - 1]) == "Hello"  # rows that pad the model's vocabulary
     with pytest.raises(TokenizerError, match="UTF-8"):
         native.encode("\ud800")
 
