@@ -15,7 +15,8 @@ from types import MappingProxyType
 from typing import Any
 
 from core.errors import ChatTemplateError, TokenizerError
-from core.text.chat import Messages, Tools
+from core.text.chat import Tools
+from core.text.content import Messages, checked_conversation
 from core.text.native_pieces import Pieces, SentencePieces, TekkenPieces
 
 _TEKKEN, _SENTENCEPIECE = "tekken.json", "*.model.v[0-9]*"
@@ -152,7 +153,8 @@ class NativeTokenizer:
         """Token ids of a conversation, as mistral-common makes them.
 
         Raises:
-            ChatTemplateError: mistral-common refuses the conversation, or a template is asked for.
+            ChatTemplateError: mistral-common refuses the conversation, a message has a part that is no text (which
+                mistral-common would fetch or open), or a template is asked for.
         """
         from mistral_common.protocol.instruct.request import ChatCompletionRequest
 
@@ -162,9 +164,10 @@ class NativeTokenizer:
                 where=self._where,
                 hint="Put the tokenizer.json and the template of the model's Hugging Face form beside it.",
             )
+        plain = checked_conversation(messages)
         make: Any = ChatCompletionRequest  # it validates what it is given
         try:
-            request = make(messages=list(messages), tools=None if tools is None else list(tools))
+            request = make(messages=list(plain), tools=None if tools is None else list(tools))
             return list(self._mistral.encode_chat_completion(request).tokens)
         except Exception as error:  # its own errors, and pydantic's
             problem = f"{_PACKAGE} refuses the conversation: {_brief(error)}"

@@ -84,7 +84,7 @@ def test_conversations_are_mistral_commons(
 @pytest.mark.parametrize(
     ("messages", "options", "said"),
     [
-        ([], {}, "mistral-common refuses the conversation"),
+        ([], {}, "the conversation is empty"),
         ([{"role": "nobody", "content": "x"}], {}, "mistral-common refuses the conversation"),
         (CHAT, {"chat_template": "default"}, "no chat templates"),
         (CHAT, {"add_generation_prompt": False}, "no chat templates"),
@@ -96,6 +96,51 @@ def test_what_it_cannot_do_is_said(
 ) -> None:
     with pytest.raises(ChatTemplateError, match=said):
         native.encode_chat(messages, **options)
+
+
+class _OpenedError(Exception):
+    """Something was opened or fetched."""
+
+
+@pytest.fixture
+def seeing(small_tekken: Path, tmp_path: Path) -> NativeTokenizer:
+    """A tokenizer whose file has a section for images, so that mistral-common looks at them."""
+    tekken = json.loads(small_tekken.read_text())
+    tekken["multimodal"] = {"image_patch_size": 16, "max_image_size": 1024}
+    (tmp_path / "tekken.json").write_text(json.dumps(tekken))
+    tokenizer = load_tokenizer(tmp_path)
+    assert isinstance(tokenizer, NativeTokenizer)
+    return tokenizer
+
+
+PARTS: list[dict[str, Any]] = [
+    {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/x"}},
+    {"type": "image_url", "image_url": "file:///etc/passwd"},
+    {"type": "image", "image": "AAAA"},
+    {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+    {"type": "audio_url", "audio_url": "http://127.0.0.1:9/x"},
+]
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("role", ["user", "system", "assistant"])
+def test_a_part_that_is_no_text_is_refused_before_it_is_opened(
+    seeing: NativeTokenizer, monkeypatch: pytest.MonkeyPatch, part: dict[str, Any], role: str
+) -> None:
+    def opened(*args: Any, **kwargs: Any) -> Any:
+        raise _OpenedError(args)
+
+    monkeypatch.setattr(seeing._mistral, "encode_chat_completion", opened)  # which fetches and opens
+    messages = [{"role": "user", "content": "x"}, {"role": role, "content": [{"type": "text", "text": "x"}, part]}]
+    with pytest.raises(ChatTemplateError, match=f"message 2 has a part of the type '{part['type']}'"):
+        seeing.encode_chat(messages)
+
+
+def test_text_parts_are_mistral_commons(
+    native: NativeTokenizer, tekken_reference: Callable[[list[Any], list[Any] | None], list[int]]
+) -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    assert native.encode_chat(messages) == tekken_reference(messages, None)
 
 
 def test_ids_and_tokens(native: NativeTokenizer) -> None:
