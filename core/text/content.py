@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from core.errors import ChatTemplateError
@@ -37,6 +37,27 @@ def parts_of(content: object) -> Sequence[Mapping[str, Any]]:
     if not isinstance(content, list | tuple) or not any(isinstance(part, Mapping) for part in content):
         return ()
     return content
+
+
+class Parts(list[Any]):
+    """The parts of one message, as a chat template is given them, and what it did with them.
+
+    Attributes:
+        used: it went through them, or took one.
+        printed: it printed the list itself, as templates do that take every content for text.
+    """
+
+    used = printed = False
+
+    def __iter__(self) -> Iterator[Any]:
+        # Nothing is noted before the first part is taken: ``content is iterable`` takes none.
+        for part in list.__iter__(self):
+            self.used = True
+            yield part
+
+    def __getitem__(self, key: Any) -> Any:
+        self.used = True
+        return list.__getitem__(self, key)
 
 
 def joined_parts(content: object, place: int) -> str:

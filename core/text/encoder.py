@@ -51,12 +51,12 @@ class FencedEncoder:
         blind = self._blind_copy()
         return encode(blind, next(iter(self._marker_of_rules.values())) + text)[1:]
 
-    def encode(self, rendered: str, fence: Fence) -> list[int]:
-        """``rendered``, made of data that ``fence`` protected: its control tokens are real, the data's are text."""
+    def encode(self, fence: Fence) -> list[int]:
+        """Ids of the chat that ``fence`` protects: the template's control tokens are real, the values' are text."""
         if not fence.needed and not self._normalizes:
-            return encode(self._backend, rendered)
+            return encode(self._backend, fence.text)
         blind = self._blind_copy()
-        marked, control = self._marked(rendered)
+        marked, control = self._marked(fence.text)
         ids = encode(blind, fence.restore(marked))
         if sum(i in self._marker_ids for i in ids) != len(control):
             raise TokenizerError("the tokenizer does not keep control tokens apart from text")

@@ -185,7 +185,7 @@ def test_ids_without_token(make: Make) -> None:
 
 @pytest.mark.parametrize("name", ["v3-metaspace", "v1-legacy", "tekken"])
 def test_ids_of_a_padded_vocabulary_are_no_text(make: Make, name: str) -> None:
-    """A model with more rows than the tokenizer has tokens draws them; ``tokenizers`` itself decodes them to nothing."""
+    """A model with more rows than the tokenizer has tokens draws them; ``tokenizers`` decodes them to nothing."""
     tokenizer = make(name)
     ids = tokenizer.encode("Écris 🗼 now", add_special_tokens=False)
     padded = [i for token_id in ids for i in (tokenizer.vocab_size, token_id, 2**32 - 1)]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from core.errors import ChatTemplateError, ConfigError, CoreError, TokenizerError
-from core.text import TextFiles, Tokenizer, load_tokenizer
+from core.text import TemplateWarning, TextFiles, Tokenizer, load_tokenizer
 
 from .conftest import vocabulary
 from .references import STORIES
@@ -216,9 +216,11 @@ def test_templates_by_name(checkpoint: Write) -> None:
     names = ("default", "tool_use", "rag")
     path = checkpoint(tokenizer_config__json={"chat_template": [{"name": name, "template": name} for name in names]})
     assert shown(path) == "default"
-    assert shown(path, tools=[{}]) == "tool_use"
+    with pytest.warns(TemplateWarning, match="does not use tools"):
+        assert shown(path, tools=[{}]) == "tool_use"
     assert shown(path, tools=[]) == "default"
-    assert shown(path, tools=[{}], chat_template="rag") == "rag"
+    with pytest.warns(TemplateWarning, match="does not use tools"):
+        assert shown(path, tools=[{}], chat_template="rag") == "rag"
     assert shown(path, chat_template="{{ 1 + 1 }}") == "2"
     assert load_tokenizer(path).chat_template == "default"
     with pytest.raises(ChatTemplateError, match=r"no chat template is named 'other' \(found default, rag, tool_use\)"):
