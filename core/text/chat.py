@@ -160,7 +160,9 @@ class Chat:
 
     def _instruct_parts(self, messages: Messages, tools: Tools | None) -> list[Part]:
         assert self._instruct is not None  # _source has raised otherwise
-        return self._instruct.parts(checked_conversation(messages), tools)
+        plain = checked_conversation(messages)
+        given([list(plain), tools])  # what is no plain data, or nested too deeply, is refused
+        return self._instruct.parts(plain, tools)
 
     def _shown(self, part: Part) -> str:
         return part.text if part.is_control or self._word_start is None else f" {part.text}"

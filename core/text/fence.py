@@ -19,6 +19,7 @@ from core.errors import ChatTemplateError
 from core.text.origin import GIVEN, WRITTEN, Traced
 
 _DIGITS = 32
+_RUN = re.compile(b"[^" + WRITTEN + b"]+")
 
 
 class Literals:
@@ -59,10 +60,9 @@ class Fence:
                 continue
             if GIVEN not in origin:
                 raise _unknown(text[start:end])
-            for place in range(max(start, done), end):
-                if rendered.origin[place] != WRITTEN[0]:
-                    pieces += text[done:place], self._sentinel(text[place])
-                    done = place + 1
+            for run in _RUN.finditer(rendered.origin, max(start, done), end):
+                pieces += text[done : run.start()], self._sentinel(text[run.start() : run.end()])
+                done = run.end()
         self.text = "".join([*pieces, text[done:]])
 
     @property
@@ -73,11 +73,11 @@ class Fence:
         """``text`` with the characters back in place of the sentinels."""
         if not self.needed:
             return text
-        characters = list(self._replaced)
-        return re.sub(rf"~{self._nonce}\.(\d+)~", lambda match: characters[int(match[1])], text)
+        replaced = list(self._replaced)
+        return re.sub(rf"~{self._nonce}\.(\d+)~", lambda match: replaced[int(match[1])], text)
 
-    def _sentinel(self, character: str) -> str:
-        place = self._replaced.setdefault(character, len(self._replaced))
+    def _sentinel(self, characters: str) -> str:
+        place = self._replaced.setdefault(characters, len(self._replaced))
         return f"~{self._nonce}.{place}~"
 
 

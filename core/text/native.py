@@ -7,6 +7,7 @@ extra of the package, imported by the first tokenizer of this kind.
 from __future__ import annotations
 
 import codecs
+import json
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from operator import index
@@ -14,12 +15,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from core.checkpoint import parse_object, read_local
 from core.errors import ChatTemplateError, TokenizerError
 from core.text.chat import Tools
 from core.text.content import Messages, checked_conversation
 from core.text.native_pieces import Pieces, SentencePieces, TekkenPieces
+from core.text.values import given
 
 _TEKKEN, _SENTENCEPIECE = "tekken.json", "*.model.v[0-9]*"
+_MAX_TOKENS = 10_000_000
 _PACKAGE = "mistral-common"
 
 
@@ -165,6 +169,10 @@ class NativeTokenizer:
                 hint="Put the tokenizer.json and the template of the model's Hugging Face form beside it.",
             )
         plain = checked_conversation(messages)
+        try:
+            json.dumps(given([list(plain), tools]), ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise TokenizerError(f"the conversation cannot be encoded as UTF-8: {error}", where=self._where) from None
         make: Any = ChatCompletionRequest  # it validates what it is given
         try:
             request = make(messages=list(plain), tools=None if tools is None else list(tools))
@@ -220,6 +228,9 @@ def _open(path: Path) -> Any:
             where=path,
             hint='pip install "corelm[mistral]", or put the tokenizer.json of the Hugging Face form beside it.',
         ) from error
+    data = read_local(path, error=TokenizerError)
+    if path.name == _TEKKEN:
+        _check_sizes(parse_object(data or b"", where=str(path), error=TokenizerError), path)
     try:
         return MistralTokenizer.from_file(str(path))
     except Exception as error:
@@ -227,5 +238,21 @@ def _open(path: Path) -> Any:
         raise TokenizerError(problem, where=path, hint="Download the file again.") from error
 
 
+def _check_sizes(tekken: Mapping[str, object], path: Path) -> None:
+    """Refuses numbers of tokens for which mistral-common would fill the memory."""
+    config = tekken.get("config")
+    for key in ("default_vocab_size", "default_num_special_tokens"):
+        size = config.get(key) if isinstance(config, Mapping) else None
+        if not isinstance(size, int) or not 0 <= size <= _MAX_TOKENS:
+            raise TokenizerError(
+                f"config.{key} is no number of tokens",
+                where=path,
+                expected=f"0 to {_MAX_TOKENS:,}",
+                found=repr(size)[:40],
+                hint="Download the file again.",
+            )
+
+
 def _brief(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text if len(text) <= 200 else f"{text[:199]}…"

@@ -12,7 +12,7 @@ from operator import index
 from typing import TYPE_CHECKING, Any
 
 from core.errors import TokenizerError
-from core.text.backend import parts
+from core.text.backend import failure, is_failure, parts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -52,7 +52,12 @@ class Pieces:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of all ``ids`` at once, special tokens as their literals; time is linear in their number."""
         # Some decoders of `tokenizers` panic on nothing.
-        text: str = self._backend.decode(list(ids), skip_special_tokens=False) if ids else ""
+        try:
+            text: str = self._backend.decode(list(ids), skip_special_tokens=False) if ids else ""
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            raise failure(f"{len(ids):,} ids", error) from error
         return text
 
     def token(self, token_id: int) -> str:

@@ -154,6 +154,8 @@ def test_ids_and_tokens(native: NativeTokenizer) -> None:
     assert native.decode([native.vocab_size, *hello, 2**32 - 1]) == "Hello"  # rows that pad the model's vocabulary
     with pytest.raises(TokenizerError, match="UTF-8"):
         native.encode("\ud800")
+    with pytest.raises(TokenizerError, match="the conversation cannot be encoded as UTF-8"):
+        native.encode_chat([{"role": "user", "content": "\ud800"}])
 
 
 @pytest.fixture(scope="module", params=["v1", "v2", "v3", "v7"])
@@ -199,6 +201,22 @@ def test_several_sentencepiece_models_are_no_guess(tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "tekken.json").write_text("{}")
+    with pytest.raises(TokenizerError, match=r"tekken\.json: config.default_vocab_size is no number of tokens"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["default_vocab_size", "default_num_special_tokens"])
+@pytest.mark.parametrize("size", [10**9, -1, "5"])
+def test_absurd_numbers_of_tokens_are_refused(tmp_path: Path, key: str, size: object) -> None:
+    config = {"default_vocab_size": 300, "default_num_special_tokens": 5, key: size}
+    (tmp_path / "tekken.json").write_text(json.dumps({"config": config}))
+    with pytest.raises(TokenizerError, match=rf"tekken\.json: config\.{key} is no number of tokens"):
+        load_tokenizer(tmp_path)
+
+
+def test_what_mistral_common_cannot_read_is_named(tmp_path: Path) -> None:
+    config = {"default_vocab_size": 300, "default_num_special_tokens": 5}
+    (tmp_path / "tekken.json").write_text(json.dumps({"config": config}))
     with pytest.raises(TokenizerError, match=r"tekken\.json: mistral-common cannot read this tokenizer"):
         load_tokenizer(tmp_path)
 
