@@ -27,8 +27,7 @@ def open_backend(data: bytes, where: Path | None) -> Backend:
     try:
         backend = tokenizers.Tokenizer.from_buffer(data)
     except BaseException as error:
-        # The parser's panics are no Exception; interruptions of the program pass through.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_failure(error):
             raise
         parse_json_object(data, where, TokenizerError)
         raise TokenizerError(
@@ -39,6 +38,21 @@ def open_backend(data: bytes, where: Path | None) -> Backend:
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether it is an error or a panic of the package (which is no `Exception`), not an interruption."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def failure(doing: str, error: BaseException, where: Path | None = None) -> TokenizerError:
+    """The error for what the package failed at."""
+    said = str(error).strip().partition("\n")[0]
+    return TokenizerError(
+        f"tokenizers fails on {doing}: {said if len(said) <= 200 else said[:199] + '…'}",
+        where=where,
+        hint="Its rules are too much for this text, or tokenizer.json is damaged.",
+    )
 
 
 def parts(component: Any) -> list[dict[str, Any]]:

@@ -6,22 +6,29 @@ nothing of raw prompts.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from core.errors import ChatTemplateError
 from core.text.backend import parts
+from core.text.content import Messages, Parts, checked_conversation, parts_of
 from core.text.encoder import FencedEncoder
 from core.text.fence import Fence, Literals
 from core.text.files import DEFAULT_TEMPLATE, TOOL_TEMPLATE, TextFiles
 from core.text.instruct import Instruct, Part
-from core.text.templates import literals_read, render
+from core.text.origin import Traced
+from core.text.templates import literals_read, names_read, render, words_written
+from core.text.values import given, given_messages
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
+
+
+class TemplateWarning(UserWarning):
+    """A chat template leaves out something that it is given."""
 
 
 class Chat:
@@ -65,8 +72,7 @@ class Chat:
         source = self._source(template, bool(tools))
         if source is None:
             return "".join(map(self._shown, self._instruct_parts(messages, tools)))
-        fence = Fence(self._guard(source).literals)
-        return fence.restore(self._rendered(source, fence, messages, tools, variables))
+        return "".join([self._rendered(source, messages, tools, variables)])
 
     def encode(
         self, messages: Messages, tools: Tools | None, template: str | None, variables: Mapping[str, Any]
@@ -76,8 +82,7 @@ class Chat:
         if source is None:
             return [i for part in self._instruct_parts(messages, tools) for i in self._part_ids(part)]
         guard = self._guard(source)
-        fence = Fence(guard.literals)
-        return guard.encoder.encode(self._rendered(source, fence, messages, tools, variables), fence)
+        return guard.encoder.encode(Fence(guard.literals, self._rendered(source, messages, tools, variables)))
 
     def _source(self, chosen: str | None, with_tools: bool) -> str | None:
         """The template's source; None where the vocabulary's instruction format serves instead."""
@@ -125,20 +130,39 @@ class Chat:
             guard = self._guards[control_ids] = Guard(self._backend, control_ids)
         return guard
 
-    def _rendered(
-        self, source: str, fence: Fence, messages: Messages, tools: Tools | None, variables: Mapping[str, Any]
-    ) -> str:
-        given = {
-            "messages": fence.protect(_conversation(messages)),
-            "tools": fence.protect(tools) if tools else None,
-            "documents": None,
-        }
-        more = {name: fence.protect(value, name) for name, value in variables.items()}
-        return render(source, {**self._special_tokens, **given, **more}, where=self._template_where)
+    def _rendered(self, source: str, messages: Messages, tools: Tools | None, variables: Mapping[str, Any]) -> Traced:
+        """The prompt's text; contents in parts as one text where the template does not go through them."""
+        plain = checked_conversation(messages)
+        if tools and "tools" not in names_read(source):
+            warnings.warn(
+                "the chat template does not use tools: the model is not told of them", TemplateWarning, stacklevel=4
+            )
+        values = given({"tools": list(tools) if tools else None, "documents": None, **variables})
+        mentioned = words_written(source)
+        in_parts = {place for place, message in enumerate(plain) if parts_of(message.get("content"))}
+        joined: set[int] = set()
+        while True:
+            given_parts = given_messages(plain, mentioned, joined)
+            try:
+                text = self._render(source, {"messages": given_parts, **values})
+            except ChatTemplateError:
+                if joined >= in_parts:
+                    raise
+                joined = in_parts
+                continue
+            unused = {place for place in in_parts - joined if not _is_used(given_parts[place]["content"])}
+            if not unused:
+                return text
+            joined |= unused
+
+    def _render(self, source: str, values: Mapping[str, Any]) -> Traced:
+        return render(source, values, written=self._special_tokens, where=self._template_where)
 
     def _instruct_parts(self, messages: Messages, tools: Tools | None) -> list[Part]:
         assert self._instruct is not None  # _source has raised otherwise
-        return self._instruct.parts(_conversation(messages), tools)
+        plain = checked_conversation(messages)
+        given([list(plain), tools])  # what is no plain data, or nested too deeply, is refused
+        return self._instruct.parts(plain, tools)
 
     def _shown(self, part: Part) -> str:
         return part.text if part.is_control or self._word_start is None else f" {part.text}"
@@ -165,12 +189,5 @@ class Guard:
         self.encoder = FencedEncoder(backend, control_ids)
 
 
-def _conversation(messages: object) -> Messages:
-    if not isinstance(messages, Sequence) or isinstance(messages, str):
-        raise ChatTemplateError("a conversation is a list of messages", found=type(messages).__name__)
-    if not messages:
-        raise ChatTemplateError("the conversation is empty", expected="at least one message")
-    for message in messages:
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise ChatTemplateError("a message is a mapping with a role and content", found=repr(message)[:80])
-    return messages
+def _is_used(parts: Parts) -> bool:
+    return parts.used and not parts.printed

@@ -34,16 +34,17 @@ class Detokenizer:
         self._begun = False  # whether text was emitted, so that the first token's rules are past
         self._emitted = 0  # characters of the held ids' text that belong to the prompt
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._start_after([i for i in pieces.checked(prompt_ids) if not pieces.is_skipped(i)])
+        self._start_after([i for i in pieces.with_text(prompt_ids) if not pieces.is_skipped(i)])
 
     def add(self, token_id: int) -> str:
         """Takes the next id; returns the text that has become certain, which may be empty.
 
+        An id that no token has stands for no text: a model's logits may have more rows than the tokenizer has tokens.
+
         Raises:
-            TokenizerError: no token has this id.
+            TokenizerError: the id is below 0, or 2³² and above.
         """
         pieces = self._pieces
-        pieces.token(token_id)
         if pieces.is_skipped(token_id):
             return ""
         if pieces.kind is Kind.BYTES:

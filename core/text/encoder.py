@@ -12,6 +12,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from core.errors import TokenizerError
+from core.text.backend import failure, is_failure
 from core.text.fence import Fence
 
 if TYPE_CHECKING:
@@ -51,12 +52,12 @@ class FencedEncoder:
         blind = self._blind_copy()
         return encode(blind, next(iter(self._marker_of_rules.values())) + text)[1:]
 
-    def encode(self, rendered: str, fence: Fence) -> list[int]:
-        """``rendered``, made of data that ``fence`` protected: its control tokens are real, the data's are text."""
+    def encode(self, fence: Fence) -> list[int]:
+        """Ids of the chat that ``fence`` protects: the template's control tokens are real, the values' are text."""
         if not fence.needed and not self._normalizes:
-            return encode(self._backend, rendered)
+            return encode(self._backend, fence.text)
         blind = self._blind_copy()
-        marked, control = self._marked(rendered)
+        marked, control = self._marked(fence.text)
         ids = encode(blind, fence.restore(marked))
         if sum(i in self._marker_ids for i in ids) != len(control):
             raise TokenizerError("the tokenizer does not keep control tokens apart from text")
@@ -65,7 +66,7 @@ class FencedEncoder:
 
     def _marked(self, rendered: str) -> tuple[str, list[int]]:
         """``rendered`` with markers for its control tokens, as the tokenizer itself finds them, and their ids."""
-        encoding = self._backend.encode(rendered, add_special_tokens=False)
+        encoding = _encoding(self._backend, rendered)
         pieces: list[str] = []
         control: list[int] = []
         done = 0
@@ -138,6 +139,10 @@ def _encoding(backend: Backend, text: str) -> Encoding:
         if not isinstance(text, str):
             raise TypeError(f"a prompt is a str, not {type(text).__name__}") from error
         raise TokenizerError("the text is not valid Unicode: it has half of a surrogate pair") from error
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        raise failure(f"a text of {len(text):,} characters", error) from error
 
 
 def _rules(token: AddedToken) -> tuple[bool, bool, bool, bool]:

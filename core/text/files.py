@@ -5,12 +5,12 @@ Knows file names, JSON and where a chat template may lie; knows nothing of what 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from core.checkpoint import decode, parse_object, read_local
 from core.errors import ChatTemplateError, ConfigError, CoreError, TokenizerError
 
 Json = Mapping[str, object]
@@ -60,7 +60,7 @@ class TextFiles:
             ChatTemplateError: a template that is not text.
         """
         path = Path(directory)
-        tokenizer = _read(path / "tokenizer.json", TokenizerError)
+        tokenizer = read_local(path / "tokenizer.json", error=TokenizerError)
         if tokenizer is None:
             raise _no_tokenizer(path)
         tokenizer_config = _read_json(path / "tokenizer_config.json", TokenizerError)
@@ -77,17 +77,8 @@ class TextFiles:
         )
 
 
-def _read(path: Path, error_type: type[CoreError]) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise error_type(f"cannot be read: {error.strerror or error}", where=path) from error
-
-
 def _read_json(path: Path, error_type: type[CoreError]) -> Json:
-    data = _read(path, error_type)
+    data = read_local(path, error=error_type)
     return {} if data is None else parse_json_object(data, path, error_type)
 
 
@@ -97,19 +88,7 @@ def _given_or_read(given: Json | None, path: Path) -> Json:
 
 def parse_json_object(data: bytes, where: Path | None, error_type: type[CoreError]) -> Json:
     """``data`` as a JSON object, or ``error_type`` that says what it is instead."""
-    if data.startswith(b"version https://git-lfs"):
-        raise error_type(
-            "is a git-lfs pointer, not the file itself",
-            where=where,
-            hint="Run `git lfs pull` in the repository, or download the file.",
-        )
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise error_type(f"is not valid JSON: {error}", where=where) from error
-    if not isinstance(value, dict):
-        raise error_type("is not a JSON object", where=where, expected="object", found=type(value).__name__)
-    return value
+    return parse_object(data, where="tokenizer.json" if where is None else str(where), error=error_type)
 
 
 def _no_tokenizer(path: Path) -> TokenizerError:
@@ -132,11 +111,11 @@ def _no_tokenizer(path: Path) -> TokenizerError:
 def _chat_templates(path: Path, tokenizer_config: Json) -> tuple[dict[str, str], Path | None]:
     """Templates by name. A ``chat_template.jinja`` wins over ``chat_template.json``, which wins over the config."""
     jinja = path / "chat_template.jinja"
-    source = _read(jinja, ChatTemplateError)
+    source = read_local(jinja, error=ChatTemplateError)
     if source is not None:
         templates = {DEFAULT_TEMPLATE: _decode(source, jinja)}
         for extra in sorted((path / "additional_chat_templates").glob("*.jinja")):
-            templates[extra.stem] = _decode(extra.read_bytes(), extra)
+            templates[extra.stem] = _decode(read_local(extra, error=ChatTemplateError) or b"", extra)
         return templates, jinja
     for where, content in (
         (path / "chat_template.json", _read_json(path / "chat_template.json", ChatTemplateError)),
@@ -148,10 +127,7 @@ def _chat_templates(path: Path, tokenizer_config: Json) -> tuple[dict[str, str],
 
 
 def _decode(source: bytes, where: Path) -> str:
-    try:
-        return source.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ChatTemplateError(f"is not UTF-8 text: {error}", where=where) from error
+    return decode(source, where=str(where), error=ChatTemplateError).removeprefix("\ufeff")
 
 
 def named_templates(value: object, where: Path | None = None) -> dict[str, str]:

@@ -7,6 +7,7 @@ extra of the package, imported by the first tokenizer of this kind.
 from __future__ import annotations
 
 import codecs
+import json
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from operator import index
@@ -14,11 +15,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from core.checkpoint import parse_object, read_local
 from core.errors import ChatTemplateError, TokenizerError
-from core.text.chat import Messages, Tools
+from core.text.chat import Tools
+from core.text.content import Messages, checked_conversation
 from core.text.native_pieces import Pieces, SentencePieces, TekkenPieces
+from core.text.values import given
 
 _TEKKEN, _SENTENCEPIECE = "tekken.json", "*.model.v[0-9]*"
+_MAX_TOKENS = 10_000_000
 _PACKAGE = "mistral-common"
 
 
@@ -98,8 +103,10 @@ class NativeTokenizer:
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of ``ids``. Bytes that make no character become U+FFFD.
 
+        An id above the tokenizer's stands for no text: a model's logits may have more rows than there are tokens.
+
         Raises:
-            TokenizerError: no token has one of the ids.
+            TokenizerError: an id is below 0, or 2³² and above.
         """
         stream = NativeDetokenizer(self, skip_special_tokens=skip_special_tokens)
         return "".join(map(stream.add, ids)) + stream.finish()
@@ -150,7 +157,8 @@ class NativeTokenizer:
         """Token ids of a conversation, as mistral-common makes them.
 
         Raises:
-            ChatTemplateError: mistral-common refuses the conversation, or a template is asked for.
+            ChatTemplateError: mistral-common refuses the conversation, a message has a part that is no text (which
+                mistral-common would fetch or open), or a template is asked for.
         """
         from mistral_common.protocol.instruct.request import ChatCompletionRequest
 
@@ -160,9 +168,14 @@ class NativeTokenizer:
                 where=self._where,
                 hint="Put the tokenizer.json and the template of the model's Hugging Face form beside it.",
             )
+        plain = checked_conversation(messages)
+        try:
+            json.dumps(given([list(plain), tools]), ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise TokenizerError(f"the conversation cannot be encoded as UTF-8: {error}", where=self._where) from None
         make: Any = ChatCompletionRequest  # it validates what it is given
         try:
-            request = make(messages=list(messages), tools=None if tools is None else list(tools))
+            request = make(messages=list(plain), tools=None if tools is None else list(tools))
             return list(self._mistral.encode_chat_completion(request).tokens)
         except Exception as error:  # its own errors, and pydantic's
             problem = f"{_PACKAGE} refuses the conversation: {_brief(error)}"
@@ -186,7 +199,15 @@ class NativeDetokenizer:
             self.add(token_id)
 
     def add(self, token_id: int) -> str:
-        """Takes the next id; returns the text that has become certain, which may be empty."""
+        """Takes the next id; returns the text that has become certain, which may be empty.
+
+        An id above the tokenizer's stands for no text.
+
+        Raises:
+            TokenizerError: the id is below 0, or 2³² and above.
+        """
+        if self._tokenizer.vocab_size <= index(token_id) < 2**32:
+            return ""
         data = self._tokenizer.bytes_of(token_id, self._skip)
         if self._begins and token_id not in self._tokenizer.special_ids:
             self._begins = False
@@ -207,6 +228,9 @@ def _open(path: Path) -> Any:
             where=path,
             hint='pip install "corelm[mistral]", or put the tokenizer.json of the Hugging Face form beside it.',
         ) from error
+    data = read_local(path, error=TokenizerError)
+    if path.name == _TEKKEN:
+        _check_sizes(parse_object(data or b"", where=str(path), error=TokenizerError), path)
     try:
         return MistralTokenizer.from_file(str(path))
     except Exception as error:
@@ -214,5 +238,21 @@ def _open(path: Path) -> Any:
         raise TokenizerError(problem, where=path, hint="Download the file again.") from error
 
 
+def _check_sizes(tekken: Mapping[str, object], path: Path) -> None:
+    """Refuses numbers of tokens for which mistral-common would fill the memory."""
+    config = tekken.get("config")
+    for key in ("default_vocab_size", "default_num_special_tokens"):
+        size = config.get(key) if isinstance(config, Mapping) else None
+        if not isinstance(size, int) or not 0 <= size <= _MAX_TOKENS:
+            raise TokenizerError(
+                f"config.{key} is no number of tokens",
+                where=path,
+                expected=f"0 to {_MAX_TOKENS:,}",
+                found=repr(size)[:40],
+                hint="Download the file again.",
+            )
+
+
 def _brief(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text if len(text) <= 200 else f"{text[:199]}…"

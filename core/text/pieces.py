@@ -12,11 +12,12 @@ from operator import index
 from typing import TYPE_CHECKING, Any
 
 from core.errors import TokenizerError
-from core.text.backend import parts
+from core.text.backend import failure, is_failure, parts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
+_IDS = 2**32  # ids are unsigned integers of 32 bits in the backend, which others overflow
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -51,7 +52,12 @@ class Pieces:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of all ``ids`` at once, special tokens as their literals; time is linear in their number."""
         # Some decoders of `tokenizers` panic on nothing.
-        text: str = self._backend.decode(list(ids), skip_special_tokens=False) if ids else ""
+        try:
+            text: str = self._backend.decode(list(ids), skip_special_tokens=False) if ids else ""
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            raise failure(f"{len(ids):,} ids", error) from error
         return text
 
     def token(self, token_id: int) -> str:
@@ -60,27 +66,41 @@ class Pieces:
         Raises:
             TokenizerError: no token has this id.
         """
-        # Negative numbers would overflow in the backend.
-        token: str | None = self._backend.id_to_token(token_id) if 0 <= token_id < 2**32 else None
+        self._check(token_id)
+        token: str | None = self._backend.id_to_token(token_id)
         if token is None:
-            raise TokenizerError(
-                f"no token has the id {token_id}", expected=f"0 to {self._backend.get_vocab_size() - 1}"
-            )
+            raise self._no_token(token_id)
         return token
 
-    def checked(self, ids: Iterable[int]) -> list[int]:
-        """``ids`` as a list of plain integers, each of which is a token's.
+    def _check(self, token_id: int) -> None:
+        if not 0 <= token_id < _IDS:
+            raise self._no_token(token_id)
+
+    def _no_token(self, token_id: int) -> TokenizerError:
+        return TokenizerError(f"no token has the id {token_id}", expected=f"0 to {self._backend.get_vocab_size() - 1}")
+
+    def with_text(self, ids: Iterable[int]) -> list[int]:
+        """``ids`` as a list of plain integers, without those that no token has.
+
+        A model can draw such an id: its logits may have more rows than the tokenizer has tokens. As in transformers,
+        it stands for no text.
 
         Raises:
-            TokenizerError: no token has one of the ids.
+            TokenizerError: a number that is no id of any model: below 0, or 2³² and above.
         """
         plain = [index(token_id) for token_id in ids]
         for token_id in plain:
-            self.token(token_id)
-        return plain
+            self._check(token_id)
+        return [token_id for token_id in plain if self._backend.id_to_token(token_id) is not None]
 
     def is_skipped(self, token_id: int) -> bool:
-        return token_id in self._special_ids
+        """Whether the token stands for no text: a special one, or an id that no token has.
+
+        Raises:
+            TokenizerError: as `with_text`.
+        """
+        self._check(token_id)
+        return token_id in self._special_ids or self._backend.id_to_token(token_id) is None
 
     def is_byte(self, token_id: int) -> bool:
         """Whether the token is one byte of a character (``<0xE2>``), to be joined with its neighbours."""

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.errors import ConfigError, TokenizerError
+from core.text.backend import failure, is_failure
 from core.text.files import Json, TextFiles
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def read_special_tokens(backend: Backend, files: TextFiles) -> SpecialTokens:
     )
     if eos_id is not None:
         eos_ids |= {eos_id}
-    prefix, suffix = _wrapping(backend)
+    prefix, suffix = _wrapping(backend, files.where)
     prefix = _governed(prefix, bos_id, files.tokenizer_config.get("add_bos_token"), at_start=True)
     suffix = _governed(suffix, eos_id, files.tokenizer_config.get("add_eos_token"), at_start=False)
     ids = frozenset(token_id for token_id in (bos_id, eos_id) if token_id is not None)
@@ -68,6 +70,15 @@ def literal_of(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
+def _check_unicode(literal: str | None, name: str, where: Path | None) -> None:
+    try:
+        (literal or "").encode()
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"{name} is not valid Unicode: it has half of a surrogate pair", where=where, found=ascii(literal)[:60]
+        ) from error
+
+
 def token_names(files: TextFiles) -> dict[str, str]:
     """Role to literal, from ``tokenizer_config.json``; the rest from ``special_tokens_map.json``."""
     names: dict[str, str] = {}
@@ -75,6 +86,7 @@ def token_names(files: TextFiles) -> dict[str, str]:
         for role, value in source.items():
             if role.endswith("_token") and not isinstance(value, bool):
                 literal = literal_of(value)
+                _check_unicode(literal, role, files.where)
                 if literal is not None:
                     names[role] = literal
                 else:
@@ -98,6 +110,7 @@ def complete_added_tokens(backend: Backend, files: TextFiles) -> None:
     entries = decoder if isinstance(decoder, Mapping) else {}
     for key, entry in sorted(entries.items(), key=lambda item: (len(str(item[0])), str(item[0]))):
         literal = literal_of(entry)
+        _check_unicode(literal, f"added_tokens_decoder[{key!r}]", where)
         if literal is None or backend.token_to_id(literal) is not None:
             continue
         flags = {name: entry.get(name) is True for name in ("single_word", "lstrip", "rstrip", "normalized", "special")}
@@ -164,10 +177,15 @@ def _role_id(backend: Backend, names: Mapping[str, str], role: str, files: TextF
     return token_id
 
 
-def _wrapping(backend: Backend) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _wrapping(backend: Backend, where: Path | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids that the post-processor puts around a text, found by comparing a text with and without it."""
-    bare = backend.encode("a", add_special_tokens=False).ids
-    full = backend.encode("a", add_special_tokens=True).ids
+    try:
+        bare = backend.encode("a", add_special_tokens=False).ids
+        full = backend.encode("a", add_special_tokens=True).ids
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        raise failure("the text 'a'", error, where) from error
     for start in range(len(full) - len(bare) + 1):
         if full[start : start + len(bare)] == bare:
             return tuple(full[:start]), tuple(full[start + len(bare) :])

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.text.backend import open_backend
-from core.text.chat import Chat, Messages, Tools
+from core.text.chat import Chat, Tools
+from core.text.content import Messages
 from core.text.detokenizer import Detokenizer
 from core.text.encoder import encode, encode_with_ends
 from core.text.files import DEFAULT_TEMPLATE, Json, TextFiles
@@ -138,10 +139,13 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of ``ids``. Bytes that make no character become U+FFFD.
 
+        An id that no token has stands for no text, as in transformers: a model's logits may have more rows than the
+        tokenizer has tokens, and a model may draw one of those.
+
         Raises:
-            TokenizerError: no token has one of the ids.
+            TokenizerError: an id is below 0, or 2³² and above.
         """
-        plain = self._pieces.checked(ids)
+        plain = self._pieces.with_text(ids)
         if skip_special_tokens:
             plain = [token_id for token_id in plain if token_id not in self.special_ids]
         return self._pieces.decode(plain)
@@ -181,15 +185,19 @@ class Tokenizer:
         Use `encode_chat` for ids: in this text, a literal that a user wrote looks like the control token.
 
         Args:
-            messages: ``[{"role": "user", "content": "…"}, …]``.
-            tools: functions that the model may call, as JSON schemas in OpenAI's form.
+            messages: ``[{"role": "user", "content": "…"}, …]``. A content may be a list of parts, ``{"type": "text",
+                "text": "…"}``: a template that goes through contents is given the list, any other the texts, joined by
+                line ends. A part that is no text is refused.
+            tools: functions that the model may call, as JSON schemas in OpenAI's form. A template that does not use
+                them is warned of (`TemplateWarning`).
             add_generation_prompt: end where the assistant's answer begins.
             chat_template: name of one of the checkpoint's templates, or a template's source.
             variables: further variables of the template, such as ``enable_thinking``.
 
         Raises:
             ChatTemplateError: there is no template and no known format, the template refuses the conversation (its own
-                message is in the error), is broken, or does what the sandbox forbids.
+                message is in the error), is broken, does what the sandbox forbids, or goes beyond its bounds; a part is
+                no text.
         """
         variables = {"add_generation_prompt": add_generation_prompt, **variables}
         return self._chat.render(messages, tools, chat_template, variables)
@@ -205,8 +213,14 @@ class Tokenizer:
     ) -> list[int]:
         """Token ids of a conversation. BOS is what the template writes, and never doubled.
 
-        Text in ``messages``, ``tools`` and ``variables`` stays text, also where it contains the literal of a control
-        token. Arguments and errors are those of `render_chat`.
+        What is promised: the template wrote every character of a control token. Text in ``messages``, ``tools`` and
+        ``variables`` stays text, whatever the template does to it, also where it holds the literal of a control token,
+        or a part that others complete. Where a template mixes its own text with theirs so that nobody can tell the two
+        apart, and a literal comes of it, the conversation is refused. Two exceptions: a message's role counts as the
+        template's word, if it is a usual one or the template names it (``<|user|>`` is made of one); and added tokens
+        that are not marked special and that the template looks for (``</think>``) are tokens in messages too.
+
+        Arguments and errors are those of `render_chat`.
         """
         variables = {"add_generation_prompt": add_generation_prompt, **variables}
         ids = self._chat.encode(messages, tools, chat_template, variables)

@@ -170,7 +170,7 @@ def test_a_character_that_begins_in_the_prompt(make: Make) -> None:
 
 def test_ids_without_token(make: Make) -> None:
     tokenizer = make("v3-metaspace")
-    for bad in (-1, tokenizer.vocab_size, 2**40):
+    for bad in (-1, 2**40):
         with pytest.raises(TokenizerError, match=rf"no token has the id {bad} \(expected 0 to 32767\)"):
             tokenizer.detokenizer().add(bad)
         with pytest.raises(TokenizerError, match="no token has the id"):
@@ -179,6 +179,21 @@ def test_ids_without_token(make: Make) -> None:
             tokenizer.detokenizer([bad])
         with pytest.raises(TokenizerError, match="no token has the id"):
             tokenizer.token_of(bad)
+    with pytest.raises(TokenizerError, match="no token has the id 32768 "):
+        tokenizer.token_of(32768)
+
+
+@pytest.mark.parametrize("name", ["v3-metaspace", "v1-legacy", "tekken"])
+def test_ids_of_a_padded_vocabulary_are_no_text(make: Make, name: str) -> None:
+    """A model with more rows than the tokenizer has tokens draws them; ``tokenizers`` decodes them to nothing."""
+    tokenizer = make(name)
+    ids = tokenizer.encode("Écris 🗼 now", add_special_tokens=False)
+    padded = [i for token_id in ids for i in (tokenizer.vocab_size, token_id, 2**32 - 1)]
+    assert tokenizer._backend.decode(padded, skip_special_tokens=False) == "Écris 🗼 now"
+    assert tokenizer.decode(padded) == "Écris 🗼 now"
+    assert "".join(streamed(tokenizer, padded)) == "Écris 🗼 now"
+    assert tokenizer.decode([tokenizer.vocab_size]) == ""
+    assert streamed(tokenizer, ids, [tokenizer.vocab_size]) == streamed(tokenizer, ids)
 
 
 class CountingPieces(Pieces):

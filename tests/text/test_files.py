@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 
 from core.errors import ChatTemplateError, ConfigError, CoreError, TokenizerError
-from core.text import TextFiles, Tokenizer, load_tokenizer
+from core.text import TemplateWarning, TextFiles, Tokenizer, load_tokenizer
+from core.text.fence import Fence, Literals
+from core.text.origin import GIVEN, Traced
 
 from .conftest import vocabulary
 from .references import STORIES
@@ -160,11 +163,11 @@ def test_no_directory(tmp_path: Path) -> None:
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
 BROKEN: list[tuple[str, Any, type[CoreError], str]] = [
-    ("tokenizer__json", "", TokenizerError, "tokenizer.json: is not valid JSON"),
+    ("tokenizer__json", "", TokenizerError, "tokenizer.json: is empty"),
     ("tokenizer__json", '{"version": "1.0"', TokenizerError, "tokenizer.json: is not valid JSON"),
     ("tokenizer__json", "[]", TokenizerError, "tokenizer.json: is not a JSON object"),
-    ("tokenizer__json", b"\xff\xfe", TokenizerError, "tokenizer.json: is not valid JSON"),
-    ("tokenizer__json", POINTER, TokenizerError, "tokenizer.json: is a git-lfs pointer"),
+    ("tokenizer__json", b"\xff\xfe", TokenizerError, "tokenizer.json: is not UTF-8 text"),
+    ("tokenizer__json", POINTER, TokenizerError, "tokenizer.json: is a git-LFS pointer"),
     ("tokenizer__json", {"version": "1.0", "model": {"type": "?"}}, TokenizerError, "json: is refused by tokenizers"),
     ("tokenizer_config__json", "{", TokenizerError, "tokenizer_config.json: is not valid JSON"),
     ("tokenizer_config__json", "3", TokenizerError, "tokenizer_config.json: is not a JSON object"),
@@ -175,7 +178,7 @@ BROKEN: list[tuple[str, Any, type[CoreError], str]] = [
     ("tokenizer_config__json", {"chat_template": [{"name": "a"}]}, ChatTemplateError, "has a form nobody knows"),
     ("chat_template__jinja", b"\xff", ChatTemplateError, "chat_template.jinja: is not UTF-8 text"),
     ("config__json", "{", ConfigError, "config.json: is not valid JSON"),
-    ("config__json", "[" * 100_000, ConfigError, "config.json: is not valid JSON"),
+    ("config__json", "[" * 100_000, ConfigError, "config.json: is nested too deeply"),
     ("generation_config__json", "null", ConfigError, "generation_config.json: is not a JSON object"),
 ]
 
@@ -189,8 +192,114 @@ def test_broken_file(checkpoint: Write, name: str, content: Any, kind: type[Core
 
 def test_a_directory_in_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").mkdir()
-    with pytest.raises(TokenizerError, match="cannot be read: Is a directory"):
+    with pytest.raises(TokenizerError, match="is not a file"):
         load_tokenizer(tmp_path)
+
+
+NAMES = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_regular_files_of_some_size_are_read(
+    checkpoint: Write, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not an endless device, nor a pipe that nobody writes to, nor a file that fills the memory."""
+    path = checkpoint() / name
+    for make in (os.mkfifo, lambda place: place.symlink_to("/dev/zero")):
+        path.unlink(missing_ok=True)
+        make(path)
+        with pytest.raises(CoreError, match=f"{name}: is not a file .*found a device, pipe or socket"):
+            load_tokenizer(path.parent)
+    path.unlink()
+    path.symlink_to(path.parent / "nowhere")
+    with pytest.raises(CoreError, match=f"{name}: is a link to a file that does not exist"):
+        load_tokenizer(path.parent)
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(256_000_001)  # a hole: it takes no room on the disk
+    with pytest.raises(CoreError, match=f"{name}: is too large .expected at most 256,000,000 bytes"):
+        load_tokenizer(path.parent)
+
+
+def test_a_named_pipe_among_the_additional_templates(checkpoint: Write) -> None:
+    path = checkpoint(chat_template__jinja="x")
+    (path / "additional_chat_templates").mkdir()
+    os.mkfifo(path / "additional_chat_templates" / "rag.jinja")
+    with pytest.raises(ChatTemplateError, match=r"rag\.jinja: is not a file"):
+        load_tokenizer(path)
+
+
+HALF = {"512": {"content": "\ud800"}}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"added_tokens_decoder": HALF}, r"tokenizer_config\.json: added_tokens_decoder\['512'\] is not valid Unicode"),
+        ({"bos_token": "\ud800"}, "bos_token is not valid Unicode"),
+        ({"eos_token": {"content": "\ud800"}}, "eos_token is not valid Unicode"),
+        ('{"model_max_length": ' + "9" * 5000 + "}", r"tokenizer_config\.json: has a number that no reader accepts"),
+    ],
+)
+def test_hostile_values(checkpoint: Write, content: Any, said: str) -> None:
+    with pytest.raises(TokenizerError, match=said):
+        load_tokenizer(checkpoint(tokenizer_config__json=content))
+
+
+def test_a_panic_of_the_tokenizer_is_an_error(checkpoint: Write) -> None:
+    """A pattern that backtracks until its engine gives up, which ``tokenizers`` answers with a panic."""
+    state = json.loads((STORIES / "tokenizer.json").read_bytes())
+    split = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False}
+    tokenizer = load_tokenizer(
+        checkpoint(tokenizer__json={**state, "pre_tokenizer": split}, chat_template__jinja="{{ messages[0].content }}")
+    )
+    text = "x" * 40 + "z"
+    with pytest.raises(TokenizerError, match="tokenizers fails on a text of 41 characters"):
+        tokenizer.encode(text)
+    with pytest.raises(TokenizerError, match="tokenizers fails on a text of"):
+        tokenizer.encode_chat([{"role": "user", "content": text}])
+
+
+def test_a_control_token_of_absurd_length(checkpoint: Write) -> None:
+    """It costs what its characters cost, not their square."""
+    literal = "<" + "x" * 60_000 + ">"
+    path = checkpoint(
+        tokenizer_config__json={"added_tokens_decoder": {"512": {"content": literal, "special": True}}},
+        chat_template__jinja="{{ messages[0].content }}",
+    )
+    tokenizer = load_tokenizer(path)
+    assert 512 not in tokenizer.encode_chat([{"role": "user", "content": f"<x {literal}"}])
+    assert tokenizer.render_chat([{"role": "user", "content": literal}]) == literal
+    fence = Fence(Literals(frozenset({literal})), Traced(literal, GIVEN * len(literal)))
+    assert len(fence.text) < 100  # one sentinel, not one for each character
+
+
+def test_odd_values_from_python(checkpoint: Write) -> None:
+    """By a template and by the instruction format alike."""
+    deep: Any = "x"
+    for _ in range(5000):
+        deep = {"x": deep}
+    tokenizer = load_tokenizer(checkpoint(chat_template__jinja="{{ messages[0].content }}{{ tools }}"))
+    for tool, said in (
+        (deep, "nested too deeply"),
+        ({"f": object()}, "which is not plain data"),
+        ({"f": b"x"}, "bytes"),
+    ):
+        with pytest.raises(ChatTemplateError, match=said):
+            tokenizer.encode_chat(USER, tools=[tool])
+    for messages in ("text", [], ["x"], [{"role": 1}], {"role": "user"}, None):
+        with pytest.raises(
+            ChatTemplateError, match=r"a conversation is a list|conversation is empty|a message is a mapping"
+        ):
+            tokenizer.encode_chat(messages)  # type: ignore[arg-type]
+    with pytest.raises(TokenizerError, match="half of a surrogate pair"):
+        tokenizer.encode_chat([{"role": "user", "content": "\ud800"}])
 
 
 def shown(path: Path, **options: Any) -> str:
@@ -216,9 +325,11 @@ def test_templates_by_name(checkpoint: Write) -> None:
     names = ("default", "tool_use", "rag")
     path = checkpoint(tokenizer_config__json={"chat_template": [{"name": name, "template": name} for name in names]})
     assert shown(path) == "default"
-    assert shown(path, tools=[{}]) == "tool_use"
+    with pytest.warns(TemplateWarning, match="does not use tools"):
+        assert shown(path, tools=[{}]) == "tool_use"
     assert shown(path, tools=[]) == "default"
-    assert shown(path, tools=[{}], chat_template="rag") == "rag"
+    with pytest.warns(TemplateWarning, match="does not use tools"):
+        assert shown(path, tools=[{}], chat_template="rag") == "rag"
     assert shown(path, chat_template="{{ 1 + 1 }}") == "2"
     assert load_tokenizer(path).chat_template == "default"
     with pytest.raises(ChatTemplateError, match=r"no chat template is named 'other' \(found default, rag, tool_use\)"):
@@ -243,7 +354,7 @@ def test_a_vocabulary_of_megabytes_from_memory() -> None:
 
 
 def test_import_is_cheap() -> None:
-    """Neither the parsers nor anything with arrays is imported with the package; and it knows no other room of core."""
+    """Neither the parsers nor anything with arrays is imported with the package; of core it knows one other room."""
     code = """
 import sys, types
 core = types.ModuleType("core"); core.__path__ = [sys.argv[1]]; sys.modules["core"] = core
@@ -255,7 +366,7 @@ print(*sorted(name for name in sys.modules if name.split(".")[0] in
     output = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=True).stdout
     names = output.split()
     assert "core.text.tokenizer" in names
-    assert all(name == "core.errors" or name.startswith("core.text") for name in names)
+    assert all(name == "core.errors" or name.startswith(("core.text", "core.checkpoint")) for name in names)
 
 
 def test_readable_references() -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jinja2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import ChatTemplateError
-from core.text import TextFiles, Tokenizer
+from core.text import TextFiles, Tokenizer, values
 from core.text.fence import Fence, Literals
+from core.text.origin import GIVEN, UNKNOWN, WRITTEN, Traced, joined, origin_of
 
 from .conftest import Make, vocabulary
 from .references import STORIES, template
@@ -105,21 +110,123 @@ def test_shown_text_has_the_literals(make: Make) -> None:
     assert tokenizer.render_chat([user("a[INST]b"), user("<")]) == "<s>[INST]a[INST]b[/INST][INST]<[/INST]"
 
 
-def test_filters_keep_sentinels_whole(make: Make) -> None:
+def test_filters_change_a_literal_as_they_do_elsewhere(make: Make) -> None:
     source = (
         "{{ bos_token }}{{ (messages[0].content | trim | tojson | upper | e) ~ (messages[0].content | urlencode) }}"
     )
     tokenizer = make("v3-metaspace", source)
     assert control(tokenizer, tokenizer.encode_chat([user(" </s> ")])) == ["<s>"]
-    literal = tokenizer.render_chat([user("</s>")])
-    assert literal == "<s>&#34;</s>&#34;</s>"
+    assert tokenizer.render_chat([user(" </s> ")]) == "<s>&#34;&lt;/S&gt;&#34;%20%3C/s%3E%20"
 
 
-def test_a_template_that_cuts_a_sentinel_is_refused(make: Make) -> None:
-    tokenizer = make("v3-metaspace", "{{ bos_token }}{{ messages[0].content[:20] }}")
-    with pytest.raises(ChatTemplateError, match=r"cuts text that contains a control token's literal \('</s>'\)"):
-        tokenizer.encode_chat([user("</s>")])
-    assert tokenizer.encode_chat([user("harmless words that are longer")])[0] == 1
+def test_a_template_may_cut_a_literal(make: Make) -> None:
+    tokenizer = make("v3-metaspace", "{{ bos_token }}{{ messages[0].content[:2] }}{{ messages[0].content[2:] }}")
+    ids = tokenizer.encode_chat([user("</s> x")])
+    assert control(tokenizer, ids) == ["<s>"]
+    assert tokenizer.render_chat([user("</s> x")]) == "<s></s> x"
+
+
+# What a template does to a content, and a content out of which it makes a literal.
+CHANGES: dict[str, tuple[str, Any]] = {
+    "lower": ("{{ c | lower }}", "</S>"),
+    "upper": ("{{ c.upper() }}", "[inst]"),
+    "replace": ("{{ c | replace('x', '') }}", "[INxST]"),
+    "replace_method": ("{{ c.replace('\\n', '') }}", "</\ns>"),
+    "striptags": ("{{ c | striptags }}", "[IN<b>ST]"),
+    "think": ("{{ c.split('<think>')[0] + c.split('</think>')[-1] }}", "[IN<think>a</think>ST]"),
+    "after_think": ("{{ c.split('</think>')[-1].lstrip() }}", "a</think> [INST]"),
+    "words": ("{{ c.split() | join('') }}", "[IN ST]"),
+    "rsplit": ("{{ c.rsplit(' ', 1) | join }}", "a [IN ST]"),
+    "lines": ("{{ c.splitlines() | join }}", "[IN\nST]"),
+    "partition": ("{{ c.partition('|')[0] ~ c.partition('|')[2] }}", "[IN|ST]"),
+    "trim": ("{{ '</' ~ c | trim }}", "  s>"),
+    "strip": ("{{ '</' + c.strip() }}", " s>"),
+    "slice": ("</{{ c[1:] }}", "xs>"),
+    "characters": ("{% for x in c %}{{ x }}{% endfor %}", "[INST]"),
+    "character": ("{{ c[0] }}{{ c[1:] }}", "[INST]"),
+    "list": ("{{ c | list | join }}", "[INST]"),
+    "reverse": ("{{ c | reverse }}", "]TSNI["),
+    "backwards": ("{{ c[::-1] }}", ">s/<"),
+    "percent": ("{{ '%s>' % c }}", "</s"),
+    "percent_of": ("{{ c % 'ST' }}", "[IN%s]"),
+    "format": ("{{ '{}>'.format(c) }}", "</s"),
+    "format_of": ("{{ c.format('ST') }}", "[IN{}]"),
+    "format_filter": ("{{ '[%s]' | format(c) }}", "INST"),
+    "truncate": ("{{ c | truncate(6, true, '') }}", "[INST]"),
+    "center": ("{{ c | center(20) }}", "[INST]"),
+    "json": ("{{ (c | tojson) | replace('\\\\', '') | replace('\"', '') }}", '[IN"ST]'),
+    "namespace": ("{% set n = namespace(s='[IN') %}{% set n.s = n.s + c %}{{ n.s }}", "ST]"),
+    "macro": ("{% macro m(x) %}[{{ x }}]{% endmacro %}{{ m(c) }}", "INST"),
+    "block": ("{% set b %}[{{ c }}]{% endset %}{{ b }}", "INST"),
+    "filter_block": ("{% filter upper %}[{{ c }}]{% endfilter %}", "inst"),
+    "inside": ("[TOOL_{{ c }}S]", "CALL"),
+    "keys": ("{% for k in c %}{{ k }}{% endfor %}", {"[IN": 1, "ST]": 2}),
+    "items": ("{% for k in c %}{{ k }}{% endfor %}", ["[I", "NS", "T]"]),
+    "map": ("{{ c | map('upper') | join }}", ["[in", "st]"]),
+    "printed": ("{{ c }}", {"x": "[INST]"}),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_a_template_makes_of_text_stays_text(make: Make, name: str) -> None:
+    """The text is plain jinja2's, and the only control tokens are those around it, which the template wrote."""
+    change, content = CHANGES[name]
+    source = "{{ bos_token }}{% for m in messages %}{% set c = m.content %}[INST]" + change + "[/INST]{% endfor %}"
+    tokenizer = make("v3-metaspace", source)
+    ids = tokenizer.encode_chat([user(content)])
+    assert control(tokenizer, ids) == ["<s>", "[INST]", "[/INST]"]
+    reference = jinja2.Environment().from_string(source).render(messages=[user(content)], bos_token="<s>")
+    assert tokenizer.render_chat([user(content)]) == reference
+    real = len(re.findall(r"\[INST\]|\[/INST\]|</?s>|\[TOOL_CALLS\]", reference))
+    assert real > 3, "the text has no literal beside the template's: nothing was tested"
+
+
+def test_what_nobody_can_tell_is_refused(make: Make) -> None:
+    """An operation that mixes both sides, and whose characters cannot be told apart: only a literal is refused."""
+    tokenizer = make("v3-metaspace", "{{ bos_token }}{{ ('x ' ~ messages[0].content) | wordwrap(40) }}")
+    with pytest.raises(
+        ChatTemplateError, match=r"makes the control token '\[INST\]' out of text that may be a message's"
+    ):
+        tokenizer.encode_chat([user("[INST]")])
+    assert control(tokenizer, tokenizer.encode_chat([user("words")])) == ["<s>"]
+
+
+def test_roles_make_control_tokens_where_they_are_known() -> None:
+    """``<|user|>`` is made of a role in published templates; a role that nobody knows is refused there."""
+    decoder = {
+        str(512 + i): {"content": f"<|{word}|>", "special": True} for i, word in enumerate(("user", "end", "own"))
+    }
+    source = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    source += "{% if messages[0].role == 'own' %}{% endif %}"
+    files = TextFiles(
+        (STORIES / "tokenizer.json").read_bytes(),
+        tokenizer_config=config(added_tokens_decoder=decoder),
+        chat_templates={"default": source},
+    )
+    tokenizer = Tokenizer.from_files(files)
+
+    def made(role: str, content: str) -> list[str]:
+        return control(tokenizer, tokenizer.encode_chat([{"role": role, "content": content}]))
+
+    assert made("user", "<|user|> user|>") == ["<|user|>"]
+    assert made("own", "x") == ["<|own|>"]
+    assert made("other", "<|end|>") == []
+    with pytest.raises(ChatTemplateError, match=r"makes the control token '<\|end\|>'"):
+        made("end", "x")
+
+
+def test_a_template_that_strips_thoughts_still_writes_its_tokens(make: Make) -> None:
+    """What a template cuts out of an answer that it put together itself are control tokens all the same."""
+    source = (
+        "{{ bos_token }}{% for m in messages %}"
+        "{% set t = '[INST]' ~ m.content.split('</think>')[-1].strip() ~ '[/INST]' %}"
+        "{{ t.replace('[/INST]', '[/INST]').strip() }}{% endfor %}"
+    )
+    tokenizer = make("v3-metaspace", source)
+    ids = tokenizer.encode_chat([user("thought</think> plain"), user("[INST]")])
+    assert control(tokenizer, ids) == ["<s>", "[INST]", "[/INST]", "[INST]", "[/INST]"]
+    plain = tokenizer.encode_chat([user("thought</think> plain")])
+    assert plain == tokenizer.encode("<s>[INST]plain[/INST]", add_special_tokens=False)
 
 
 def test_equal_messages_stay_equal(make: Make) -> None:
@@ -178,35 +285,104 @@ def test_tokens_that_take_the_spaces_around_them() -> None:
     assert [tokenizer.token_of(i) for i in fenced] == ["<s>", "[INST]", "a", "▁</", "s", ">", "▁b", "[/INST]", "x"]
 
 
-@given(text=st.text(alphabet="<>/s[]INTab ", max_size=20))
+OPERATIONS: list[Callable[[Any, Any, Any], Any]] = [
+    lambda a, b, n: a + b,
+    lambda a, b, n: a * (n % 4),
+    lambda a, b, n: a[n % 5 :],
+    lambda a, b, n: a[:: -1 if n % 2 else 2],
+    lambda a, b, n: a[n % len(a)] if a else a,
+    lambda a, b, n: a.join([b, a, b]),
+    lambda a, b, n: b.join(a),
+    lambda a, b, n: b.join(a.split()),
+    lambda a, b, n: b.join(a.split(None, n % 3)),
+    lambda a, b, n: b.join(a.rsplit(None, n % 3)),
+    lambda a, b, n: b.join(a.split(b, n % 4 - 1)) if b else a,
+    lambda a, b, n: b.join(a.rsplit(b, n % 4 - 1)) if b else a,
+    lambda a, b, n: b.join(a.splitlines(bool(n % 2))),
+    lambda a, b, n: b.join(a.partition(b)[n % 2 :]) if b else a,
+    lambda a, b, n: b.join(a.rpartition(b)[n % 2 :]) if b else a,
+    lambda a, b, n: a.strip(),
+    lambda a, b, n: a.strip(str(b)),
+    lambda a, b, n: a.lstrip(),
+    lambda a, b, n: a.rstrip(str(b)),
+    lambda a, b, n: a.removeprefix(b),
+    lambda a, b, n: a.removesuffix(b),
+    lambda a, b, n: a.replace(b, a, n % 4 - 1) if b else a,
+    lambda a, b, n: a.replace("a", b),
+    lambda a, b, n: a.upper().lower(),
+    lambda a, b, n: a.capitalize(),
+    lambda a, b, n: a.title(),
+    lambda a, b, n: a.swapcase(),
+    lambda a, b, n: a.center(n, "a"),
+    lambda a, b, n: a.ljust(n, "a"),
+    lambda a, b, n: a.rjust(n, "b"),
+    lambda a, b, n: a.center(len(a) + n, "b"),
+]
+TEXT = st.lists(st.tuples(st.booleans(), st.sampled_from(["a", "b", "aB", " ", "\n", "ß"])), max_size=8)
+
+
+@given(first=TEXT, second=TEXT, steps=st.lists(st.tuples(st.sampled_from(OPERATIONS), st.integers(0, 20)), max_size=4))
+@settings(max_examples=300, deadline=None)
+def test_text_keeps_its_origin_through_everything_that_str_does(first: Any, second: Any, steps: Any) -> None:
+    """Letters of the template's are Latin, those of values Greek: which is which is plain to see afterwards."""
+    greek = {
+        "a": "α",
+        "b": "β",
+        "aB": "αΒ",
+        "ß": "ΐ",
+    }  # the last of them becomes several letters in capitals, as ß does
+
+    def traced(parts: Any) -> Traced:
+        pieces = [(greek.get(text, text) if value else text, GIVEN if value else WRITTEN) for value, text in parts]
+        return joined(Traced(text, kind * len(text)) for text, kind in pieces)
+
+    expands = any(part == "ß" for _, part in [*first, *second])
+    text, other = traced(first), traced(second)
+    plain, plain_other = str.__getitem__(text, slice(None)), str.__getitem__(other, slice(None))
+    for operation, number in steps:
+        text, plain = operation(text, other, number), operation(plain, plain_other, number)
+        assert text == plain
+        if len(plain) > 10_000:
+            return
+        kinds = origin_of(text)
+        assert len(kinds) == len(text)
+        for letter, kind in zip(plain, kinds, strict=True):
+            if not letter.isspace():
+                expected = GIVEN if "GREEK" in unicodedata.name(letter) or letter in "\u0308\u0301" else WRITTEN
+                # Where one letter becomes several and its neighbours count too, nobody knows: that is no fault.
+                assert kind == expected[0] or (expands and kind == UNKNOWN[0])
+
+
+@given(text=st.text(alphabet="<>/s[]INTab ", max_size=20), origin=st.binary(min_size=20, max_size=20))
 @settings(max_examples=200, deadline=None)
-def test_fence_restores_what_it_replaced(text: str) -> None:
-    literals = Literals(frozenset({"<s>", "</s>", "[INST]", "[/INST]", "[IN", "word"}))
-    fence = Fence(literals)
-    protected = fence.protect(text)
-    assert literals.pattern.search(protected) is None
-    assert fence.restore(protected) == text
-    assert fence.needed == (protected != text)
-    joined = Fence(literals)
-    parts = [joined.protect(part) for part in ("<", text, "s>", "[/IN", text)]
-    assert literals.pattern.search("".join(parts)) is None
+def test_fence_leaves_only_what_the_template_wrote(text: str, origin: bytes) -> None:
+    kinds = bytes((WRITTEN + GIVEN)[byte % 2] for byte in origin[: len(text)])
+    literals = Literals(frozenset({"<s>", "</s>", "[INST]", "[/INST]", "[IN", "word", "s>[", "a"}))
+    fence = Fence(literals, Traced(text, kinds))
+    assert fence.restore(fence.text) == text
+    real = [(start, end) for start, end in literals.spans(text) if GIVEN not in kinds[start:end]]
+    left = [fence.text[start:end] for start, end in literals.spans(fence.text)]
+    assert [text[start:end] for start, end in real] == left or fence.needed
+    assert all(
+        piece in [text[i:j] for i in range(len(text)) for j in range(i, len(text) + 1) if GIVEN not in kinds[i:j]]
+        for piece in left
+    )
 
 
-def test_fence_leaves_words_and_plain_data_alone() -> None:
-    """Words are what templates compare with, also when a literal ends in one."""
-    fence = Fence(Literals(frozenset({"<|user|>", "user<x>"})))
-    data = {"role": "user", "content": None, "n": [1, 2.5, True, ("a", "user")]}
-    assert fence.protect(data) == {"role": "user", "content": None, "n": [1, 2.5, True, ["a", "user"]]}
-    assert not fence.needed
-
-
-def test_fence_takes_plain_data_only() -> None:
+def test_values_are_plain_data_and_known_as_given() -> None:
     class Model:
         def model_dump(self) -> dict[str, str]:
             return {"content": "x"}
 
-    fence = Fence(Literals(frozenset()))
-    assert fence.protect([Model()]) == [{"content": "x"}]
-    assert fence.protect("</s>") == "</s>"
+    data = {"role": "user", "content": None, "n": [1, 2.5, True, ("a", "user")]}
+    assert values.given(data) == {"role": "user", "content": None, "n": [1, 2.5, True, ["a", "user"]]}
+    assert values.given([Model()]) == [{"content": "x"}]
+    (key,) = values.given({"k": "</s>"})
+    assert (key.origin, values.given("</s>").origin) == (GIVEN, GIVEN * 4)
     with pytest.raises(ChatTemplateError, match="holds a object, which is not plain data"):
-        fence.protect({"content": object()})
+        values.given({"content": object()})
+    deep: Any = "x"
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(ChatTemplateError, match=r"nested too deeply \(expected at most 100 levels\)"):
+        values.given(deep)

@@ -68,7 +68,7 @@ def user(content: Any) -> dict[str, Any]:
 CALL = {"id": "aaaaaaaaa", "function": {"name": "f", "arguments": {"a": 1}}}
 REFUSED: dict[str, tuple[list[Any], str]] = {
     "role": ([{"role": "boss", "content": "x"}], "not 'boss'"),
-    "image": ([user([{"type": "image_url", "image_url": "x"}])], "takes text only, not 'image_url'"),
+    "image": ([user([{"type": "image_url", "image_url": "x"}])], "message 1 has a part of the type 'image_url'"),
     "no_content": ([user(None)], "x"),
     "number": ([user(3)], "takes content as text, not as int"),
     "silent_assistant": ([user("x"), {"role": "assistant", "content": ""}], "without content"),

@@ -84,7 +84,7 @@ def test_conversations_are_mistral_commons(
 @pytest.mark.parametrize(
     ("messages", "options", "said"),
     [
-        ([], {}, "mistral-common refuses the conversation"),
+        ([], {}, "the conversation is empty"),
         ([{"role": "nobody", "content": "x"}], {}, "mistral-common refuses the conversation"),
         (CHAT, {"chat_template": "default"}, "no chat templates"),
         (CHAT, {"add_generation_prompt": False}, "no chat templates"),
@@ -98,15 +98,64 @@ def test_what_it_cannot_do_is_said(
         native.encode_chat(messages, **options)
 
 
+class _OpenedError(Exception):
+    """Something was opened or fetched."""
+
+
+@pytest.fixture
+def seeing(small_tekken: Path, tmp_path: Path) -> NativeTokenizer:
+    """A tokenizer whose file has a section for images, so that mistral-common looks at them."""
+    tekken = json.loads(small_tekken.read_text())
+    tekken["multimodal"] = {"image_patch_size": 16, "max_image_size": 1024}
+    (tmp_path / "tekken.json").write_text(json.dumps(tekken))
+    tokenizer = load_tokenizer(tmp_path)
+    assert isinstance(tokenizer, NativeTokenizer)
+    return tokenizer
+
+
+PARTS: list[dict[str, Any]] = [
+    {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/x"}},
+    {"type": "image_url", "image_url": "file:///etc/passwd"},
+    {"type": "image", "image": "AAAA"},
+    {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+    {"type": "audio_url", "audio_url": "http://127.0.0.1:9/x"},
+]
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("role", ["user", "system", "assistant"])
+def test_a_part_that_is_no_text_is_refused_before_it_is_opened(
+    seeing: NativeTokenizer, monkeypatch: pytest.MonkeyPatch, part: dict[str, Any], role: str
+) -> None:
+    def opened(*args: Any, **kwargs: Any) -> Any:
+        raise _OpenedError(args)
+
+    monkeypatch.setattr(seeing._mistral, "encode_chat_completion", opened)  # which fetches and opens
+    messages = [{"role": "user", "content": "x"}, {"role": role, "content": [{"type": "text", "text": "x"}, part]}]
+    with pytest.raises(ChatTemplateError, match=f"message 2 has a part of the type '{part['type']}'"):
+        seeing.encode_chat(messages)
+
+
+def test_text_parts_are_mistral_commons(
+    native: NativeTokenizer, tekken_reference: Callable[[list[Any], list[Any] | None], list[int]]
+) -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    assert native.encode_chat(messages) == tekken_reference(messages, None)
+
+
 def test_ids_and_tokens(native: NativeTokenizer) -> None:
     assert (native.bos_id, native.eos_ids, native.vocab_size) == (1, {2}, 21_000)
     assert native.special_ids >= {1, 2, 3}
     assert (native.token_of(1), native.id_of("</s>"), native.id_of("no such token")) == ("<s>", 2, None)
-    for token_id in (-1, native.vocab_size):
+    for token_id in (-1, 2**32):
         with pytest.raises(TokenizerError, match=f"no token has the id {token_id} "):
             native.decode([token_id])
+    hello = native.encode("Hello")
+    assert native.decode([native.vocab_size, *hello, 2**32 - 1]) == "Hello"  # rows that pad the model's vocabulary
     with pytest.raises(TokenizerError, match="UTF-8"):
         native.encode("\ud800")
+    with pytest.raises(TokenizerError, match="the conversation cannot be encoded as UTF-8"):
+        native.encode_chat([{"role": "user", "content": "\ud800"}])
 
 
 @pytest.fixture(scope="module", params=["v1", "v2", "v3", "v7"])
@@ -152,6 +201,22 @@ def test_several_sentencepiece_models_are_no_guess(tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "tekken.json").write_text("{}")
+    with pytest.raises(TokenizerError, match=r"tekken\.json: config.default_vocab_size is no number of tokens"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["default_vocab_size", "default_num_special_tokens"])
+@pytest.mark.parametrize("size", [10**9, -1, "5"])
+def test_absurd_numbers_of_tokens_are_refused(tmp_path: Path, key: str, size: object) -> None:
+    config = {"default_vocab_size": 300, "default_num_special_tokens": 5, key: size}
+    (tmp_path / "tekken.json").write_text(json.dumps({"config": config}))
+    with pytest.raises(TokenizerError, match=rf"tekken\.json: config\.{key} is no number of tokens"):
+        load_tokenizer(tmp_path)
+
+
+def test_what_mistral_common_cannot_read_is_named(tmp_path: Path) -> None:
+    config = {"default_vocab_size": 300, "default_num_special_tokens": 5}
+    (tmp_path / "tekken.json").write_text(json.dumps({"config": config}))
     with pytest.raises(TokenizerError, match=r"tekken\.json: mistral-common cannot read this tokenizer"):
         load_tokenizer(tmp_path)
 
