@@ -80,10 +80,13 @@ def test_a_call_its_result_and_the_answer(tokenizer: Tokenizer) -> None:
     chunks = list(chat.stream("Weather in Paris?"))
     assert "".join(chunk.text for chunk in chunks) == ""
     assert chat.calls.problem is None
-    (call,) = chat.calls.calls
+    assert chunks[-1].result is chat.result is not None
+    (call,) = chat.result.tool_calls
     assert (call.name, call.arguments) == ("weather", {"city": "Paris"})
+    assert chat.calls.calls == (call,)
     chat.add({"role": "tool", "tool_call_id": call.id, "name": call.name, "content": "22"})
-    assert chat.generate().text == "22 degrees."
+    answer = chat.generate()
+    assert (answer.text, answer.tool_calls) == ("22 degrees.", ())
     assert chat.calls.calls == ()
     assert chat.generate("Sure?").text == "Yes."
     assert [message["role"] for message in chat.messages] == [
