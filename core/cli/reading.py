@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from core.cli.messages import decoded
+from core.cli.sources import decoded
 from core.cli.terminal import is_terminal
 from core.errors import UsageError
 
