@@ -102,7 +102,7 @@ def test_the_ways_out_of_having_no_chat_template(corelm: Run, tmp_path: Path) ->
 
 
 def test_the_way_out_of_a_full_context(corelm: Run) -> None:
-    long = "Tom ran. " * 300
+    long = "Tom ran. " * 105
     refused = corelm("generate", long, "-m", STORIES, "-n", "2")
     assert refused.code == 2
     assert "bound the cache (max_kv_tokens)" in refused.err
