@@ -53,7 +53,7 @@ def checked_tools(value: object, where: str | None = None) -> list[dict[str, Any
         function = tool.get("function") if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise ConversationError(f"tool {place} of {len(value)} is none", where=where, expected=expected)
-        problem = _problem_within(tool)
+        problem = problem_within(tool)
         if problem is not None:
             raise ConversationError(f"tool {place} of {len(value)} {problem}", where=where)
     return [dict(tool) for tool in value]
@@ -103,7 +103,7 @@ def _problem(item: object) -> str | None:
         return "tool_call_id is no text"
     if not isinstance(item.get(INTERRUPTED, True), bool):
         return f"{INTERRUPTED} is neither true nor false"
-    return _problem_within(item)
+    return problem_within(item)
 
 
 def _are_chunks(content: object) -> bool:
@@ -122,7 +122,7 @@ def _are_calls(calls: object) -> bool:
     )
 
 
-def _problem_within(value: object) -> str | None:
+def problem_within(value: object) -> str | None:
     """What is wrong with plain data: no template and no file can hold it."""
     left: list[tuple[object, int]] = [(value, 1)]
     while left:

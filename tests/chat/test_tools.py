@@ -138,6 +138,17 @@ def test_a_malformed_call_is_said_after_all(tokenizer: Tokenizer, seven: Tokeniz
     assert chunks[-1].text  # it was held back until then
 
 
+def test_a_call_that_no_prompt_could_hold_is_none(tokenizer: Tokenizer) -> None:
+    """Arguments that are nested too deeply stay text, and the conversation goes on."""
+    call = f'[{{"name": "weather", "arguments": {{"city": {"[" * 300}{"]" * 300}}}}}]'
+    chat, _ = talk(tokenizer, f"[TOOL_CALLS] {call}</s>", "Yes.</s>")
+    result = chat.generate("Weather in Paris?")
+    assert result.tool_calls == chat.calls.calls == ()
+    assert result.text.strip() == call
+    assert chat.calls.problem == "the value of weather's arguments is nested more than 100 deep"
+    assert chat.generate("Sure?").text == "Yes."
+
+
 def test_a_call_that_was_interrupted_is_none(seven: Tokenizer) -> None:
     chat, _ = talk(seven, "Let me look." + CALLS)
     stream = chat.stream("Weather?")
