@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _UP, _CLEAR_ROW = "\x1b[1A", "\x1b[2K"
+_ECHO = len("^C")  # what a terminal shows behind the last row, and would wrap, when the answer is stopped
 _WRAP, _NO_WRAP = "\x1b[?7h", "\x1b[?7l"
 
 
@@ -47,7 +48,7 @@ class Draft:
         room = max(1, height - 2)
         rows: list[str] = []
         for line in reversed(text.split("\n")[-room:]):
-            parts = Text(line).wrap(self._console, width, overflow="fold") if line else [Text()]
+            parts = Text(line).wrap(self._console, max(1, width - _ECHO), overflow="fold") if line else [Text()]
             rows[:0] = [part.plain.rstrip() for part in parts]
             if len(rows) >= room:
                 break

@@ -271,3 +271,15 @@ def test_a_screen_that_changes_its_size_loses_and_repeats_nothing(width: int, he
         screen.add(f"{word} ")
     screen.finish()
     assert " ".join(terminal.lines).split() == WORDS
+
+
+@pytest.mark.usefixtures("_every_piece")
+@pytest.mark.parametrize("length", range(70, 90))
+def test_ctrl_c_is_not_in_the_way(length: int) -> None:
+    """A terminal shows it behind what is being written, which is taken away all the same."""
+    terminal = Terminal(80, 24)
+    screen = MarkdownScreen(on(terminal))
+    screen.add("x" * length)
+    terminal.send("^C")
+    screen.finish()
+    assert "".join(terminal.lines) == "x" * length
