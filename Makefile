@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.installed
-	$(BIN)/corelm generate "To be, or" --model demo:mistral --max-tokens 120 --seed 7
+	$(BIN)/corelm generate "To be, or" --model demo:mistral --max-tokens 120 --seed 7 </dev/null
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -1,10 +1,8 @@
-"""The text of an answer as it comes, without calls of tools.
-
-Knows ids, a tokenizer and the pieces of a generation; knows no messages.
-"""
+"""The text of an answer as it comes, without calls of tools."""
 
 from __future__ import annotations
 
+from core.chat.messages import problem_within
 from core.text.tool_calls import TOOL_CALLS, ToolCalls, Vocabulary, parse_tool_calls
 
 
@@ -49,7 +47,12 @@ class AnswerText:
         if not self._calls:
             return "", ToolCalls(self.shown)
         found = parse_tool_calls(self._ids, self._tokenizer, turn=self._turn)
-        if found.problem is None:
+        problem = found.problem
+        for call in found.calls:
+            wrong = problem_within(call.arguments)  # no later prompt, and no file, could hold it
+            if wrong is not None:
+                problem = f"the value of {call.name}'s arguments {wrong}"
+        if problem is None:
             return found.text.removeprefix(self.shown), found
         rest = "".join(self._held)
-        return rest, ToolCalls(self.shown + rest, problem=found.problem)
+        return rest, ToolCalls(self.shown + rest, problem=problem)

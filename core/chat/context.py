@@ -1,6 +1,4 @@
-"""What of a conversation is sent to the model when it no longer fits into its context: the policy, as arithmetic.
-
-Knows messages, turns and a function that counts tokens; knows no model. Two policies:
+"""What of a conversation is sent to the model when it no longer fits into its context. Two policies:
 
 * ``drop-oldest``: the oldest turns are left out whole, a question with all that answers it. The system prompt and the
   last turn always stay. So many are left out that half of the context is free: the rest is processed anew once, and not
@@ -106,18 +104,37 @@ def first_sent(
             hint="Start a new one, undo a turn, or let the oldest turns be left out (drop-oldest).",
         )
     later = [place for place in turns(messages) if place > since]
-    for place in later:
-        tokens = count(place)
+    if later:
+        tokens = count(later[-1])
         if tokens <= (context - room) // 2:
-            return place
-    if later and tokens <= context - room:
-        return later[-1]
+            return _longest_end(later, count, (context - room) // 2)
+        if tokens <= context - room:
+            return later[-1]
     raise ConversationError(
         "the last message and the system prompt are longer than the model's context",
         expected=f"at most {context - room:,} tokens, and {room:,} for the answer",
         found=f"{tokens:,} tokens",
         hint="Send less at once.",
     )
+
+
+def _longest_end(starts: Sequence[int], count: Callable[[int], int], most: int) -> int:
+    """The first of ``starts`` from which on there are at most ``most`` tokens, as there are from the last one.
+
+    It looks from the end, in steps that double, and then between the last two: what it counts is little more than what
+    fits, however long the conversation is.
+    """
+    fits, step = len(starts) - 1, 1
+    while step <= fits and count(starts[fits - step]) <= most:
+        fits, step = fits - step, step * 2
+    too_early = max(fits - step, -1)
+    while fits - too_early > 1:
+        middle = (too_early + fits) // 2
+        if count(starts[middle]) > most:
+            too_early = middle
+        else:
+            fits = middle
+    return starts[fits]
 
 
 def checked_policy(policy: str) -> str:

@@ -55,7 +55,7 @@ class Conversation:
     Attributes:
         system, tools, options: as above; what is changed counts from the next answer on.
         result: of the last answer; its ``prompt_ids`` are those that were processed for it.
-        calls: what the last answer asks for, and what was wrong with its form.
+        calls: the tool calls of the last answer, as in ``result``, and what was wrong with their form.
         left_out: messages at the beginning that the last prompt left out.
 
     Raises:
@@ -126,8 +126,8 @@ class Conversation:
             options: for this answer, over those of the conversation.
 
         Returns:
-            Pieces as ``LanguageModel.stream`` yields them. Their text, and the result's, is the answer's: tool calls
-            are not in it but in ``calls``.
+            Pieces as ``LanguageModel.stream`` yields them. Their text, and the result's, is what is said beside tool
+            calls; the calls are the result's ``tool_calls``.
 
         Raises:
             ConversationError: there is nothing to answer, or it does not fit into the context; from the iterator: the
@@ -248,7 +248,8 @@ class Conversation:
                     if result is not None:
                         rest, self.calls = answer.finish()
                         text += rest
-                        self.result = result = dataclasses.replace(result, text=self.calls.text)
+                        said, calls = self.calls.text, self.calls.calls
+                        self.result = result = dataclasses.replace(result, text=said, tool_calls=calls)
                         held.extend([*new, *result.token_ids])
                         kept = self._keep(self.calls)
                     yield dataclasses.replace(chunk, text=text, result=result)

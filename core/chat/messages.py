@@ -1,7 +1,4 @@
-"""Messages as plain data: what a conversation may hold, and its turns.
-
-Knows roles and keys, as chat templates read them; knows no templates, no tokens and no files.
-"""
+"""Messages as plain data: what a conversation may hold, and its turns."""
 
 from __future__ import annotations
 
@@ -12,6 +9,8 @@ from core.errors import ConversationError
 from core.text.tool_calls import ToolCalls
 
 Message = dict[str, Any]
+
+_MAX_DEPTH = 100  # of lists and objects in each other; schemas of tools have about ten
 
 INTERRUPTED = "interrupted"
 """The key that marks an answer which was stopped before its end; no template is shown it."""
@@ -54,8 +53,9 @@ def checked_tools(value: object, where: str | None = None) -> list[dict[str, Any
         function = tool.get("function") if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise ConversationError(f"tool {place} of {len(value)} is none", where=where, expected=expected)
-        if not _is_text(tool):
-            raise ConversationError(f"tool {place} of {len(value)} holds text that is no Unicode", where=where)
+        problem = problem_within(tool)
+        if problem is not None:
+            raise ConversationError(f"tool {place} of {len(value)} {problem}", where=where)
     return [dict(tool) for tool in value]
 
 
@@ -103,7 +103,7 @@ def _problem(item: object) -> str | None:
         return "tool_call_id is no text"
     if not isinstance(item.get(INTERRUPTED, True), bool):
         return f"{INTERRUPTED} is neither true nor false"
-    return None if _is_text(item) else "holds text that is no Unicode (half a surrogate pair)"
+    return problem_within(item)
 
 
 def _are_chunks(content: object) -> bool:
@@ -122,10 +122,19 @@ def _are_calls(calls: object) -> bool:
     )
 
 
-def _is_text(value: object) -> bool:
-    """Whether every string in plain data can be written as UTF-8."""
-    if isinstance(value, str):
-        return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
-    if isinstance(value, Mapping):
-        return all(_is_text(key) and _is_text(item) for key, item in value.items())
-    return all(map(_is_text, value)) if isinstance(value, list | tuple) else True
+def problem_within(value: object) -> str | None:
+    """What is wrong with plain data: no template and no file can hold it."""
+    left: list[tuple[object, int]] = [(value, 1)]
+    while left:
+        item, depth = left.pop()
+        if isinstance(item, str):
+            if not item.isascii() and any("\ud800" <= character <= "\udfff" for character in item):
+                return "holds text that is no Unicode (half a surrogate pair)"
+            continue
+        if not isinstance(item, Mapping | list | tuple):
+            continue
+        if depth > _MAX_DEPTH:
+            return f"is nested more than {_MAX_DEPTH} deep"
+        inner = [*item.keys(), *item.values()] if isinstance(item, Mapping) else item
+        left += [(one, depth + 1) for one in inner]
+    return None

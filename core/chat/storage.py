@@ -1,6 +1,6 @@
 """Conversations as JSON files: read with checks, written whole or not at all.
 
-Knows the file's form; knows no models. The form is one object, ``{"corelm_conversation": 1, "model": …, "messages":
+The form is one object, ``{"corelm_conversation": 1, "model": …, "messages":
 […], "tools": […]}``; a bare list of messages is read too.
 """
 
@@ -66,11 +66,15 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         ConversationError: the file cannot be read, or is not JSON in UTF-8.
     """
     try:
-        return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise ConversationError(f"cannot be read: {error.strerror or error}", where=path) from None
-    except (ValueError, RecursionError) as error:
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise ConversationError(f"cannot be read: {_reason(error)}", where=path) from None
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except ValueError as error:
         raise ConversationError(f"is not valid JSON: {error}", where=path) from None
+    except RecursionError:
+        raise ConversationError("is JSON that is nested too deeply", where=path) from None
 
 
 def write_conversation(
@@ -85,12 +89,13 @@ def write_conversation(
     Raises:
         ConversationError: the file cannot be written, or is there and is no conversation.
     """
-    target = Path(path).resolve()  # through a link, which stays one
-    if target.exists():
-        try:
-            read_conversation(target)
-        except ConversationError:
-            raise ConversationError("is there, and is no conversation", where=path, hint="Choose a new name.") from None
+    try:
+        target = Path(path).resolve()  # through a link, which stays one
+        there = target.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # the last is a loop of links
+        raise ConversationError(f"cannot be written: {_reason(error)}", where=path) from None
+    if there and not _holds_conversation(target):
+        raise ConversationError("is there, and is no conversation", where=path, hint="Choose a new name.")
     value: dict[str, Any] = {_KEY: _VERSION, "model": model, "messages": list(messages)}
     if tools is not None:
         value["tools"] = list(tools)
@@ -108,4 +113,19 @@ def write_conversation(
                 beside.unlink()
             raise
     except OSError as error:
-        raise ConversationError(f"cannot be written: {error.strerror or error}", where=path) from None
+        raise ConversationError(f"cannot be written: {_reason(error)}", where=path) from None
+
+
+def _holds_conversation(path: Path) -> bool:
+    if not path.is_file():  # a pipe would be waited for
+        return False
+    try:
+        read_conversation(path)
+    except ConversationError:
+        return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    """Why a path is of no use; one with a NUL in it is no ``OSError``."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -9,9 +9,9 @@ import argparse
 import sys
 
 from core.cli.loading import add_model_options, load_model, require_model
-from core.cli.messages import read_file
 from core.cli.options import add_loading_options, natural
 from core.cli.sampling import add_cache_options, add_ending_options, add_sampling_options, stream_options
+from core.cli.sources import read_file
 from core.cli.terminal import is_terminal, say
 from core.errors import UsageError
 

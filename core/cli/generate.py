@@ -1,6 +1,6 @@
 """``corelm generate``: text out of a model, printed as it comes.
 
-Knows what a prompt means at a command line: a user's message where the checkpoint has a chat template, else raw text.
+A prompt is a user's message where the checkpoint has a chat template, else raw text.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     require_model(args)
     if not args.json and (args.stream or args.logprobs is not None):
         raise UsageError("--stream and --logprobs mean something with --json only")
+    if args.ids and args.stop:
+        raise UsageError("--ids goes without a tokenizer, and --stop needs one")
     options = stream_options(args)  # before minutes are spent on loading
     if args.logprobs is not None:
         options["logprobs"] = args.logprobs

@@ -1,16 +1,12 @@
-"""What a command is asked: a text, token ids or a conversation, from an argument, stdin or a file.
-
-Knows where words of a command line come from, and UTF-8; what a message may be is ``core.chat``'s.
-"""
+"""What a command is asked: a text, token ids or a conversation, from an argument, stdin or a file."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from core.cli.sources import piped_text, read_file, read_stdin
 from core.errors import UsageError
 
 
@@ -29,8 +25,8 @@ def add_prompt_options(parser: argparse.ArgumentParser) -> None:
         "prompt",
         nargs="?",
         metavar="PROMPT",
-        help="a message where the model has a chat template, else a text to continue; - reads it from stdin, "
-        "without the line end that ends it",
+        help="a message where the model has a chat template, else a text to continue; text that is piped in comes "
+        "before it, with an empty line between, or in its place; - waits for stdin, whatever it is",
     )
     parser.add_argument("--file", metavar="FILE", help="read the prompt from a file, as from stdin")
     parser.add_argument(
@@ -52,8 +48,10 @@ def asked(args: argparse.Namespace) -> Asked:
 
     ways = {"PROMPT": args.prompt, "--file": args.file, "--messages": args.messages}
     given = [name for name, value in ways.items() if value is not None]
-    if len(given) != 1:
-        raise UsageError("one prompt is needed", expected=" or ".join(ways), found=", ".join(given) or "none of them")
+    piped = None if given else piped_text()
+    if len(given) + (piped is not None) != 1:
+        expected = f"{' or '.join(ways)}, or text that is piped in"
+        raise UsageError("one prompt is needed", expected=expected, found=", ".join(given) or "none of them")
     if args.raw or args.ids:
         mode = "--raw" if args.raw else "--ids"
         for name in ("messages", "tools", "system"):
@@ -61,7 +59,7 @@ def asked(args: argparse.Namespace) -> Asked:
                 raise UsageError(f"{mode} goes without a chat template, and --{name} needs one")
     tools = None if args.tools is None else checked_tools(read_json(args.tools), args.tools)
     if args.messages is None:
-        text = read_stdin() if args.prompt == "-" else args.prompt if args.file is None else read_file(args.file)
+        text = _text(args) if piped is None else piped
         if args.system is None and tools is None:
             return Asked(text)
         return Asked(messages=[*_system(args.system), {"role": "user", "content": text}], tools=tools)
@@ -73,29 +71,14 @@ def asked(args: argparse.Namespace) -> Asked:
     return Asked(messages=[*_system(args.system), *stored.messages], tools=stored.tools if tools is None else tools)
 
 
-def read_stdin() -> str:
-    """All of stdin as text, without the line end that ends it."""
-    if sys.stdin is None:
-        raise UsageError("the prompt is to be read from stdin, which is closed")
-    return decoded(sys.stdin.buffer.read(), "the prompt on stdin")
-
-
-def read_file(path: str) -> str:
-    """A file as text, without the line end that ends it."""
-    return decoded(Path(path).read_bytes(), f"the prompt in {path}")
-
-
-def decoded(data: bytes, what: str) -> str:
-    """``data`` as text, without the line end that ends it.
-
-    Raises:
-        UsageError: it is not UTF-8.
-    """
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{what} is not UTF-8", found=f"byte {data[error.start]:#04x}") from None
-    return text.removesuffix("\n").removesuffix("\r")
+def _text(args: argparse.Namespace) -> str:
+    if args.file is not None:
+        return read_file(args.file)
+    if args.prompt == "-":
+        return read_stdin()
+    prompt: str = args.prompt
+    piped = None if args.ids else piped_text(needed=False)
+    return prompt if piped is None else f"{piped}\n\n{prompt}"
 
 
 def _system(text: str | None) -> list[dict[str, Any]]:

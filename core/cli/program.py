@@ -47,6 +47,7 @@ COMMANDS: dict[str, Command] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command that ``argv`` asks for (None: the process's own arguments) and returns the exit code."""
+    _open_what_is_closed()
     args = _parser().parse_args(argv)
     command = COMMANDS[args.command]
     for stream in (sys.stdout, sys.stderr):
@@ -56,6 +57,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         return _guarded(command, args)
+
+
+def _open_what_is_closed() -> None:
+    """Opens /dev/null in place of stdin, stdout or stderr where one is closed, else the next file gets its number.
+
+    MLX takes the number 0 for a failure; and what a library prints would be written into that file.
+    """
+    opened = os.open(os.devnull, os.O_RDWR)
+    while opened <= 2:
+        os.set_inheritable(opened, True)  # as the real ones are
+        opened = os.open(os.devnull, os.O_RDWR)
+    os.close(opened)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,10 +1,10 @@
 """What somebody types, or pipes: messages and commands, of one line or several.
 
-Knows lines, line editing and the signs that join lines; knows no commands' meaning.
-
 A line is a message. A line that ends with a backslash goes on in the next. Three double quotes begin and end a message
-of several lines. A line that begins with ``/`` is a command, with ``//`` a message that begins with ``/``. A paste of
-several lines is one message where the line editor can tell (GNU readline's bracketed paste).
+of several lines. A line that begins with ``/`` is a command, with ``//`` a message that begins with ``/``.
+
+A paste of several lines is one message where the line editor can tell (GNU readline's bracketed paste). None of these
+signs counts in it; but quotes around a whole paste are taken off, so that a message can be copied as it was typed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from core.cli.messages import decoded
+from core.cli.sources import decoded
 from core.cli.terminal import is_terminal
 from core.errors import UsageError
 
@@ -47,9 +47,11 @@ def next_said(line: NextLine) -> Said:
         first = line(_PROMPT)
         if first.strip():
             break
-    if first.lstrip().startswith(_QUOTES):
+    if "\n" in first:
+        return Said(_pasted(first))
+    if first.lstrip().startswith(_QUOTES) and not _closes_within(first):
         return Said(_quoted(first.lstrip().removeprefix(_QUOTES), line))
-    if first.startswith("/") and not first.startswith("//") and "\n" not in first:
+    if first.startswith("/") and not first.startswith("//"):
         return Said(first[1:].strip(), is_command=True)
     lines = [first[1:] if first.startswith("//") else first]
     while lines[-1].endswith("\\"):
@@ -58,12 +60,29 @@ def next_said(line: NextLine) -> Said:
     return Said("\n".join(lines))
 
 
+def _pasted(text: str) -> str:
+    """The message in a paste of several lines: all of it, with no sign in it but quotes around the whole."""
+    inner = text.strip()
+    if inner.count(_QUOTES) == 2 and inner.startswith(_QUOTES) and inner.endswith(_QUOTES):
+        return _without_empty_ends(inner.removeprefix(_QUOTES).removesuffix(_QUOTES).split("\n"))
+    return text
+
+
+def _closes_within(first: str) -> bool:
+    """Whether quotes that begin a line end before its end does, so that they quote no lines."""
+    return _QUOTES in first.lstrip().removeprefix(_QUOTES) and not first.rstrip().endswith(_QUOTES)
+
+
 def _quoted(first: str, line: NextLine) -> str:
-    lines = first.split("\n")  # a paste has all its lines at once
+    lines = [first]
     while not lines[-1].rstrip().endswith(_QUOTES):
         lines.append(_following(line))
     lines[-1] = lines[-1].rstrip().removesuffix(_QUOTES)
-    # The signs may stand on lines of their own.
+    return _without_empty_ends(lines)
+
+
+def _without_empty_ends(lines: list[str]) -> str:
+    """Lines between quotes, which may stand on lines of their own."""
     if not lines[0].strip():
         lines = lines[1:]
     if lines and not lines[-1].strip():

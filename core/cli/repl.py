@@ -205,4 +205,7 @@ class Repl:
 def _path(file: str, command: str) -> Path:
     if not file:
         raise UsageError(f"/{command} which file?", hint=f"For instance /{command} chat.json")
-    return Path(file).expanduser()
+    try:
+        return Path(file).expanduser()
+    except RuntimeError:
+        raise UsageError(f"/{command}: nobody's home directory is {file.split('/')[0]}") from None

@@ -106,7 +106,7 @@ def stream_tokens(
             "the prompt leaves no room in the model's context",
             expected=f"fewer than {context} tokens",
             found=f"{len(prompt)}{before}",
-            hint="core.generate_tokens knows no limit, but beyond it the model was not made to work.",
+            hint="Give a shorter one; or bound the cache (max_kv_tokens), and the context is no limit.",
         )
     return token_loop(
         model,

@@ -101,13 +101,14 @@ class Chat:
                 f"no chat template is named {DEFAULT_TEMPLATE!r}",
                 where=where,
                 found=", ".join(sorted(templates)),
-                hint="Choose one by name: chat_template=…",
+                hint='core.Conversation (chat_template=…) takes the name of one, "corelm chat" a file with its source.',
             )
         if self._instruct is None:
             raise ChatTemplateError(
                 "the tokenizer has no chat template, and its vocabulary belongs to no known instruction format",
                 where=self._where,
-                hint="Give a text instead of a conversation, pass chat_template=…, or add chat_template.jinja.",
+                hint="Give a text instead of a conversation, or put chat_template.jinja beside the tokenizer's files; "
+                'core.Conversation (chat_template=…) and "corelm chat" (--chat-template) take a template of yours.',
             )
         return None
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.chat.context import first_sent, reserved
+from core.chat.context import first_sent, fitted, reserved
 from core.chat.messages import turns
 from core.errors import ConversationError
 
@@ -63,6 +63,22 @@ def test_what_was_left_out_stays_out(lengths: list[list[int]], context: int) -> 
             return
         assert start >= since
         since = start
+
+
+@pytest.mark.parametrize("number", [50, 500, 5000])
+def test_a_long_conversation_is_rendered_once_and_then_no_more_than_what_fits(number: int) -> None:
+    messages = conversation([[3, 7]] * number)
+    rendered: list[int] = []
+
+    def encode(part: Any) -> list[int]:
+        rendered.append(len(part))
+        return [0] * sum(len(message["content"]) for message in part)
+
+    first, ids = fitted(messages, 0, encode, max_tokens=20, context=220, policy="drop-oldest")
+    assert (first, len(ids)) == (2 * number - 20, 100)  # half of what the answer leaves free, in turns of 10
+    whole, *ends = rendered
+    assert whole == 2 * number
+    assert sum(ends) <= 8 * 20
 
 
 def test_stop() -> None:

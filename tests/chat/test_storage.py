@@ -41,10 +41,16 @@ def test_a_list_of_messages_and_a_byte_order_mark(tmp_path: Path) -> None:
     assert read_conversation(path).messages == MESSAGES
 
 
+NESTED = '[{"role": "user", "content": [{"type": "text", "text": %s%s}]}]'
+TOOL = '{"messages": [], "tools": [{"type": "function", "function": {"name": "f", "parameters": %s%s}}]}'
 BAD_FILES = {
     "": "is not valid JSON",
     "{": "is not valid JSON",
-    "[" * 100_000: "is not valid JSON",
+    "[" * 100_000: "is JSON that is nested too deeply",
+    NESTED % (300 * "[", 300 * "]"): "message 1 of 1: is nested more than 100 deep",
+    NESTED % (300 * '{"a":', "0" + 300 * "}"): "message 1 of 1: is nested more than 100 deep",
+    TOOL % (300 * "[", 300 * "]"): "tool 1 of 1 is nested more than 100 deep",
+    TOOL % (300 * '{"a":', "0" + 300 * "}"): "tool 1 of 1 is nested more than 100 deep",
     "3": "a conversation is a list of messages",
     '"user"': "a conversation is a list of messages",
     "{}": "holds no messages",
@@ -64,7 +70,7 @@ BAD_FILES = {
 }
 
 
-@pytest.mark.parametrize("content", BAD_FILES, ids=list(BAD_FILES.values()))
+@pytest.mark.parametrize("content", BAD_FILES, ids=range(len(BAD_FILES)))
 def test_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "bad.json"
     path.write_text(content)
@@ -87,6 +93,30 @@ def test_what_is_no_conversation_is_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(ConversationError, match="is there, and is no conversation"):
         write_conversation(path, MESSAGES)
     assert path.read_bytes() == b"weights"
+
+
+def test_names_of_no_file(tmp_path: Path) -> None:
+    """A NUL, a loop of links, a directory, a pipe that nobody writes to: one error each, and nothing waits."""
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("a\0b", "loop"):
+        with pytest.raises(ConversationError, match="cannot be read: "):
+            read_conversation(tmp_path / name)
+    for name, reason in {
+        "a\0b": "cannot be written: embedded null",
+        "loop": "cannot be|is there",
+        ".": "is there",
+        "pipe": "is there",
+    }.items():
+        with pytest.raises(ConversationError, match=reason):
+            write_conversation(tmp_path / name, MESSAGES)
+
+
+def test_what_refers_to_itself_is_nested_too_deeply() -> None:
+    content: list[Any] = [{"type": "text"}]
+    content[0]["text"] = content
+    with pytest.raises(ConversationError, match="message 1 of 1: is nested more than 100 deep"):
+        checked_messages([{"role": "user", "content": content}])
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])

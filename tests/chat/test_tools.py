@@ -80,10 +80,13 @@ def test_a_call_its_result_and_the_answer(tokenizer: Tokenizer) -> None:
     chunks = list(chat.stream("Weather in Paris?"))
     assert "".join(chunk.text for chunk in chunks) == ""
     assert chat.calls.problem is None
-    (call,) = chat.calls.calls
+    assert chunks[-1].result is chat.result is not None
+    (call,) = chat.result.tool_calls
     assert (call.name, call.arguments) == ("weather", {"city": "Paris"})
+    assert chat.calls.calls == (call,)
     chat.add({"role": "tool", "tool_call_id": call.id, "name": call.name, "content": "22"})
-    assert chat.generate().text == "22 degrees."
+    answer = chat.generate()
+    assert (answer.text, answer.tool_calls) == ("22 degrees.", ())
     assert chat.calls.calls == ()
     assert chat.generate("Sure?").text == "Yes."
     assert [message["role"] for message in chat.messages] == [
@@ -133,6 +136,17 @@ def test_a_malformed_call_is_said_after_all(tokenizer: Tokenizer, seven: Tokeniz
     assert "tool_calls" not in chat.messages[-1]
     assert chat.calls.problem is not None
     assert chunks[-1].text  # it was held back until then
+
+
+def test_a_call_that_no_prompt_could_hold_is_none(tokenizer: Tokenizer) -> None:
+    """Arguments that are nested too deeply stay text, and the conversation goes on."""
+    call = f'[{{"name": "weather", "arguments": {{"city": {"[" * 300}{"]" * 300}}}}}]'
+    chat, _ = talk(tokenizer, f"[TOOL_CALLS] {call}</s>", "Yes.</s>")
+    result = chat.generate("Weather in Paris?")
+    assert result.tool_calls == chat.calls.calls == ()
+    assert result.text.strip() == call
+    assert chat.calls.problem == "the value of weather's arguments is nested more than 100 deep"
+    assert chat.generate("Sure?").text == "Yes."
 
 
 def test_a_call_that_was_interrupted_is_none(seven: Tokenizer) -> None:

@@ -61,6 +61,8 @@ def process() -> Run:
 
     def run(*arguments: str | Path, module: str = "core", **options: Any) -> Outcome:
         command = [sys.executable, "-W", "error", "-m", module, *map(str, arguments)]
+        if "input" not in options:
+            options.setdefault("stdin", subprocess.DEVNULL)
         done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False, **options)
         return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
 

@@ -144,13 +144,16 @@ def test_interrupting_answers_lines_and_ending(terminal: Open, tmp_path: Path) -
 
 
 def test_editing_history_and_a_paste(terminal: Open, tmp_path: Path) -> None:
-    """The arrow key brings the last line back; what is pasted between its marks is one message, with its lines."""
+    """The arrow key brings the last line back; a paste between its marks is one message, whatever it begins with."""
     readline = pytest.importorskip("readline")
     if "libedit" in (readline.__doc__ or ""):
         pytest.skip("libedit knows no bracketed paste")
     chat = terminal("-n", "3")
     assert "\x1b[?2004h" in chat.shown  # a terminal that hears this marks what is pasted
     chat.send("\x1b[200~one\rtwo\x1b[201~\r")
+    chat.until("(ended by length after 3 tokens)")
+    chat.until(PROMPT)
+    chat.send('\x1b[200~"""Doc.\rimport os\x1b[201~\r')
     chat.until("(ended by length after 3 tokens)")
     chat.until(PROMPT)
     chat.send("three\r")
@@ -165,7 +168,7 @@ def test_editing_history_and_a_paste(terminal: Open, tmp_path: Path) -> None:
     chat.send("/exit\r")
     assert chat.code() == 0
     asked = [message["content"] for message in json.loads(file.read_text())["messages"][::2]]
-    assert asked == ["one\ntwo", "three", "three"]
+    assert asked == ["one\ntwo", '"""Doc.\nimport os', "three", "three"]
 
 
 def test_markdown_on_a_terminal(terminal: Open, tmp_path: Path) -> None:

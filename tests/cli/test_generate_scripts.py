@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,12 +87,35 @@ def test_a_system_prompt_before_a_message(corelm: Run, chat: Path, model: Langua
     assert "no chat template" in refused.err
 
 
+def test_the_ways_out_of_having_no_chat_template(corelm: Run, tmp_path: Path) -> None:
+    """What the hint names is there: a file beside the tokenizer's, and an option of the other command."""
+    model = tmp_path / "model"
+    shutil.copytree(STORIES, model)
+    command = ("generate", "Tom", "--system", "Once", "-m", model, "-n", "8")
+    refused = corelm(*command)
+    assert (refused.code, refused.out) == (1, "")
+    assert "put chat_template.jinja beside the tokenizer's files" in refused.err
+    assert '"corelm chat" (--chat-template)' in refused.err
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    assert corelm(*command).code == 0
+    assert "--chat-template FILE" in corelm("chat", "--help").out
+
+
+def test_the_way_out_of_a_full_context(corelm: Run) -> None:
+    long = "Tom ran. " * 105
+    refused = corelm("generate", long, "-m", STORIES, "-n", "2")
+    assert refused.code == 2
+    assert "bound the cache (max_kv_tokens)" in refused.err
+    assert corelm("generate", long, "-m", STORIES, "-n", "2", "--max-kv-tokens", "64").code == 0
+
+
 REFUSED: dict[str, list[str]] = {
     "found none of them": [],
     "found PROMPT, --file": ["x", "--file", "y"],
     "found PROMPT, --messages": ["x", "--messages", "y"],
     "--raw goes without a chat template, and --system": ["x", "--raw", "--system", "s"],
     "--ids goes without a chat template, and --tools": ["1", "--ids", "--tools", "t"],
+    "--ids goes without a tokenizer, and --stop": ["1", "--ids", "--stop", "x"],
     "--raw goes without a chat template, and --messages": ["--raw", "--messages", "y"],
     "--stream and --logprobs mean something with --json only": ["x", "--stream"],
     "--kv-group-size has no meaning": ["x", "--kv-group-size", "32"],

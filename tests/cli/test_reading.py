@@ -36,6 +36,12 @@ CASES: dict[str, tuple[tuple[str, ...], Said]] = {
     "command": (("/save a b.json ",), Said("save a b.json", is_command=True)),
     "slash": (("//etc/passwd",), Said("/etc/passwd")),
     "pasted lines": (("/* a\nb */",), Said("/* a\nb */")),
+    "pasted slashes": (("// a\nb\\",), Said("// a\nb\\")),
+    "pasted docstring": (('"""Doc."""\n\nimport os',), Said('"""Doc."""\n\nimport os')),
+    "pasted open quotes": (('"""Doc.\nimport os\n',), Said('"""Doc.\nimport os\n')),
+    "pasted code between docstrings": (('"""a"""\nb\n"""c"""',), Said('"""a"""\nb\n"""c"""')),
+    "quotes that end within a line": (('"""a""" b',), Said('"""a""" b')),
+    "three quotes alone, and a line": (('"""', "a", '""" b', '"""'), Said('a\n""" b')),
     "pasted command in quotes": (('"""\n/save x\n"""',), Said("/save x")),
 }
 
