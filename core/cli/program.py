@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _guarded(command: Command, args: argparse.Namespace) -> int:
     try:
-        code = command.run(args)
+        code = _run(command, args)
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a failure is still ours to report
         return code
@@ -97,6 +97,16 @@ def _guarded(command: Command, args: argparse.Namespace) -> int:
         hint = "This is a fault of corelm or of a plugin; --debug shows where it happened."
         _show_error(f"{type(error).__name__}: {error}\n{hint}", args)
         return 1
+
+
+def _run(command: Command, args: argparse.Namespace) -> int:
+    try:
+        return command.run(args)
+    except ImportError:
+        from core.installation import check_mlx
+
+        check_mlx()  # raises what to do, where MLX is what cannot be imported
+        raise
 
 
 def _show_error(message: str, args: argparse.Namespace) -> None:
