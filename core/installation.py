@@ -61,14 +61,13 @@ def conflict() -> str | None:
     found = installed()
     backends = [name for name in BACKENDS if name in found]
     if len(backends) > 1:
-        names = " and ".join(backends)
         return (
-            f"{names} are both installed, and write the same files: which of them runs is chance. "
+            f"several libraries of MLX are installed, and write the same files: {', '.join(backends)}. Keep one: "
             f"pip uninstall mlx {' '.join(backends)}, then {_choice()}"
         )
     if len(set(found.values())) > 1:
         versions = ", ".join(f"{name} {version}" for name, version in found.items())
-        return f"{versions} are not of one version: pip install --force-reinstall {_pinned(found)}"
+        return f"the packages of MLX are not of one version, {versions}: pip install --force-reinstall {_pinned(found)}"
     return None
 
 

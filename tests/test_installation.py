@@ -192,4 +192,4 @@ def test_doctor_names_two_libraries_that_overwrite_each_other(
 
     assert _has_mlx(problems)
     (problem,) = problems
-    assert problem.startswith("mlx-cpu and mlx-cuda-12 are both installed, and write the same files")
+    assert problem.startswith("several libraries of MLX are installed, and write the same files: mlx-cpu, mlx-cuda-12.")
