@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.checkpoint.bounded_json import quoted
+from core.checkpoint.layout import GGUF_HINT
 from core.errors import CheckpointError, UsageError
 
 DEMOS = Path(__file__).resolve().parent.parent / "demos"
@@ -50,6 +51,8 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Path
     kind = _kind(path)
     if kind == "directory":
         return _no_revision(path, revision)
+    if kind == "file" and path.suffix == ".gguf":
+        raise CheckpointError("is a GGUF file, and a checkpoint is a directory", where=path, hint=GGUF_HINT)
     if kind == "file":
         raise CheckpointError(
             "is a file, and a checkpoint is a directory",

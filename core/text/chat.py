@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
+_TAKES_TEMPLATE = "core.Conversation(lm, chat_template=…) or lm.tokenizer.encode_chat(messages, chat_template=…)"
 
 
 class Chat:
@@ -96,13 +97,14 @@ class Chat:
                 f"no chat template is named {DEFAULT_TEMPLATE!r}",
                 where=where,
                 found=", ".join(sorted(templates)),
-                hint="Choose one by name: chat_template=…",
+                hint=f"Choose one by its name: {_TAKES_TEMPLATE}.",
             )
         if self._instruct is None:
             raise ChatTemplateError(
                 "the tokenizer has no chat template, and its vocabulary belongs to no known instruction format",
                 where=self._where,
-                hint="Give a text instead of a conversation, pass chat_template=…, or add chat_template.jinja.",
+                hint="Give a text instead of a conversation, or add chat_template.jinja to the checkpoint, or pass a "
+                f"template: {_TAKES_TEMPLATE}, corelm chat --chat-template FILE.",
             )
         return None
 
