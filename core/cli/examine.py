@@ -90,6 +90,7 @@ class _Attempts:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
+        self._advice: set[tuple[str | None, str | None]] = set()
 
     def __call__(self, action: Callable[[], _T]) -> _T | None:
         try:
@@ -98,8 +99,10 @@ class _Attempts:
             raise
         except CoreError as error:
             problem = Problem(type(error).__name__, str(error))
-            if problem not in self.problems:
+            advice = (error.where, error.hint)  # two stages that meet one fault may word it differently
+            if problem not in self.problems and (error.hint is None or advice not in self._advice):
                 self.problems.append(problem)
+            self._advice.add(advice)
             return None
 
 

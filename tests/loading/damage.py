@@ -393,6 +393,18 @@ DAMAGES = {
     "bits that MLX does not have": Damage(
         config(quantization={"bits": 7, "group_size": 32}), QuantizationError, ("config.json", "7-bit"), "MLX"
     ),
+    "bits beyond every number": Damage(
+        config(quantization={"bits": 10**100, "group_size": 32}),
+        QuantizationError,
+        ("config.json", "a number that is out of range"),
+        "MLX",
+    ),
+    "groups beyond every number": Damage(
+        config(quantization={"bits": 4, "group_size": 10**100}),
+        QuantizationError,
+        ("config.json", "a number that is out of range"),
+        "MLX",
+    ),
     "a quantization block without bits": Damage(
         config(quantization={"group_size": 32}),
         QuantizationError,
