@@ -1,4 +1,4 @@
-"""core: load any language model on MLX by its ``model_type``, with one small plugin for each architecture.
+"""core: load a language model on MLX by its ``model_type``, with one small plugin for each architecture.
 
     import core
     lm = core.load("path or hub id")

@@ -47,7 +47,11 @@ COMMANDS: dict[str, Command] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command that ``argv`` asks for (None: the process's own arguments) and returns the exit code."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
     command = COMMANDS[args.command]
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal's encoding has not is no reason to stop.
@@ -61,11 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="corelm",
-        description="Load any language model on MLX by its model_type.",
+        description="Load a language model on MLX by its model_type: Mistral, Mixtral, and what plugins add.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"corelm {core.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         own = commands.add_parser(name, help=command.SUMMARY, description=command.SUMMARY, allow_abbrev=False)
         command.add_arguments(own)
