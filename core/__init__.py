@@ -1,4 +1,4 @@
-"""core: load any language model on MLX by its ``model_type``, with one small plugin for each architecture.
+"""core: load a language model on MLX by its ``model_type``, with one small plugin for each architecture.
 
     import core
     lm = core.load("path or hub id")
@@ -99,7 +99,13 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'core' has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
+    try:
+        value = getattr(importlib.import_module(home), name)
+    except ImportError:
+        from core.installation import check_mlx
+
+        check_mlx()  # raises what to do, where MLX is what cannot be imported
+        raise
     globals()[name] = value
     return value
 

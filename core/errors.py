@@ -1,6 +1,6 @@
 """Every error a user can meet.
 
-Knows how an error reads; knows nothing of what went wrong. Each error says what is wrong, where (file, tensor, key,
+Each error says what is wrong, where (file, tensor, key,
 plugin), what was expected and found, and what to do, in at most a few lines, and carries the same facts as attributes.
 """
 
@@ -62,6 +62,10 @@ def _rebuild(cls: type[CoreError], state: dict[str, object]) -> CoreError:
 
 class UsageError(CoreError):
     """The caller asked for something that makes no sense, whatever the checkpoint (exit code 2 at a command line)."""
+
+
+class InstallationError(CoreError, ImportError):
+    """A package that core needs cannot be imported, or lacks a part."""
 
 
 class CheckpointError(CoreError):

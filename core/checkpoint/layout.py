@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from types import MappingProxyType
 from typing import NoReturn
 
@@ -23,13 +23,23 @@ MISTRAL = "mistral"
 MAX_INDEX = 100_000_000
 """Bytes of an index; the largest public ones have about 20 million."""
 
+GGUF_HINT = (
+    "GGUF is llama.cpp's format, which is not read; pass the model that it was made from, in safetensors format "
+    "(on the hub, a GGUF repository's page names it as its base model)"
+)
+
+ADAPTER_HINT = (
+    "adapters are not read; pass the base model that it was trained on, or merge the two with the tool that trained it "
+    "(PEFT: merge_and_unload and save_pretrained; mlx-lm: mlx_lm.fuse) and pass the result"
+)
+
 _STEMS = {HF: "model", MISTRAL: "consolidated"}
 _SUFFIX = ".safetensors"
 _SHOWN = 5
 _SET = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{1,9})-of-(?P<total>0{0,8}[1-9][0-9]{0,8})\.safetensors")
 _ADAPTERS = re.compile(r"adapters?(_model)?\.safetensors|[0-9]+_adapters\.safetensors")
 _FOREIGN = (
-    (re.compile(r".*\.gguf"), "GGUF", "pass a checkpoint in safetensors format: GGUF is a format of llama.cpp"),
+    (re.compile(r".*\.gguf"), "GGUF", GGUF_HINT),
     (
         re.compile(r"consolidated.*\.(pth|pt)"),
         "PyTorch pickles",
@@ -38,7 +48,7 @@ _FOREIGN = (
     (re.compile(r".*\.(bin|pt|pth|ckpt)"), "PyTorch pickles", "convert them to safetensors: pickles can execute code"),
     (re.compile(r".*\.(npz|npy)"), "NumPy archives", "convert them to safetensors with the tool that wrote them"),
     (re.compile(r".*\.(h5|msgpack|onnx)"), "weights of another framework", "convert them to safetensors"),
-    (_ADAPTERS, "an adapter, not a model", "pass the base model that the adapter was trained on"),
+    (_ADAPTERS, "an adapter, not a model", ADAPTER_HINT),
     (
         re.compile(r"consolidated.*\.safetensors"),
         "Mistral's native weights without their params.json",
@@ -106,6 +116,11 @@ def find_layout(storage: Storage, format: str | None = None) -> Layout:
     kept = {*shards, *alternates}
     stray = tuple(name for name in storage.names if name.endswith(_SUFFIX) and name not in kept)
     return Layout(format, shards, stray, alternates, index, index_name)
+
+
+def only_gguf(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The GGUF files among the names, where there is no safetensors file that could be read instead of them."""
+    return () if any(map(_candidates, repeat(names), _STEMS)) else tuple(n for n in names if n.endswith(".gguf"))
 
 
 def _candidates(names: tuple[str, ...], format: str) -> tuple[str, ...]:

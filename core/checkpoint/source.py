@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.checkpoint.bounded_json import quoted
+from core.checkpoint.layout import GGUF_HINT
 from core.errors import CheckpointError, UsageError
 
 DEMOS = Path(__file__).resolve().parent.parent / "demos"
+
+_LONGEST = 4096  # characters of a path on Linux
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _HUB_ID = re.compile(rf"{_PART}/{_PART}")
@@ -36,9 +39,9 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Path
         CheckpointError: a path that does not exist, or is a file; an unknown demo.
         UsageError: a revision for a directory, or two revisions.
     """
-    text = os.fspath(source)
+    text = os.fspath(source) if isinstance(source, str | os.PathLike) else None
     if not isinstance(text, str):
-        raise UsageError("a checkpoint is named by a str or a path", found=type(text).__name__)
+        raise UsageError("a checkpoint is named by a str or a path", found=type(source).__name__)
     if isinstance(source, str):
         if source.startswith("demo:"):
             return _no_revision(_demo(source), revision)
@@ -46,10 +49,15 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Path
             raise _url(source)
     if not text or "\0" in text:
         raise CheckpointError("names no checkpoint", found=quoted(text), hint="pass a directory or a hub id, org/name")
-    path = Path(text).expanduser() if text.startswith("~") else Path(text)
+    try:
+        path = Path(text).expanduser() if text.startswith("~") else Path(text)
+    except RuntimeError:  # no user of that name, or no home
+        raise CheckpointError("there is no such home directory", where=_clipped(text), hint="pass a path") from None
     kind = _kind(path)
     if kind == "directory":
         return _no_revision(path, revision)
+    if kind == "file" and path.suffix == ".gguf":
+        raise CheckpointError("is a GGUF file, and a checkpoint is a directory", where=path, hint=GGUF_HINT)
     if kind == "file":
         raise CheckpointError(
             "is a file, and a checkpoint is a directory",
@@ -66,7 +74,7 @@ def resolve(source: str | os.PathLike[str], revision: str | None = None) -> Path
             and (suffix or "@" not in source)
         ):
             return HubId(repo, suffix or revision)
-    raise CheckpointError("there is no such directory", where=text, hint=_nearby(path))
+    raise CheckpointError("there is no such directory", where=_clipped(text), hint=_nearby(path))
 
 
 def _kind(path: Path) -> str | None:
@@ -113,6 +121,11 @@ def _no_revision(path: Path, revision: str | None) -> Path:
             "a revision was given for a directory", where=path, found=revision, hint="only hub ids have revisions"
         )
     return path
+
+
+def _clipped(text: str) -> str:
+    """A name as an error shows it: a path may be long, but not a text that was given for one."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _nearby(path: Path) -> str:

@@ -1,7 +1,7 @@
 """``corelm doctor``: does core work on this machine? A report to paste.
 
-Checks versions, every plugin, every kernel against its reference, the demo models and those that are named, and says
-which of them the fast decode step serves; at the end, what is wrong.
+Checks versions, every plugin, every kernel that has a source for this device against its reference, the demo models and
+those that are named, and says which of them the fast decode step serves; at the end, what is wrong.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from core.cli.terminal import clean, fold, put, size
-from core.errors import CoreError
+from core.errors import CoreError, InstallationError
 
 if TYPE_CHECKING:
     from core import LanguageModel
@@ -31,20 +31,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the report as it comes, and returns the exit code: 1 where something is wrong."""
-    from core.cli.kernels import check_kernels
     from core.cli.plugins import claim_lines, list_plugins
 
     problems: list[str] = []
-    put(_machine(problems))
-    claims = list_plugins(imports=True).claims
-    problems += [f"plugin {c.value} for {c.model_type}: {c.error or c.status}" for c in claims if c.is_wrong]
+    computes = _has_mlx(problems)
+    put(_machine(problems, computes))
+    claims = list_plugins(imports=computes).claims
+    problems += [f"{_name(claim)}: {claim.error or claim.status}" for claim in claims if claim.is_wrong]
     put(_section("plugins", claim_lines(claims)))
-    _import_plugins(claims)
-    put(_section("kernels", check_kernels(problems, full=args.kernels)))
-    tried = list(dict.fromkeys([*_demos(), *args.sources]))
-    steps: list[str] = []
-    put(_section("models", list(_models(tried, steps, problems))))
-    put(_section("fast decode step", steps or ["not used: there is no model to use it for"]))
+    if computes:
+        _import_plugins(claims)
+        put(_section("kernels", _kernels(problems, full=args.kernels)))
+        tried = list(dict.fromkeys([*_demos(), *args.sources]))
+        steps: list[str] = []
+        put(_section("models", list(_models(tried, steps, problems))))
+        put(_section("fast decode step", steps or ["not used: there is no model to use it for"]))
+    else:
+        put(_section("kernels, models, fast decode step", ["not tried, as MLX cannot be imported"]))
     put(["", f"{len(problems)} problem{'s' if len(problems) > 1 else ''}" if problems else "all is well"])
     for problem in problems:
         put(fold("- ", problem))
@@ -55,15 +58,34 @@ def _section(title: str, lines: list[str]) -> list[str]:
     return ["", title, *(f"  {line}" for line in lines)]
 
 
-def _machine(problems: list[str]) -> Iterator[str]:
-    from core.cli.environment import dependencies, environment
+def _has_mlx(problems: list[str]) -> bool:
+    """Whether MLX can be imported; what is wrong with its packages is added to ``problems``."""
+    from core.installation import check_mlx, conflict, unused_gpu
+
+    try:
+        check_mlx()
+    except InstallationError as error:
+        problems.append(str(error))
+        return False
+    problems += filter(None, (conflict(), unused_gpu()))
+    return True
+
+
+def _memory() -> list[str]:
     from core.device import memory_limits
 
-    here = environment()
     recommended, available = memory_limits()
     memory = [] if available is None else [size(available)]
     if recommended is not None and recommended != available:
         memory.append(f"{size(recommended)} recommended")
+    return memory
+
+
+def _machine(problems: list[str], computes: bool) -> Iterator[str]:
+    from core.cli.environment import dependencies, environment
+
+    here = environment()
+    memory = _memory() if computes else []
     packages = dependencies()
     problems += [f"package {package}" for package in packages if package.wanted]
     if not packages:
@@ -81,6 +103,13 @@ def _machine(problems: list[str]) -> Iterator[str]:
         yield f"{label:13}{clean(text)}"
 
 
+def _name(claim: ClaimFacts) -> str:
+    """How a problem names what is wrong: where the metadata cannot be read, nobody knows what it claims."""
+    if claim.model_type == "?":
+        return f"package {claim.distribution}"
+    return f"plugin {claim.value} for {claim.model_type}"
+
+
 def _import_plugins(found: tuple[ClaimFacts, ...]) -> None:
     """Plugins construct their kernels when they are imported. Only those are that a process of their own survived."""
     from core.registry import claims
@@ -90,6 +119,21 @@ def _import_plugins(found: tuple[ClaimFacts, ...]) -> None:
     for claim in claims():
         if (claim.model_type, claim.value) in sound:
             import_claim(claim)
+
+
+def _kernels(problems: list[str], *, full: bool) -> list[str]:
+    """The check of the kernels. Where none of their sources runs, there is nothing to compare with a reference."""
+    from core.cli.kernels import check_kernels
+    from core.kernels import registered_kernels
+    from core.kernels.device import current_device
+
+    if full or current_device() is not None:
+        return check_kernels(problems, full=full)
+    count = len(registered_kernels())
+    return [
+        f"no fused source runs on this device: all {count} kernels use their references, in plain MLX "
+        "(--kernels runs these in every dtype)"
+    ]
 
 
 def _demos() -> list[str]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from packaging.requirements import Requirement
 
 import core
-from core.device import describe
+from core.errors import InstallationError
+from core.installation import check_mlx, installed
 from core.registry.choose import OVERRIDE_VARIABLE
 from core.registry.claim import BLOCK_VARIABLE
 from core.registry.requirement import DISTRIBUTION
@@ -49,16 +50,26 @@ def environment() -> Environment:
     return Environment(
         core=core.__version__,
         plugin_api=core.PLUGIN_API,
-        mlx=importlib.metadata.version("mlx"),
+        mlx=installed().get("mlx", "(not installed)"),
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        device=describe(),
+        device=_device(),
         variables={name: os.environ[name] for name in _VARIABLES if os.environ.get(name)},
     )
 
 
+def _device() -> str:
+    try:
+        check_mlx()
+    except InstallationError:
+        return "none, as MLX cannot be imported"
+    from core.device import describe
+
+    return describe()
+
+
 def dependencies() -> list[Dependency]:
-    """The packages that core asks for, extras aside, and whether they are what it asks for."""
+    """The packages that core asks for, extras aside, and whether they are what it asks for; then MLX's libraries."""
     try:
         lines = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
@@ -74,4 +85,5 @@ def dependencies() -> list[Dependency]:
             continue
         fits = requirement.specifier.contains(version, prereleases=True)
         found.append(Dependency(requirement.name, version, None if fits else str(requirement.specifier)))
-    return found
+    backends = [Dependency(name, version) for name, version in installed().items() if name != "mlx"]
+    return found + backends

@@ -28,16 +28,16 @@ from core.cli.locate import locate
 from core.cli.recipe import MLX, count_parameters, recipe_of
 from core.device import describe
 from core.errors import CoreError, UsageError
-from core.loading import Prepared, memory_fit, prepare_opened
+from core.loading import Prepared, context_of, memory_fit, prepare_opened
 from core.loading.configure import read_config
 from core.registry import Claim, choose, claims, status
-from core.weights import Plan
 from core.weights.dtypes import spelling
 from core.weights.recipes import recipe
 from core.weights.treatment import Treatment
 
 _CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 _TOKENIZERS = ("tokenizer.json", "tekken.json")
+_INSTRUCT = "Mistral's instruct format, [INST] … [/INST]"
 _T = TypeVar("_T")
 
 
@@ -80,7 +80,7 @@ def examine(
         checkpoint=facts,
         plugin=None if claim is None else _plugin_facts(claim, facts.model_type),
         plan=None if prepared is None else _plan_facts(prepared),
-        memory=None if plan is None else _memory_facts(plan),
+        memory=None if prepared is None else _memory_facts(prepared),
         keys=key_table(attempt(lambda: checkpoint.tensors) or {}, plan) if keys else None,
     )
 
@@ -90,6 +90,7 @@ class _Attempts:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
+        self._advice: set[tuple[str | None, str | None]] = set()
 
     def __call__(self, action: Callable[[], _T]) -> _T | None:
         try:
@@ -98,8 +99,10 @@ class _Attempts:
             raise
         except CoreError as error:
             problem = Problem(type(error).__name__, str(error))
-            if problem not in self.problems:
+            advice = (error.where, error.hint)  # two stages that meet one fault may word it differently
+            if problem not in self.problems and (error.hint is None or advice not in self._advice):
                 self.problems.append(problem)
+            self._advice.add(advice)
             return None
 
 
@@ -115,6 +118,7 @@ def _checkpoint_facts(checkpoint: Checkpoint, attempt: _Attempts) -> CheckpointF
         so_far = dtypes.get(info.dtype, DtypeFacts(0, 0))
         dtypes[info.dtype] = DtypeFacts(so_far.tensors + 1, so_far.bytes + info.nbytes)
     tokenizer = next((name for name in _TOKENIZERS if checkpoint.has(name)), None)
+    template = _chat_template(checkpoint, attempt)
     return CheckpointFacts(
         path=None if checkpoint.path is None else str(checkpoint.path),
         revision=checkpoint.revision,
@@ -131,7 +135,8 @@ def _checkpoint_facts(checkpoint: Checkpoint, attempt: _Attempts) -> CheckpointF
         quantization=quantization,
         tokenizer=tokenizer is not None,
         tokenizer_file=tokenizer,
-        chat_template=_chat_template(checkpoint, attempt),
+        chat_template=template,
+        chat_format=None if template is not None or tokenizer is None else _chat_format(checkpoint),
     )
 
 
@@ -142,6 +147,18 @@ def _chat_template(checkpoint: Checkpoint, attempt: _Attempts) -> str | None:
         return name.endswith(".jinja") or bool((attempt(lambda: checkpoint.read_json(name)) or {}).get("chat_template"))
 
     return next((name for name in _CHAT_TEMPLATES if checkpoint.has(name) and has_template(name)), None)
+
+
+def _chat_format(checkpoint: Checkpoint) -> str | None:
+    """How conversations are written without a template, where the vocabulary tells; of local checkpoints only."""
+    if checkpoint.path is None:
+        return None
+    from core.text import load_tokenizer
+
+    try:
+        return _INSTRUCT if load_tokenizer(checkpoint.path).can_chat else None
+    except CoreError:  # for a load to say
+        return None
 
 
 def _claim(model_type: str | None, plugin: str | None) -> Claim | None:
@@ -172,7 +189,7 @@ def _plugin_facts(claim: Claim, model_type: str | None) -> PluginFacts:
 
 def _plan_facts(prepared: Prepared) -> PlanFacts:
     plan = prepared.plan
-    context = getattr(prepared.config, "max_position_embeddings", None)
+    context = context_of(prepared.config)
     windows = {spec.window for spec in plan.cache_specs if spec.window is not None}
     return PlanFacts(
         layout=plan.layout,
@@ -193,6 +210,6 @@ def _plan_facts(prepared: Prepared) -> PlanFacts:
     )
 
 
-def _memory_facts(plan: Plan) -> MemoryFacts:
-    fit = memory_fit(plan)
+def _memory_facts(prepared: Prepared) -> MemoryFacts:
+    fit = memory_fit(prepared.plan, prepared.config)
     return MemoryFacts(describe(), fit.tokens, fit.needed, fit.recommended, fit.available, fit.verdict)

@@ -62,7 +62,10 @@ def _check(args: argparse.Namespace) -> None:
 
 def _run_plugins(args: argparse.Namespace) -> int:
     from core.cli.plugins import list_plugins, plugin_lines
+    from core.installation import check_mlx
 
+    if args.imports:
+        check_mlx()  # no plugin can be imported without it, and none of them is to blame
     found = list_plugins(imports=args.imports)
     if args.json:
         put_json(dataclasses.asdict(found))

@@ -64,6 +64,8 @@ class CheckpointFacts:
         quantization: null where no matrix is quantized.
         tokenizer: there is one that can be read; tokenizer_file: ``tokenizer.json`` or ``tekken.json``.
         chat_template: the file it is in; null without one.
+        chat_format: what conversations are written in without a template, by the vocabulary; null where a template
+            says, or nothing does, or the repository is not downloaded.
     """
 
     path: str | None
@@ -82,6 +84,7 @@ class CheckpointFacts:
     tokenizer: bool
     tokenizer_file: str | None
     chat_template: str | None
+    chat_format: str | None
 
 
 @dataclass(frozen=True)

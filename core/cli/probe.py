@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.errors import CoreError, PluginError
-from core.registry import Claim, bind, claims
+from core.registry import Claim, claims
 from core.registry.importing import import_claim
 
 _SECONDS = 60
@@ -60,6 +60,8 @@ def answer(identity: list[Any]) -> None:
 
 
 def _attempt(claim: Claim) -> Outcome:
+    from core.registry import bind  # needs MLX, which a listing without imports does not
+
     started = time.perf_counter()
     try:
         module = import_claim(claim)

@@ -48,7 +48,11 @@ COMMANDS: dict[str, Command] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command that ``argv`` asks for (None: the process's own arguments) and returns the exit code."""
     _open_what_is_closed()
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
     command = COMMANDS[args.command]
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal's encoding has not is no reason to stop.
@@ -74,11 +78,11 @@ def _open_what_is_closed() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="corelm",
-        description="Load any language model on MLX by its model_type.",
+        description="Load a language model on MLX by its model_type: Mistral, Mixtral, and what plugins add.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"corelm {core.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         own = commands.add_parser(name, help=command.SUMMARY, description=command.SUMMARY, allow_abbrev=False)
         command.add_arguments(own)
@@ -88,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _guarded(command: Command, args: argparse.Namespace) -> int:
     try:
-        code = command.run(args)
+        code = _run(command, args)
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a failure is still ours to report
         return code
@@ -110,6 +114,16 @@ def _guarded(command: Command, args: argparse.Namespace) -> int:
         hint = "This is a fault of corelm or of a plugin; --debug shows where it happened."
         _show_error(f"{type(error).__name__}: {error}\n{hint}", args)
         return 1
+
+
+def _run(command: Command, args: argparse.Namespace) -> int:
+    try:
+        return command.run(args)
+    except ImportError:
+        from core.installation import check_mlx
+
+        check_mlx()  # raises what to do, where MLX is what cannot be imported
+        raise
 
 
 def _show_error(message: str, args: argparse.Namespace) -> None:

@@ -57,7 +57,8 @@ def _checkpoint(facts: CheckpointFacts) -> Lines:
         yield "stored as", ", ".join(stored)
     yield from _quantization(facts.quantization)
     yield "tokenizer", facts.tokenizer_file or "none: core.load(…, tokenizer=False), generate --ids"
-    yield "chat template", facts.chat_template or "none"
+    without = "none" if facts.chat_format is None else f"none: {facts.chat_format}"
+    yield "chat template", facts.chat_template or without
 
 
 def _quantization(facts: QuantizationFacts | None) -> Lines:

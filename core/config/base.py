@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
+from core.config.pydantic_plugins import load_pydantic_plugins
 from core.errors import ConfigError
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
+
+load_pydantic_plugins()  # before the first class
 
 # Keys of transformers' configs that describe training, export or bookkeeping: they do not change what a loaded model
 # computes at inference, so leaving them unread loses nothing.

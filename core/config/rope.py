@@ -7,9 +7,9 @@ Two spellings exist: ``rope_theta`` beside ``rope_scaling`` (transformers 4), an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from core.config.base import ModelConfig
 
@@ -47,6 +47,17 @@ _ALWAYS_READ = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_fac
 _NEEDS_ORIGINAL_LENGTH = frozenset({"yarn", "llama3", "longrope"})
 
 
+def _within_reach(value: float) -> float:
+    """Powers and quotients of numbers beyond these leave float32; published ones lie between 0.1 and 1e8."""
+    if not 1e-9 <= value <= 1e18:
+        raise ValueError(f"{value:g} is too {'small' if value < 1 else 'large'} to compute a rotary embedding with")
+    return value
+
+
+_Number = Annotated[PositiveFloat, AfterValidator(_within_reach)]
+_Length = Annotated[int, Field(ge=1, lt=2**31)]
+
+
 class RopeParameters(BaseModel):
     """One rotary embedding, as transformers 5 writes it (``transformers/modeling_rope_utils.py``).
 
@@ -57,20 +68,20 @@ class RopeParameters(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
     rope_type: Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope"] = "default"
-    rope_theta: PositiveFloat
+    rope_theta: _Number
     partial_rotary_factor: float = Field(default=1.0, gt=0, le=1)
-    factor: PositiveFloat | None = None
-    original_max_position_embeddings: PositiveInt | None = None
-    attention_factor: PositiveFloat | None = None
-    beta_fast: PositiveFloat | None = None
-    beta_slow: PositiveFloat | None = None
+    factor: _Number | None = None
+    original_max_position_embeddings: _Length | None = None
+    attention_factor: _Number | None = None
+    beta_fast: _Number | None = None
+    beta_slow: _Number | None = None
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
-    low_freq_factor: PositiveFloat | None = None
-    high_freq_factor: PositiveFloat | None = None
-    short_factor: list[float] | None = None
-    long_factor: list[float] | None = None
+    low_freq_factor: _Number | None = None
+    high_freq_factor: _Number | None = None
+    short_factor: list[_Number] | None = None
+    long_factor: list[_Number] | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

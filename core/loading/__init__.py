@@ -5,7 +5,7 @@ architecture: what differs between them is asked of the plugin that the registry
 """
 
 from core.loading.entry import load, load_config, load_tokenizer, plan
-from core.loading.memory import MemoryFit, MemoryWarning, memory_fit
+from core.loading.memory import MemoryFit, MemoryWarning, context_of, memory_fit
 from core.loading.origin import Origin
 from core.loading.prepared import Prepared, prepare, prepare_opened
 from core.loading.report import LoadReport
@@ -19,6 +19,7 @@ __all__ = [
     "Origin",
     "Prepared",
     "build",
+    "context_of",
     "load",
     "load_config",
     "load_tokenizer",

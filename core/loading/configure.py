@@ -6,11 +6,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from core.checkpoint import Checkpoint
+from core.checkpoint.bounded_json import shown
+from core.checkpoint.layout import ADAPTER_HINT, GGUF_HINT, only_gguf
 from core.config import ModelConfig
 from core.config.native import from_params
-from core.errors import ConfigError, CoreError
+from core.errors import CheckpointError, ConfigError, CoreError
 from core.registry import BoundPlugin, bind, choose
 
+_ADAPTER = "adapter_config.json"
 _T = TypeVar("_T")
 
 
@@ -46,11 +49,41 @@ def read_generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def read_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """``config.json`` as parsed, or ``params.json`` in its words."""
+    """``config.json`` as parsed, or ``params.json`` in its words.
+
+    Raises:
+        CheckpointError: there is none; says what the directory is, where that can be told.
+        ConfigError: it is no JSON object.
+    """
+    if not checkpoint.has(checkpoint.config_name):
+        _refuse_foreign(checkpoint)
     raw: dict[str, Any] = checkpoint.read_json(checkpoint.config_name)
     if checkpoint.config_name == "config.json":
         return raw
     return located(lambda: from_params(raw), checkpoint.where(checkpoint.config_name))
+
+
+def _refuse_foreign(checkpoint: Checkpoint) -> None:
+    """Says what a directory without a config is, where its files tell.
+
+    Raises:
+        CheckpointError: it is an adapter, or holds GGUF files only.
+    """
+    if checkpoint.has(_ADAPTER):
+        about = checkpoint.read_json(_ADAPTER)
+        base = about.get("base_model_name_or_path") or about.get("model")  # as PEFT spells it, and mlx-lm
+        named = f", for the base model {shown(base)}" if isinstance(base, str) else ""
+        raise CheckpointError(
+            f"is an adapter, not a model{named}", where=checkpoint.where(), found=_ADAPTER, hint=ADAPTER_HINT
+        )
+    gguf = only_gguf(checkpoint.files)
+    if gguf:
+        raise CheckpointError(
+            "holds no model in safetensors format, only GGUF",
+            where=checkpoint.where(),
+            found=", ".join(gguf[:5]) + (f" and {len(gguf) - 5:,} more" if len(gguf) > 5 else ""),
+            hint=GGUF_HINT,
+        )
 
 
 def configured(raw: dict[str, Any], where: str, plugin: Any) -> tuple[BoundPlugin, ModelConfig]:

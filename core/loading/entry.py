@@ -164,7 +164,7 @@ def load(
     if tokenizer and not prepared.checkpoint.has("tokenizer.json"):
         _try_tokenizer(prepared.checkpoint)
     if check_memory:
-        memory.check_memory(prepared.plan)
+        memory.check_memory(prepared.plan, prepared.config)
     checkpoint = prepared.checkpoint.fetch_weights()
     text = _tokenizer(checkpoint) if tokenizer else None
     started = time.perf_counter()

@@ -6,11 +6,12 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal
 
+from core.config import ModelConfig
 from core.device import describe, memory_limits
 from core.errors import InsufficientMemoryError
 from core.weights import Plan
 
-_CONTEXT = 4096  # tokens of cache counted beside the weights
+_CONTEXT = 4096  # tokens of cache counted beside the weights, of a model that is made for no fewer
 
 
 class MemoryWarning(UserWarning):
@@ -40,19 +41,25 @@ class MemoryFit:
         return "tight" if self.recommended is not None and self.needed > self.recommended else "fits"
 
 
-def memory_fit(plan: Plan) -> MemoryFit:
+def memory_fit(plan: Plan, config: ModelConfig) -> MemoryFit:
     """Whether a planned model fits the default device."""
-    tokens = _CONTEXT
+    tokens = min(_CONTEXT, context_of(config) or _CONTEXT)
     return MemoryFit(tokens, plan.bytes + plan.kv_bytes(tokens), *memory_limits())
 
 
-def check_memory(plan: Plan) -> None:
+def context_of(config: ModelConfig) -> int | None:
+    """Positions that a model is made for; None where its config does not say."""
+    context = getattr(config, "max_position_embeddings", None)
+    return context if isinstance(context, int) and context > 0 else None
+
+
+def check_memory(plan: Plan, config: ModelConfig) -> None:
     """Warns of a tight fit.
 
     Raises:
         InsufficientMemoryError: the model is larger than the memory.
     """
-    fit = memory_fit(plan)
+    fit = memory_fit(plan, config)
     figures = f"{_gib(plan.bytes)} of weights and {_gib(fit.needed - plan.bytes)} of cache for {fit.tokens} tokens"
     smaller = f"A 4-bit conversion takes about {_gib(plan.parameters * 9 // 16)}."
     if fit.verdict == "too large":

@@ -3,9 +3,22 @@
 Discovery reads package metadata only. A plugin is imported when a load has chosen it, and then it alone answers.
 """
 
-from core.registry.bind import BoundPlugin, bind, delegate
+from typing import TYPE_CHECKING, Any
+
 from core.registry.choose import choose, status
 from core.registry.claim import Claim, register, unregister
 from core.registry.discovery import claims
 
+if TYPE_CHECKING:
+    from core.registry.binding import BoundPlugin, bind, delegate
+
 __all__ = ["BoundPlugin", "Claim", "bind", "choose", "claims", "delegate", "register", "status", "unregister"]
+
+
+def __getattr__(name: str) -> Any:
+    # Binding needs MLX, and claims do not: they can be listed where MLX cannot be imported.
+    if name not in ("BoundPlugin", "bind", "delegate"):
+        raise AttributeError(f"module 'core.registry' has no attribute {name!r}")
+    from core.registry import binding
+
+    return globals().setdefault(name, getattr(binding, name))

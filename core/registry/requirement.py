@@ -20,6 +20,7 @@ _COMPARE: dict[str, Callable[[list[int], list[int]], bool]] = {
     "!=": operator.ne,
 }
 _RELEASE = re.compile(r"\d+(?:\.\d+)*")
+_LONG = 200  # characters: no requirement that anybody means has more
 _PLAIN = re.compile(r"(>=|<=|>|<|==|!=)\s*(\d+(?:\.\d+)*)")
 
 
@@ -32,9 +33,9 @@ def refusal(lines: Iterable[str]) -> str | None:
         if fits is None:
             fits = _fits(line, core.__version__)
             if fits is None:
-                return f"its requirement {line!r} is malformed"
+                return f"its requirement {_shortened(line)!r} is malformed"
         if not fits:
-            return f"it requires {line}, and this is {DISTRIBUTION} {core.__version__}"
+            return f"it requires {_shortened(line)}, and this is {DISTRIBUTION} {core.__version__}"
     return None
 
 
@@ -44,7 +45,7 @@ def _fits_plainly(line: str, version: str) -> bool | None:
     Nearly every plugin says it this way, and importing ``packaging`` costs more than reading a hundred of them.
     """
     name = re.match(r"[\w.-]+", line)
-    if name is None or normalise(name[0]) != DISTRIBUTION or not _RELEASE.fullmatch(version):
+    if name is None or normalise(name[0]) != DISTRIBUTION or not _RELEASE.fullmatch(version) or len(line) > _LONG:
         return None
     wanted = line[name.end() :].strip()
     parts = [_PLAIN.fullmatch(part.strip()) for part in wanted.split(",")] if wanted else []
@@ -64,15 +65,19 @@ def _numbers(release: str) -> list[int]:
 
 def _fits(line: str, version: str) -> bool | None:
     """The answer for any line; None for a malformed one that is about core."""
-    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.requirements import Requirement
 
     try:
         requirement = Requirement(line)
-    except InvalidRequirement:
+        if normalise(requirement.name) != DISTRIBUTION:
+            return True
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            return True
+        # A requirement by URL has no versions; the installer has seen to it.
+        return requirement.specifier.contains(version, prereleases=True)
+    except Exception:  # besides its own errors, too many digits for int() and brackets for the stack
         return None if re.match(rf"{DISTRIBUTION}(?![\w-])", normalise(line)) else True
-    if normalise(requirement.name) != DISTRIBUTION:
-        return True
-    if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-        return True
-    # A requirement by URL has no versions; the installer has seen to it.
-    return requirement.specifier.contains(version, prereleases=True)
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= _LONG else f"{line[: _LONG - 1]}…"

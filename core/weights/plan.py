@@ -1,12 +1,13 @@
 """The plan of a load: for each parameter, which tensors fill it and how, and what does not fit.
 
-A plan that is ``ok`` can be executed without any further surprise of names, shapes or dtypes; ``core.inspect`` prints
+A plan that is ``ok`` can be executed without any further surprise of names, shapes or dtypes; ``corelm inspect`` prints
 the very plan that a load executes.
 """
 
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -136,9 +137,8 @@ class Plan:
             problems.append(f"does not fit: {_grouped(self.mismatched)}")
         if self.unexpected:
             problems.append(f"unexpected {summarise(self.unexpected)}")
-        hint = (
-            f"Config and weights may belong to different models. python -m core.inspect {self.source} --keys shows all."
-        )
+        command = f"corelm inspect {shlex.quote(self.source)} --keys"
+        hint = f"Config and weights may belong to different models. {command} shows all."
         if set(self.missing.values()) == {"lm_head.weight"} and len(problems) == 1:
             hint = 'If the head shares the embedding\'s matrix, config.json must say "tie_word_embeddings": true.'
         if len(problems) == 1 and self.unexpected and all("lm_head" in name.split(".") for name in self.unexpected):

@@ -123,6 +123,8 @@ def refusal(settings: Quantization) -> str | None:
         mx.quantize(mx.zeros((1, settings.group_size * 32)), settings.group_size, settings.bits, mode=settings.mode)
     except ValueError as error:
         return str(error).split("\n")[0]
+    except (TypeError, RuntimeError):  # beyond what MLX's arguments hold
+        return "a number that is out of range"
     return None
 
 

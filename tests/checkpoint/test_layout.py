@@ -220,7 +220,7 @@ def test_an_index_of_any_size_is_not_read(tmp_path: Path) -> None:
         (
             ["mistral-7b.Q4_K_M.gguf", "x.bin"],
             "only GGUF (found mistral-7b.Q4_K_M.gguf)",
-            "pass a checkpoint in safetensors",
+            "pass the model that it was made from, in safetensors",
         ),
         (["weights.npz"], "only NumPy archives", "convert them"),
         (["adapter_model.safetensors"], "only an adapter, not a model", "pass the base model"),

@@ -88,9 +88,21 @@ def test_a_file_is_answered_with_its_directory(tmp_path: Path) -> None:
         assert str(caught.value).endswith("/m") or str(caught.value).endswith(" m")
 
 
-def test_bytes_are_refused() -> None:
-    with pytest.raises(UsageError, match="named by a str or a path"):
-        open_checkpoint(b"org/name")  # type: ignore[arg-type]
+@pytest.mark.parametrize("source", [b"org/name", None, 5, ["org/name"]])
+def test_what_is_no_name_is_refused(source: object) -> None:
+    with pytest.raises(UsageError, match=rf"named by a str or a path \(found {type(source).__name__}\)"):
+        open_checkpoint(source)  # type: ignore[arg-type]
+
+
+def test_a_home_that_is_none() -> None:
+    with pytest.raises(CheckpointError, match="~nobody_at_all/m: there is no such home directory"):
+        open_checkpoint("~nobody_at_all/m")
+
+
+def test_a_text_that_was_given_for_a_path_is_not_repeated() -> None:
+    with pytest.raises(CheckpointError, match="there is no such directory") as caught:
+        open_checkpoint("a text " * 100_000)
+    assert len(str(caught.value)) < 5000
 
 
 @pytest.mark.parametrize(

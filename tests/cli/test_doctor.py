@@ -16,7 +16,7 @@ from core.checkpoint import source
 from core.cli import environment
 from core.cli.plugins import ClaimFacts, PluginList
 from core.kernels import Kernel, KernelWarning, Launch, registry
-from core.kernels.device import use_device
+from core.kernels.device import current_device, use_device
 from tests.cli.conftest import Run
 from tests.cli.packages import install
 from tests.fixtures import STORIES, oracle
@@ -40,6 +40,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_kernels", dict(registry._kernels))
 
 
+@pytest.fixture
+def only_tested(monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+    """The kernels that the test makes, and a device that is said to run fused sources."""
+    monkeypatch.setattr(registry, "_kernels", {})
+    monkeypatch.setattr("core.kernels.device.current_device", lambda: "some GPU")
+
+
 def test_all_is_well(corelm: Run, demos: Path) -> None:
     outcome = corelm("doctor")
     assert (outcome.code, outcome.err) == (0, "")
@@ -48,7 +55,12 @@ def test_all_is_well(corelm: Run, demos: Path) -> None:
     assert re.search(r"\ndevice +(cpu|metal|cuda) \(.+\), [\d.]+ [GT]iB", outcome.out)
     assert re.search(r"\npackages +.*\bmlx [\d.]+.*\btokenizers [\d.]+", outcome.out)
     assert re.search(r"\n  mixtral +builtin +corelm .* active\n", outcome.out)
-    assert re.search(r"\n  (\d+) of \1 agree with their references \(.*\bswiglu\b", outcome.out)
+    assert re.search(
+        r"\n  (\d+) of \1 agree with their references \(.*\bswiglu\b.*; \d+ of them fused"
+        if current_device()
+        else r"\nkernels\n  no fused source runs on this device: all \d\d+ kernels use their references, in plain MLX",
+        outcome.out,
+    )
     assert re.search(r"\n  demo:stories  ok, \d+ tok/s: To be, or.+\n", outcome.out)
 
 
@@ -67,6 +79,21 @@ def kernel(reference: Callable[[mx.array], mx.array], samples: Callable[..., lis
 
 
 @pytest.mark.usefixtures("quick", "demos")
+def test_without_a_fused_source_nothing_is_compared_with_itself(corelm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    monkeypatch.setattr("core.cli.kernels.check_kernel", lambda kernel: checked.append(kernel.name))
+    with use_device(None):
+        outcome = corelm("doctor")
+    assert (outcome.code, checked) == (0, [])
+    count = len(registry.registered_kernels())
+    assert (
+        f"\n  no fused source runs on this device: all {count} kernels use their references, in plain MLX"
+        in outcome.out
+    )
+    assert "agree with" not in outcome.out.partition("\nkernels\n")[2].partition("\nmodels\n")[0]
+
+
+@pytest.mark.usefixtures("quick", "demos", "only_tested")
 @pytest.mark.parametrize("full", [(), ("--kernels",)])
 def test_a_kernel_that_is_wrong(corelm: Run, full: tuple[str, ...]) -> None:
     kernel(lambda x: x if x.dtype == mx.float32 else x + 1, lambda key, dtype: [(mx.ones((3,), dtype),)])
@@ -77,7 +104,7 @@ def test_a_kernel_that_is_wrong(corelm: Run, full: tuple[str, ...]) -> None:
         assert re.search(r"\n  wrong +float16 +\[3\]", outcome.out)
 
 
-@pytest.mark.usefixtures("quick", "demos")
+@pytest.mark.usefixtures("quick", "demos", "only_tested")
 def test_a_kernel_that_cannot_be_checked(corelm: Run) -> None:
     def samples(key: mx.array, dtype: mx.Dtype) -> list[tuple[mx.array, ...]]:
         raise ValueError("no samples")
@@ -150,6 +177,19 @@ def test_a_model_that_gets_the_fast_step_or_fails_its_check(
     )
     assert f"\n  demo:stories  {wanted}\n" in outcome.out
     assert closed == [True] * agrees
+
+
+@pytest.mark.usefixtures("demos")
+def test_a_package_whose_metadata_cannot_be_read_is_named(
+    corelm: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(tmp_path / "site", "rotten", {"dies": "dies_plugin"}, {})
+    (entry_points,) = (tmp_path / "site").glob("rotten*/entry_points.txt")
+    entry_points.write_bytes(b"\xff")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    outcome = corelm("doctor")
+    assert outcome.code == 1
+    assert "\n1 problem\n- package rotten: unusable: its entry_points.txt cannot be read (" in outcome.out
 
 
 def test_a_broken_plugin(corelm: Run, demos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

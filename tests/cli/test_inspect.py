@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import core
 from core.checkpoint import open_checkpoint
 from core.cli.inspection import CheckpointFacts, Inspection, Key, PlanFacts
 from tests.checkpoint.sparse import MIXTRAL_8X7B, write_mixtral_8x7b
@@ -49,7 +50,7 @@ plan
   fused           layers.*.self_attn.qkv_proj = q_proj + k_proj + v_proj (2 times)
   fused           layers.*.block_sparse_moe.experts.gate_up_proj = w1 + w3, 8 stacked (2 times)
   fused           layers.*.block_sparse_moe.experts.down_proj = w2, 8 stacked (2 times)
-  memory          fits: 1.71 MiB of MEMORY, with a cache of 4,096 tokens
+  memory          fits: 1.71 MiB of MEMORY, with a cache of 512 tokens
   unread keys     none
   missing         none
   unexpected      none
@@ -255,6 +256,29 @@ def test_tokenizer_and_chat_template(corelm: Run, tmp_path: Path) -> None:
     assert (facts["tokenizer"], facts["chat_template"]) == (True, "tokenizer_config.json")
     (chat / "chat_template.jinja").write_text("{{ messages }}")
     assert inspect_json(corelm, chat)[1]["checkpoint"]["chat_template"] == "chat_template.jinja"
+
+
+def test_a_vocabulary_with_instruction_tokens_needs_no_template(corelm: Run, tmp_path: Path) -> None:
+    assert inspect_json(corelm, STORIES)[1]["checkpoint"]["chat_format"] is None
+    directory = variant(STORIES, tmp_path / "instruct")
+    file = directory / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    size = len(tokenizer["model"]["vocab"]) + len(tokenizer["added_tokens"])
+    tokenizer["added_tokens"] += [
+        {"id": size + i, "content": literal, "special": True} | flags for i, literal in enumerate(("[INST]", "[/INST]"))
+    ]
+    file.write_text(json.dumps(tokenizer))
+    assert core.load_tokenizer(directory).can_chat
+    facts = inspect_json(corelm, directory)[1]["checkpoint"]
+    assert facts["chat_template"] is None
+    assert "[INST]" in facts["chat_format"]
+    text = "\n  chat template   none: Mistral's instruct format, [INST] … [/INST]\n"
+    assert text in corelm("inspect", directory).out
+    file.write_text("{")
+    assert corelm("inspect", directory).code == 0  # the exit code says whether the weights would load
+    with_template = with_chat_template(STORIES, tmp_path / "chat", "{{ messages }}")
+    assert inspect_json(corelm, with_template)[1]["checkpoint"]["chat_format"] is None
 
 
 def test_files_that_are_no_part_of_the_model(corelm: Run, tmp_path: Path) -> None:

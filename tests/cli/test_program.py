@@ -69,7 +69,13 @@ def test_help_names_every_command_and_computes_nothing() -> None:
     assert modules.isdisjoint({"mlx", "mlx.core", "rich", "jinja2", "tokenizers", "huggingface_hub", "pydantic"})
 
 
-@pytest.mark.parametrize("arguments", [(), ("nonsense",), ("generate",), ("inspect", "--bogus", "x")])
+def test_without_a_command_the_commands_are_listed(corelm: Run) -> None:
+    outcome = corelm()
+    assert (outcome.code, outcome.out) == (2, "")
+    assert all(f"\n    {name} " in outcome.err for name in program.COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [("nonsense",), ("generate",), ("inspect", "--bogus", "x")])
 def test_what_makes_no_sense_is_2(corelm: Run, arguments: tuple[str, ...]) -> None:
     outcome = corelm(*arguments)
     assert (outcome.code, outcome.out) == (2, "")

@@ -73,6 +73,19 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": -1}},
         "key 'rope_parameters.factor': expected greater than 0, found -1 (int)",
     ),
+    "factor absurd": (
+        {"rope_scaling": {"type": "yarn", "factor": 1e308}},
+        "key 'rope_scaling.factor': 1e+308 is too large to compute a rotary embedding with",
+    ),
+    "beta absurd": (
+        {"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_slow": 5e-324}},
+        "key 'rope_scaling.beta_slow': 4.94066e-324 is too small to compute a rotary embedding with",
+    ),
+    "theta absurd": ({"rope_theta": 1e300}, "key 'rope_theta': 1e+300 is too large to compute"),
+    "original length absurd": (
+        {"rope_scaling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 10**400}},
+        "key 'rope_scaling.original_max_position_embeddings': expected less than 2147483648",
+    ),
     "type a list": ({"rope_scaling": {"type": ["linear"]}}, "key 'rope_scaling.type': expected 'default', 'linear'"),
     "rope_type unknown": (
         {"rope_parameters": {"rope_type": "su"}},

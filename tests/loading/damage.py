@@ -160,7 +160,46 @@ def spoilt_shard(directory: Path) -> Path:
     return directory
 
 
+def only(**files: str) -> Callable[[Path], Path]:
+    """A directory with no more than these files: name, with ``__`` for the dot, to text."""
+
+    def build(directory: Path) -> Path:
+        directory.mkdir()
+        for name, text in files.items():
+            (directory / name.replace("__", ".")).write_text(text)
+        return directory
+
+    return build
+
+
 DAMAGES = {
+    "a PEFT adapter": Damage(
+        only(adapter_config__json='{"base_model_name_or_path": "org/base"}', adapter_model__safetensors=""),
+        CheckpointError,
+        ("is an adapter, not a model, for the base model 'org/base'", "adapter_config.json"),
+        "pass the base model that it was trained on, or merge the two",
+    ),
+    "an adapter of mlx-lm's": Damage(
+        only(adapter_config__json='{"model": "mlx/base", "fine_tune_type": "lora"}', adapters__safetensors=""),
+        CheckpointError,
+        ("is an adapter, not a model, for the base model 'mlx/base'",),
+        "mlx_lm.fuse",
+    ),
+    "an adapter of nobody knows what": Damage(
+        only(adapter_config__json="{}"), CheckpointError, ("is an adapter, not a model (",), "pass the base model"
+    ),
+    "GGUF files": Damage(
+        only(model_q4__gguf="GGUF", model_q8__gguf="GGUF", README__md="# A model"),
+        CheckpointError,
+        ("only GGUF (found model_q4.gguf, model_q8.gguf)", "which is not read"),
+        "pass the model that it was made from, in safetensors format",
+    ),
+    "a GGUF file": Damage(
+        lambda directory: only(model__gguf="GGUF")(directory) / "model.gguf",
+        CheckpointError,
+        ("is a GGUF file", "which is not read"),
+        "pass the model that it was made from, in safetensors format",
+    ),
     "no config.json": Damage(file("config.json", Path.unlink), CheckpointError, ("has no config.json",), "checkpoint"),
     "config.json is not JSON": Damage(
         file("config.json", lambda path: path.write_text('{"model_type": "mistral",')),
@@ -353,6 +392,18 @@ DAMAGES = {
     ),
     "bits that MLX does not have": Damage(
         config(quantization={"bits": 7, "group_size": 32}), QuantizationError, ("config.json", "7-bit"), "MLX"
+    ),
+    "bits beyond every number": Damage(
+        config(quantization={"bits": 10**100, "group_size": 32}),
+        QuantizationError,
+        ("config.json", "a number that is out of range"),
+        "MLX",
+    ),
+    "groups beyond every number": Damage(
+        config(quantization={"bits": 4, "group_size": 10**100}),
+        QuantizationError,
+        ("config.json", "a number that is out of range"),
+        "MLX",
     ),
     "a quantization block without bits": Damage(
         config(quantization={"group_size": 32}),

@@ -229,7 +229,9 @@ def test_a_mixed_recipe_splits_what_it_must(source: Path) -> None:
     assert mx.isfinite(lm.model(tokens)).all().item()
 
 
-@pytest.mark.parametrize("asked", [7, 0, "mixed_9", True, 4.5, Quantization(4, 17), Quantization(4, 64, "mxfp4")])
+@pytest.mark.parametrize(
+    "asked", [7, 0, 10**100, "mixed_9", True, 4.5, Quantization(4, 17), Quantization(4, 64, "mxfp4")]
+)
 def test_what_mlx_does_not_have_is_refused(asked: Any) -> None:
     with pytest.raises(UsageError, match="quantize="):
         core.plan(MISTRAL, quantize=asked)
