@@ -30,6 +30,7 @@ from core.batching.row import Row
 from core.batching.running import Running
 from core.batching.told import Told
 from core.batching.waiting import Waiting
+from core.batching.warm import run_every_step
 from core.device import memory_limits, wired_memory
 from core.errors import CoreError, InsufficientMemoryError, ProcessorError, UsageError
 from core.language_model import LanguageModel
@@ -84,7 +85,8 @@ class Batch:
         kv_bits: int | None = None,
         kv_group_size: int = 64,
     ) -> None:
-        for name, value in (("max_rows", max_rows), ("prefill_chunk", prefill_chunk), ("prefill_burst", prefill_burst)):
+        self._limits = {"max_rows": max_rows, "prefill_chunk": prefill_chunk, "prefill_burst": prefill_burst}
+        for name, value in self._limits.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UsageError(f"{name} is out of range", expected="an integer, 1 or more", found=repr(value))
         self._source = model
@@ -165,6 +167,21 @@ class Batch:
                 self._step()
             while self._told.untold:
                 yield self._told.take_first()
+
+    def warm(self) -> None:
+        """Runs every kind of step once, so that no request waits for a compilation afterwards; for servers.
+
+        Another batch of the same model and settings does it: the requests and the prefix cache of this one are left
+        alone. It takes seconds where kernels have to be compiled, and memory for ``max_rows`` prompts of 512 tokens.
+        """
+        settings: dict[str, Any] = {**self._limits, **self._cache_settings}
+        batch = Batch(self._model, max_bytes=self._waiting.max_bytes, **settings)
+        run_every_step(
+            batch,
+            self._model.vocab_size,
+            max_rows=self._limits["max_rows"],
+            prefill_chunk=self._limits["prefill_chunk"],
+        )
 
     def close(self) -> None:
         """Cancels every request, and lets go of all memory."""

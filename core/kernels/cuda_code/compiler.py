@@ -41,6 +41,12 @@ class Compiler:
         self.store = store
         self.failures: dict[str, str] = {}
 
+    @property
+    def prepared(self) -> tuple[str, ...]:
+        """The modules, by the names that MLX has for them, that were asked for in this process."""
+        with self._lock:
+            return tuple(self._begun)
+
     def prepare(self, instance: Instance) -> str | None:
         """Makes sure that MLX finds the code of a kernel, so that it need not compile it.
 
