@@ -1,6 +1,6 @@
-"""A checkpoint that has been opened: its files, its layout, its tensors; every part of it read when first asked for.
+"""Holds an opened checkpoint: its files, its layout, its tensors; every part of it is read when first asked for.
 
-Knows that the files are there and what they are called. Reads no byte of a tensor, and knows no architecture.
+No byte of a tensor is read here.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _RESULTS = "model-index"
 """Scores, which were measured with the source's weights."""
 
+_OF_MODELS = re.compile(r".*\.(py|safetensors|bin|pth?|gguf|onnx|h5|msgpack|ckpt)")
 _SHOWN = 12  # names of files
 
 
@@ -86,7 +87,7 @@ def _facts(target: Target, source: Checkpoint, left: Sequence[str], notes: Seque
         "tensors": f"{sum(len(shard.tensors) for shard in target.shards):,}, {target.parameters:,} parameters",
         "size": f"{target.nbytes:,} bytes in {len(target.shards)} files",
         "quantization": describe_recipe(target.quantized),
-        "left out": "; ".join([*_tensors(target), *_files(left), *notes]) or "nothing",
+        "left out": "; ".join([*_tensors(target), *_files(left, revision is None), *notes]) or "nothing",
         "written by": f"corelm {core.__version__}, MLX {version('mlx')}",
     }
 
@@ -96,11 +97,14 @@ def _tensors(target: Target) -> list[str]:
     return [f"{count:,} tensors: {reason}" for reason, count in sorted(reasons.items())]
 
 
-def _files(left: Sequence[str]) -> list[str]:
-    if not left:
-        return []
-    more = f" and {len(left) - _SHOWN:,} more" if len(left) > _SHOWN else ""
-    return [f"files: {', '.join(f'`{name}`' for name in left[:_SHOWN])}{more}"]
+def _files(left: Sequence[str], local: bool) -> list[str]:
+    """What the card says of the files that stayed behind; of a user's own directory, only code and weights by name."""
+    named = [name for name in left if not local or _OF_MODELS.fullmatch(name)][:_SHOWN]
+    names = ", ".join(f"`{name}`" for name in named)
+    rest = len(left) - len(named)
+    if not named:
+        return [f"{rest:,} files of other kinds"] if rest else []
+    return [f"files: {names}" + (f" and {rest:,} more" if rest else "")]
 
 
 def _line(text: str) -> str:

@@ -18,7 +18,8 @@ from pathlib import Path
 TAKEN = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR})
 """What a system answers when a name is taken."""
 
-_NO_SUCH_CALL = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
+# The file system has no such call, or a container forbids it; what is forbidden for another reason fails either way.
+_NO_SUCH_CALL = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM})
 _LINUX = sys.platform.startswith("linux")
 _NEW, _EXCHANGE = (1, 2) if _LINUX else (4, 2)  # RENAME_NOREPLACE, RENAME_EXCHANGE; RENAME_EXCL, RENAME_SWAP
 _HERE = -100  # AT_FDCWD

@@ -1,7 +1,6 @@
 """Streams tensors into shards, one at a time and in the planned order, and proves afterwards that they are there.
 
 Memory: one tensor. What was written is read back and compared by checksum, each shard while the next one is written.
-Knows bytes; knows no model.
 """
 
 from __future__ import annotations

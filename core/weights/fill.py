@@ -1,7 +1,6 @@
 """Reads pieces of files into arrays that exist, several at a time, and looks for NaN while they are in the cache.
 
 For a CPU, where new memory costs more than the copy into it: parts that are read apart and then joined take it twice.
-Knows bytes and arrays; knows nothing of models.
 
 Nobody can wait for these threads with Python's lock held, so nothing here can hang: the memory is MLX's own and
 evaluated before a byte is written, and no thread of MLX runs Python. (A file-like object given to ``mx.load`` would do

@@ -1,7 +1,4 @@
-"""Arrays of a checkpoint's tensors, put together as a plan's nodes say; unevaluated, and each handed out once.
-
-Knows nothing of models, nor of when anything is read.
-"""
+"""Puts arrays of a checkpoint's tensors together as a plan's nodes say; unevaluated, and each handed out once."""
 
 from __future__ import annotations
 

@@ -82,4 +82,7 @@ def test_a_repository_is_converted_and_its_card_says_which(
     assert card.startswith("---\nlicense: mit\nbase_model: org/model\n")
     assert "`base_model: other/parent`" in next(line for line in card.splitlines() if line.startswith("| left out |"))
     assert card.endswith("\nA story.\n")
+    (hub.directory / "notes.txt").write_text("public, like its name")
+    done = process("convert", "org/model", target, "--force", env=environment())
+    assert "`notes.txt`" in (target / "README.md").read_text()
     assert f"| revision | {hub.commit} |" in card

@@ -120,7 +120,7 @@ def test_metadata_that_cannot_be_kept_is_quoted(lines: str, tmp_path: Path) -> N
 
 def test_cards_of_other_kinds(tmp_path: Path) -> None:
     assert convert(tmp_path, "Only text.\n").endswith("## Model card of the source\n\nOnly text.\n")
-    assert left_out(convert(tmp_path, "Only text.\n")) == "| left out | files: `meta.json`, `reference.npz` |"
+    assert left_out(convert(tmp_path, "Only text.\n")) == "| left out | 2 files of other kinds |"
     core.convert(DEMOS / "mistral", tmp_path / "demo")
     assert left_out((tmp_path / "demo" / "README.md").read_text()) == "| left out | nothing |"
     windows = convert(tmp_path, b"\xef\xbb\xbf---\r\nlicense: mit\r\n---\r\ntext\r\n")

@@ -122,9 +122,10 @@ def test_everything_but_code_goes_along(tmp_path: Path) -> None:
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| source | source |" in card
-    told = "files: `modeling_custom.py`, `original/`, `pytorch_model.bin`, `tokenizer_custom.json.py` |"
+    told = "files: `modeling_custom.py`, `pytorch_model.bin`, `tokenizer_custom.json.py` and 1 more |"
     assert f"| left out | {told}" in card
     assert f"corelm {core.__version__}" in card
+    assert done.left == ("modeling_custom.py", "original/", "pytorch_model.bin", "tokenizer_custom.json.py")
     assert str(tmp_path) not in card  # where a user keeps files is nobody's business
     core.save(core.load(source), tmp_path / "saved")
     assert (tmp_path / "saved" / "chat_template.jinja").read_text() == "{{ messages }}"

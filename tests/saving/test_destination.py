@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import os
 import shutil
@@ -312,6 +314,26 @@ def test_a_name_is_given_only_where_it_is_free(how: str, tmp_path: Path) -> None
     with pytest.raises(FileNotFoundError):
         rename.rename_new(tmp_path / "new", tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EIO])
+def test_a_system_that_has_not_the_call(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As old kernels, network file systems and containers answer; but an error of the disk is an error."""
+
+    def refuse(*arguments: object) -> int:
+        ctypes.set_errno(number)
+        return -1
+
+    monkeypatch.setattr(rename, "_call", lambda: refuse)
+    (tmp_path / "old").mkdir()
+    if number == errno.EIO:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            rename.rename_new(tmp_path / "old", tmp_path / "new")
+        assert _inventory(tmp_path) == ["old"]
+        return
+    assert not rename.exchange(tmp_path / "old", tmp_path / "new")
+    rename.rename_new(tmp_path / "old", tmp_path / "new")
+    assert _inventory(tmp_path) == ["new"]
 
 
 def _inventory(directory: Path) -> list[str]:
