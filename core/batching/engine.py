@@ -30,7 +30,7 @@ from core.batching.row import Row
 from core.batching.running import Running
 from core.batching.told import Told
 from core.batching.waiting import Waiting
-from core.device import memory_limits, wired_memory
+from core.device import check_process, explained, memory_limits, wired_memory
 from core.errors import CoreError, InsufficientMemoryError, ProcessorError, UsageError
 from core.language_model import LanguageModel
 from core.nn import Cache, rotation_limit
@@ -182,13 +182,15 @@ class Batch:
 
     def _step(self) -> None:
         """A step, whole; or what it touched has failed, and all else is as before."""
+        check_process()
         if self._unfinished:  # another interrupt has come before the last one was dealt with
             self._recover(_interrupted())
         try:
             self._unfinished = True
             self._keep_resident()
-            self._let_in_and_out()
-            self._decode(*self._turn())
+            with explained():
+                self._let_in_and_out()
+                self._decode(*self._turn())
             self._reading = None
             self._unfinished = False
         except Exception as error:  # of the model or the device: no row's cache can be trusted any more
@@ -331,7 +333,8 @@ class Batch:
         """An error within fails these prompts, and nobody else."""
         moving = self._moving
         try:
-            yield
+            with explained():
+                yield
         except Exception as error:
             failure = kept(error)
             for row in reading.rows:
