@@ -9,9 +9,55 @@ from collections.abc import Iterator
 
 import mlx.core as mx
 
+from core.errors import UsageError
+
 _wired_lock = threading.Lock()
 _wired_users = 0
 _wired_before = 0
+_used = False  # by this process or, right after a fork, by the one that it came from
+_unusable = False
+
+
+def _forked() -> None:
+    global _unusable
+    _unusable = _used
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+def check_process() -> None:
+    """To be called before MLX computes: its threads do not come along into a forked process, which would hang.
+
+    Raises:
+        UsageError: this process was forked from one that has computed.
+    """
+    global _used
+    if _unusable:
+        raise UsageError(
+            "this process was forked from one that had used a model, and MLX does not work here",
+            hint='Fork before the first model is loaded, or use multiprocessing.get_context("spawn").',
+        )
+    _used = True
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Says in words what MLX says of an array that belongs to another thread.
+
+    Raises:
+        UsageError: a model that was loaded lazily is first used in another thread.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "There is no Stream" not in str(error):
+            raise
+        raise UsageError(
+            "something here was made in another thread, and is not computed yet",
+            found=str(error),
+            hint="Load without lazy=True, or call mx.eval(lm.model) in the thread that loads.",
+        ) from None
 
 
 def backend() -> str:
@@ -50,17 +96,23 @@ def wired_memory() -> Iterator[None]:
     """Keeps the model's memory resident on Metal while generation runs; a no-op elsewhere.
 
     Several generations may run at once: the first one sets the limit, the last one restores what was there before.
+
+    Raises:
+        UsageError: as ``check_process`` and ``explained``.
     """
     global _wired_users, _wired_before
+    check_process()
     if backend() != "metal":
-        yield
+        with explained():
+            yield
         return
     with _wired_lock:
         _wired_users += 1
         if _wired_users == 1:
             _wired_before = mx.set_wired_limit(memory_limits()[0] or 0)
     try:
-        yield
+        with explained():
+            yield
     finally:
         with _wired_lock:
             _wired_users -= 1

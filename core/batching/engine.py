@@ -31,10 +31,10 @@ from core.batching.running import Running
 from core.batching.told import Told
 from core.batching.waiting import Waiting
 from core.batching.warm import run_every_step
-from core.device import memory_limits, wired_memory
+from core.device import check_process, explained, memory_limits, wired_memory
 from core.errors import CoreError, InsufficientMemoryError, ProcessorError, UsageError
 from core.language_model import LanguageModel
-from core.nn import Cache, depends_on_length
+from core.nn import Cache, rotation_limit
 from core.nn.rows import RowTemplate
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ class Batch:
         max_kv_tokens, kept_tokens, kv_bits, kv_group_size: as for ``Decoder.make_cache``.
 
     Raises:
-        UsageError: a setting out of range, or a model whose rotary frequencies depend on the sequence's length: all
-            rows of a step would get those of the longest.
+        UsageError: a setting out of range.
         CacheError: ``prefix`` belongs to another model or other settings.
     """
 
@@ -91,11 +90,7 @@ class Batch:
                 raise UsageError(f"{name} is out of range", expected="an integer, 1 or more", found=repr(value))
         self._source = model
         self._model = model.model if isinstance(model, LanguageModel) else model
-        if depends_on_length(self._model):
-            raise UsageError(
-                "the rotary frequencies of this model depend on the sequence's length, which differs within a batch",
-                hint="Generate its requests one after another.",
-            )
+        self._rotation_limit = rotation_limit(self._model)
         self._cache_settings = {
             "max_kv_tokens": max_kv_tokens,
             "kept_tokens": kept_tokens,
@@ -134,11 +129,19 @@ class Batch:
                 ``logprobs``, ``eos`` and the fields of ``Sampling``.
 
         Raises:
-            UsageError, TokenizerError, ChatTemplateError: as ``LanguageModel.stream``.
+            UsageError, TokenizerError, ChatTemplateError: as ``LanguageModel.stream``; UsageError also for a request so
+                long that the model's rotary frequencies would depend on its length: a step gives all rows the same.
             InsufficientMemoryError: its cache would not fit even alone.
         """
         asked = wanted(self._source, prompt, options, bounded=self._cache_settings["max_kv_tokens"] is not None)
         total = len(asked.prompt_ids) + asked.max_tokens
+        if self._rotation_limit is not None and total > self._rotation_limit:
+            raise UsageError(
+                "the rotary frequencies of this model depend on the length of long sequences, which differs in a batch",
+                expected=f"at most {self._rotation_limit:,} tokens, prompt and max_tokens together",
+                found=f"{total:,}",
+                hint="Ask for fewer max_tokens, or generate this request by itself.",
+            )
         nbytes = self._template.row_bytes(capacity_class(total) if self._template.grows else 0)
         if nbytes > self._waiting.max_bytes:
             raise InsufficientMemoryError(
@@ -196,13 +199,15 @@ class Batch:
 
     def _step(self) -> None:
         """A step, whole; or what it touched has failed, and all else is as before."""
+        check_process()
         if self._unfinished:  # another interrupt has come before the last one was dealt with
             self._recover(_interrupted())
         try:
             self._unfinished = True
             self._keep_resident()
-            self._let_in_and_out()
-            self._decode(*self._turn())
+            with explained():
+                self._let_in_and_out()
+                self._decode(*self._turn())
             self._reading = None
             self._unfinished = False
         except Exception as error:  # of the model or the device: no row's cache can be trusted any more
@@ -345,7 +350,8 @@ class Batch:
         """An error within fails these prompts, and nobody else."""
         moving = self._moving
         try:
-            yield
+            with explained():
+                yield
         except Exception as error:
             failure = kept(error)
             for row in reading.rows:

@@ -20,6 +20,7 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
 }
+_BOUNDS = (1e-9, 1e18)  # of every number: beyond any published model, and their products are still floats
 # What each type reads beside rope_type, rope_theta and partial_rotary_factor.
 _READ: dict[str, frozenset[str]] = {
     "default": frozenset(),
@@ -42,6 +43,7 @@ _READ: dict[str, frozenset[str]] = {
         {"factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"}
     ),
 }
+_MAY_BE_ZERO = ("mscale", "mscale_all_dim")
 _ALWAYS_READ = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
 # Types whose arithmetic needs the pre-training context length; transformers fills it from max_position_embeddings.
 _NEEDS_ORIGINAL_LENGTH = frozenset({"yarn", "llama3", "longrope"})
@@ -88,6 +90,9 @@ class RopeParameters(BaseModel):
         missing = [key for key in _REQUIRED.get(self.rope_type, ()) if getattr(self, key) is None]
         if missing:
             raise ValueError(f"rope_type {self.rope_type!r} needs {', '.join(missing)}")
+        for name, value in self:
+            for number in value if isinstance(value, list) else [value]:
+                _check_number(name, number)
         if self.rope_type == "yarn" and self.rope_theta <= 1:
             raise ValueError(f"rope_type 'yarn' needs rope_theta above 1, not {self.rope_theta}")
         if self.rope_type == "longrope" and self.original_max_position_embeddings == 1:
@@ -205,6 +210,14 @@ class RotaryConfig(ModelConfig):
         beside = ("rope_theta", "partial_rotary_factor")
         unread += [key for key in beside if key in nested and raw.get(key) not in (None, nested[key])]
         return sorted(unread)
+
+
+def _check_number(name: str, value: Any) -> None:
+    least, most = _BOUNDS
+    if type(value) is int and value > most:
+        raise ValueError(f"{name} is beyond all models: expected at most {most:g}")
+    if type(value) is float and not (least <= value <= most or (value == 0 and name in _MAY_BE_ZERO)):
+        raise ValueError(f"{name} is beyond all models: expected {least:g} to {most:g}, found {value:g}")
 
 
 def _is_size(value: Any) -> bool:

@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from core.evaluation.windows import Window, batches
 from core.generation.loop import PREFILL_CHUNK, CausalLM
+from core.nn import rotation_limit
 
 LOGITS_AT_ONCE = 1 << 24
 """Logits of one model that exist at once: 64 MiB in float32."""
@@ -47,7 +48,8 @@ def score_tokens(
     Args:
         model, reference: have ``make_cache``, ``hidden_states`` and ``head``, as ``core.nn.Decoder``.
         vocab_size: logits of a position.
-        tokens_at_once: a batch of windows is about so large; a longer window is read in pieces, through a cache.
+        tokens_at_once: a batch of windows is about so large; a longer window is read in pieces, through a cache, but
+            for models whose rotary frequencies depend on its length.
         logits_at_once: how many of one model's logits may exist at once.
     """
     rows = max(1, logits_at_once // vocab_size)
@@ -70,7 +72,9 @@ def score_tokens(
 def _hidden_states(model: CausalLM, tokens: mx.array, kept: int, tokens_at_once: int) -> mx.array:
     """What the last ``kept`` positions of each row hand to the head, ``[batch * kept, hidden_size]``."""
     batch, seq = tokens.shape
-    if batch * seq <= tokens_at_once:
+    limit = rotation_limit(model)
+    # Where rotary frequencies depend on the length, those of an early piece would be of a shorter window.
+    if batch * seq <= tokens_at_once or (limit is not None and seq > limit):
         hidden = model.hidden_states(tokens)[:, -kept:]
     else:
         step = max(1, tokens_at_once // batch)

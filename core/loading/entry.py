@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from core.checkpoint import Checkpoint, open_checkpoint
 from core.config import ModelConfig
-from core.device import describe
+from core.device import check_process, describe
 from core.errors import TokenizerError
 from core.loading import memory
 from core.loading.ahead import compile_ahead
@@ -145,10 +145,12 @@ def load(
         TokenizerError: there is no tokenizer; said before any weight is read.
         InsufficientMemoryError: the model is larger than the memory.
         QuantizationError: the weights are quantized already, or in a way that is not supported.
-        UsageError: ``dtype`` is none, or ``quantize`` asks for what the installed MLX does not have.
+        UsageError: ``dtype`` is none, ``quantize`` asks for what the installed MLX does not have, or this process was
+            forked from one that has used a model.
     """
     from core.language_model import LanguageModel
 
+    check_process()
     shown = progress is not None
     prepared = prepare(
         source,

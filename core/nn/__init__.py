@@ -11,7 +11,7 @@ from core.nn.linear import ExpertLinear, FusedLinear, Linear
 from core.nn.mlp import MLP
 from core.nn.parts import PreNorm, SparseExperts
 from core.nn.quantized import QuantizedExpertLinear, QuantizedLinear
-from core.nn.rope import RoPE, depends_on_length
+from core.nn.rope import RoPE, depends_on_length, rotation_limit
 from core.nn.settings import CacheSettings
 from core.nn.spec import CacheSpec
 from core.nn.state import State
@@ -36,4 +36,5 @@ __all__ = [
     "State",
     "Step",
     "depends_on_length",
+    "rotation_limit",
 ]

@@ -34,6 +34,7 @@ class Cache:
         batch: rows.
         settings: a bound on tokens, bits; None: neither.
         model: stands for the model whose cache this is; whoever keeps caches asks whether two have the same.
+        rotation_limit: as ``core.nn.rotation_limit`` says of the model.
 
     Attributes:
         blocks: one block cache for each spec.
@@ -50,8 +51,11 @@ class Cache:
         batch: int = 1,
         settings: CacheSettings | None = None,
         model: object | None = None,
+        rotation_limit: int | None = None,
     ) -> None:
         self.batch = batch
+        self.rotation_limit = rotation_limit
+        self._stretched: int | None = None  # the first position whose key was rotated as in a sequence beyond the limit
         self.specs = tuple(specs)
         self.settings = CacheSettings() if settings is None else settings
         self.settings.check(self.specs)
@@ -133,8 +137,16 @@ class Cache:
 
     def commit(self) -> None:
         """Ends the step that ``begin`` started."""
-        self.lengths = [length + count for length, count in zip(self.lengths, self._last_counts, strict=True)]
+        before = self.lengths
+        self.lengths = [length + count for length, count in zip(before, self._last_counts, strict=True)]
+        if self.rotation_limit is not None and self._stretched is None and max(self.lengths) > self.rotation_limit:
+            self._stretched = min(before)
         self._broken = False
+
+    @property
+    def unstretched(self) -> int:
+        """How many of the first tokens have keys that are rotated as in a sequence within ``rotation_limit``."""
+        return min(self.lengths) if self._stretched is None else min(self._stretched, *self.lengths)
 
     def can_rewind(self, tokens: int | Sequence[int]) -> bool:
         """Whether ``rewind`` would do this."""
@@ -148,8 +160,9 @@ class Cache:
         """Forgets the last ``tokens`` tokens of each row.
 
         Raises:
-            CacheError: more than a row holds, more than a sliding window or ``max_kv_tokens`` has kept, or, with
-                recurrent state, anything else than exactly the last step. The cache is then unchanged.
+            CacheError: more than a row holds, more than a sliding window or ``max_kv_tokens`` has kept, keys that are
+                rotated as in a sequence beyond ``rotation_limit`` in one within it, or, with recurrent state, anything
+                else than exactly the last step. The cache is then unchanged.
         """
         lengths = self._lengths_without(tokens)
         self._check_rewind(lengths)
@@ -160,6 +173,8 @@ class Cache:
                 elif isinstance(block, KeyValues):
                     block.disown()
         self.lengths = lengths
+        if self._stretched is not None and max(lengths) <= self._stretched:
+            self._stretched = None
         self._last_counts = [0] * self.batch
 
     def trim(self, length: int) -> None:
@@ -177,6 +192,13 @@ class Cache:
         for span in self.spans.values():
             for row, length in enumerate(lengths):
                 span.check_rewind(row, length)
+        limit, stretched = self.rotation_limit, self._stretched
+        if limit is not None and stretched is not None and any(stretched < length <= limit for length in lengths):
+            raise CacheError(
+                f"cannot rewind to {min(lengths)} tokens: their keys were rotated as in a sequence beyond {limit}",
+                expected=f"at most {stretched} tokens, or more than {limit}",
+                hint="Start again with a new cache, or keep a cache.copy() from before.",
+            )
         counts = [held - length for held, length in zip(self.lengths, lengths, strict=True)]
         if any(counts) and counts != self._last_counts and any(isinstance(block, State) for block in self.blocks):
             raise CacheError("recurrent state can only take the last step back", expected=f"{self._last_counts} tokens")
@@ -187,6 +209,7 @@ class Cache:
         twin.batch, twin.lengths, twin._broken = self.batch, list(self.lengths), self._broken
         twin.specs, twin.settings, twin.model = self.specs, self.settings, self.model
         twin._last_counts = list(self._last_counts)
+        twin.rotation_limit, twin._stretched = self.rotation_limit, self._stretched
         twin.blocks = [block.copy() for block in self.blocks]
         twin.spans = {reach: span.copy() for reach, span in self.spans.items()}
         return twin

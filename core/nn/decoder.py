@@ -16,6 +16,7 @@ from core.nn.embedding import embed
 from core.nn.groups import CacheGroups
 from core.nn.linear import Linear
 from core.nn.pacing import Pace
+from core.nn.rope import rotation_limit
 from core.nn.settings import CacheSettings
 from core.nn.spec import CacheSpec
 from core.nn.step import Step, StepPlan
@@ -69,7 +70,7 @@ class Decoder(nn.Module):
             UsageError: a setting out of range, or heads that cannot be packed in such groups.
         """
         settings = CacheSettings(max_kv_tokens, kept_tokens, kv_bits, kv_group_size)
-        return Cache(self._cache_specs, batch, settings, self._identity)
+        return Cache(self._cache_specs, batch, settings, self._identity, rotation_limit(self))
 
     def __call__(
         self, tokens: mx.array, cache: Cache | CacheGroups | None = None, lengths: Sequence[int] | None = None

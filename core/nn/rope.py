@@ -59,6 +59,11 @@ class RoPE:
                 self._wavelengths, self._long_wavelengths = _as_array(short), _as_array(long)
                 self._length = _known(parameters.original_max_position_embeddings)
 
+    @property
+    def limit(self) -> int | None:
+        """Tokens of the longest sequence whose frequencies are those of any shorter one; None: of all lengths."""
+        return self._length if self.parameters.rope_type in ("dynamic", "longrope") else None
+
     def __call__(self, x: mx.array, positions: mx.array) -> mx.array:
         """Rotates ``x``.
 
@@ -121,10 +126,15 @@ def _rows_at_once(x: mx.array, dims: int) -> int:
 
 def depends_on_length(model: object) -> bool:
     """Whether any rotary embedding of a model changes its frequencies with the sequence's length."""
+    return rotation_limit(model) is not None
+
+
+def rotation_limit(model: object) -> int | None:
+    """Tokens of the longest sequence whose rotary frequencies are those of any shorter one; None: of all lengths."""
     if not isinstance(model, nn.Module):
-        return False
-    held = (value for module in model.modules() for value in vars(module).values())
-    return any(isinstance(value, RoPE) and value.parameters.rope_type in ("dynamic", "longrope") for value in held)
+        return None
+    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, RoPE)]
+    return min((rope.limit for rope in held if rope.limit is not None), default=None)
 
 
 def _plain(theta: float, dims: int) -> list[float]:

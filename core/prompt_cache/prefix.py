@@ -4,7 +4,8 @@ Reuse is exact: a model goes on from a stored cache only at a length at which it
 cache can be cut at any length; one with a sliding window or ``max_kv_tokens`` only as far back as it still has every
 token that the next query sees (always, before it first dropped any); recurrent state only at the length at which it
 was stored. At least the prompt's last token is always left to process, since it takes a step to know what follows it.
-(Where rotary frequencies depend on the length, ``core.nn.depends_on_length``, keys stay as they were first rotated.)
+Where rotary frequencies depend on the sequence's length, so do the keys: what is kept and found again then ends where
+they begin to (``core.nn.rotation_limit``), and a longer prompt is processed whole.
 """
 
 from __future__ import annotations
@@ -72,12 +73,18 @@ class PrefixCache:
             cache: of one sequence.
 
         Returns:
-            Whether what the cache holds can be fetched now; False where it alone is larger than ``max_bytes``.
+            Whether what the cache holds can be fetched now; False where it alone is larger than ``max_bytes``. Of a
+            cache whose last keys were rotated as in a long sequence, only what is before them is meant.
 
         Raises:
             CacheError: another model or other settings, fewer ids than tokens, or not one usable sequence.
         """
         length = len(_held_ids(ids, cache))
+        if cache.rotation_limit is not None and cache.unstretched < length:
+            if not cache.can_rewind(length - cache.unstretched):
+                return False
+            cache, length = cache.copy(), cache.unstretched
+            cache.trim(length)
         key = _packed(ids[:length])
         with self._lock:
             self._check_owner(cache)
@@ -121,6 +128,8 @@ class PrefixCache:
         key = _packed(ids)
         with self._lock:
             self._check_owner(empty)
+            if empty.rotation_limit is not None and len(ids) > empty.rotation_limit:
+                return empty, 0
             best, entry = 0, None
             for candidate in self._entries.values():
                 length = min(_common(candidate.ids, key), len(ids) - 1)

@@ -25,6 +25,17 @@ CONFIG: dict[str, Any] = {
     "max_position_embeddings": 4096,
 }
 EXPERTS = CONFIG | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}
+SCALINGS: dict[str, dict[str, Any]] = {
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+    "longrope": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0, 1.5, 2.0, 2.5],
+        "long_factor": [4.0, 5.0, 6.0, 8.0],
+        "original_max_position_embeddings": 40,
+    },
+}
+"""Rotary embeddings whose frequencies depend on the length beyond 40 tokens."""
 WINDOW = 8
 KINDS = ("full", "window", "beside", "experts", "state", "recurrent", "packed")
 

@@ -15,7 +15,7 @@ from core.batching.prefill import Reading
 from core.errors import CoreError, InsufficientMemoryError, ProcessorError, TokenizerError, UsageError
 from core.generation.chooser import Chooser
 from core.text import TextFiles, Tokenizer
-from tests.batching.models import CONFIG, check_alone, model, prompt
+from tests.batching.models import CONFIG, SCALINGS, check_alone, model, prompt
 from tests.text.vocabularies import config as tokens
 from tests.text.vocabularies import sentencepiece_json
 
@@ -358,10 +358,23 @@ def test_first_come_first_served_within_the_memory() -> None:
         check_alone("full", request)
 
 
-def test_models_whose_rotations_depend_on_the_length_are_refused() -> None:
-    scaled = core.build(CONFIG | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}).model
-    with pytest.raises(UsageError, match="depend on the sequence's length"):
-        core.Batch(scaled)
+@pytest.mark.parametrize("kind", SCALINGS)
+def test_models_whose_rotations_depend_on_the_length(kind: str) -> None:
+    """Up to a length they do not, and beyond it a request is refused."""
+    length = 40 if kind == "dynamic" else 80
+    scaled = core.build(CONFIG | {"rope_parameters": SCALINGS[kind], "max_position_embeddings": length}).model
+    batch = core.Batch(scaled, prefill_chunk=4, prefill_burst=8, prefix=core.PrefixCache(1 << 20))
+    prompts = [prompt(1, 30), prompt(2, 3), prompt(3, 17), prompt(4, 33), prompt(1, 20)]
+    requests = [batch.submit(ids, max_tokens=40 - len(ids)) for ids in prompts]
+    with pytest.raises(UsageError, match="at most 40 tokens"):
+        batch.submit(prompt(1, 30), max_tokens=11)
+    list(batch)
+    for ids, request in zip(prompts, requests, strict=True):
+        assert request.result is not None, request.error
+        assert request.result.token_ids == list(core.generate_tokens(scaled, ids, max_tokens=40 - len(ids)))
+
+
+def test_settings_out_of_range() -> None:
     for name in ("max_rows", "prefill_chunk", "prefill_burst"):
         with pytest.raises(UsageError, match=name):
             core.Batch(model("full"), **{name: 0})

@@ -9,6 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+import core
+from core.errors import ConfigError
 from core.nn import RoPE
 from plugins.mistral.config import MistralConfig
 from plugins.mixtral.config import MixtralConfig
@@ -70,6 +72,31 @@ def test_keys_that_the_type_does_not_read_are_unread(scaling: dict, unread: list
     config = MistralConfig.from_dict(raw | {"model_type": "mistral"})
     found = [key for key in config.unread_keys(raw) if key.startswith("rope_scaling.")]
     assert found == [f"rope_scaling.{key}" for key in unread]
+
+
+ABSURD: list[dict] = [
+    {"factor": 1e308},
+    {"factor": 5e-324},
+    {"beta_fast": 1e308},
+    {"beta_slow": 5e-324},
+    {"original_max_position_embeddings": 10**400},
+    {"attention_factor": 1e300},
+    {"mscale": 1.0, "mscale_all_dim": -7.213475204444817},
+    {"rope_theta": 1e308},
+    {"rope_type": "linear", "factor": 5e-324},
+    {"rope_type": "longrope", "short_factor": [0.0] * 64, "long_factor": [1.0] * 64},
+    {"rope_type": "longrope", "short_factor": [1.0] * 64, "long_factor": [-1.0] * 64},
+]
+
+
+@pytest.mark.parametrize("absurd", ABSURD, ids=lambda absurd: list(absurd)[-1])
+def test_absurd_numbers_are_the_configs_fault(absurd: dict) -> None:
+    """And not the plugin's, whose block would be the first to compute with them."""
+    name = list(absurd)[-1] if "short_factor" not in absurd else "short_factor|long_factor"
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "rope_theta": 1e4}
+    raw = CASES[next(iter(CASES))] | {"model_type": "mistral", "rope_scaling": None, "rope_parameters": yarn | absurd}
+    with pytest.raises(ConfigError, match=name):
+        core.build(raw)
 
 
 @pytest.mark.parametrize("case", CASES)

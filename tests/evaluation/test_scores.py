@@ -11,6 +11,7 @@ import pytest
 import core
 from core.evaluation.scores import kl_divergence, score_tokens
 from core.evaluation.windows import plan_windows
+from tests.batching.models import CONFIG, SCALINGS, VOCABULARY
 from tests.fixtures import oracle
 
 IDS = np.random.default_rng(0).integers(0, 256, 120).tolist()
@@ -41,6 +42,25 @@ def test_a_batch_of_windows_is_one_by_one(name: str) -> None:
     np.testing.assert_allclose(scores(lm, tokens_at_once=100), alone, atol=ROUNDING, rtol=0)
     np.testing.assert_allclose(scores(lm, tokens_at_once=5), alone, atol=ROUNDING, rtol=0)  # in pieces, with a cache
     np.testing.assert_allclose(scores(lm, logits_at_once=256 * 3), alone, atol=ROUNDING, rtol=0)  # three positions
+
+
+@pytest.mark.parametrize("kind", SCALINGS)
+@pytest.mark.parametrize("size", [24, 40, 41, 70])
+def test_windows_of_models_whose_rotations_depend_on_the_length(kind: str, size: int) -> None:
+    """Against one pass over each window, as in transformers' recipe, however few tokens are read at once."""
+    length = 40 if kind == "dynamic" else 80
+    raw = CONFIG | {"rope_parameters": SCALINGS[kind], "max_position_embeddings": length}
+    model, ids = core.build(raw).model, [token % VOCABULARY for token in IDS]
+    windows = list(plan_windows(len(ids), size, size))
+    scored = score_tokens(model, ids, iter(windows), vocab_size=VOCABULARY, tokens_at_once=16)
+    found = list(chain.from_iterable(each.losses for each in scored))
+    expected: list[float] = []
+    for window in windows:
+        tokens = mx.array([ids[window.start : window.stop]])
+        logits = np.array(model(tokens[:, :-1])[0]).astype(np.float64)[-window.scored :]
+        chosen = logits[np.arange(window.scored), ids[window.stop - window.scored : window.stop]]
+        expected += (np.log(np.exp(logits).sum(axis=-1)) - chosen).tolist()
+    np.testing.assert_allclose(found, expected, atol=ROUNDING, rtol=0)
 
 
 def test_no_more_logits_than_allowed_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
