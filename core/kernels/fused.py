@@ -98,12 +98,12 @@ class FusedSource:
         return len(inputs) == len(kernel.input_names) and all(x.size for x in inputs) and kernel.supports(*inputs)
 
     def compare(self, inputs: tuple[mx.array, ...]) -> Comparison:
-        """Runs source and reference on concrete inputs."""
+        """Runs source and definition on concrete inputs."""
         actual = self.launch(inputs)
         # Before the reference, and on numbers never seen before (check_key): an output that the source does not write
         # must not find the right numbers in a recycled buffer.
         mx.eval(actual)
-        expected = self.kernel.reference(*inputs)
+        expected = self.kernel.definition(*inputs)
         return compare(actual, expected, self.kernel.tolerance_of(expected.dtype))
 
     def instance(self, inputs: tuple[mx.array, ...], launch: Launch) -> Instance:
@@ -197,7 +197,7 @@ class FusedSource:
     def _check_key(self, code: str, shape_class: Hashable) -> str:
         """Names a check: the compiled code, and all that decides what it is compared with, and how closely."""
         kernel = self.kernel
-        functions = (_code_of(f) for f in (kernel.reference, kernel.sample_inputs, kernel.launch))
+        functions = (_code_of(f) for f in (kernel.definition, kernel.sample_inputs, kernel.launch))
         return digest("check", code, kernel.name, *functions, sorted(kernel.tolerance.items(), key=str), shape_class)
 
     def _shape_class(self, inputs: tuple[mx.array, ...], launch: Launch) -> Hashable:

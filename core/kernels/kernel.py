@@ -44,6 +44,8 @@ class Kernel:
         tolerance: allowed error for each dtype of the output; one that it does not list has the default of
             ``core.kernels.compare``, and an integer none at all.
         supports: whether the sources take these inputs; reads shapes and dtypes only. Empty arrays never reach it.
+        definition: what a check compares with, where that is not the reference: the same function for small inputs,
+            of operations that start at once.
 
     Raises:
         PluginError: another kernel has this name.
@@ -63,6 +65,7 @@ class Kernel:
         in_place: bool = False,
         tolerance: Mapping[mx.Dtype, Tolerance] | None = None,
         supports: Callable[..., bool] | None = None,
+        definition: Function | None = None,
     ) -> None:
         self.name = name
         self.reference = reference
@@ -75,6 +78,7 @@ class Kernel:
         self.in_place = in_place
         self.tolerance = {**DEFAULT_TOLERANCE, **(tolerance or {})}
         self.supports = supports or _supports_all
+        self.definition = reference if definition is None else definition
         self.input_names = tuple(inspect.signature(reference).parameters)
         self.origin = Origin.of_caller(1)
         self._fused: dict[KernelDevice, FusedSource] = {}

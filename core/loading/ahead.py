@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from core.kernels import inference
 from core.kernels.ahead import compiling_ahead
 from core.kernels.cuda_code import digest
 from core.kernels.device import current_device
@@ -40,7 +41,7 @@ def compile_ahead(model: nn.Module, plan: Plan) -> None:
 
 def _pass(model: Decoder, ids: mx.array) -> mx.array:
     cache = model.make_cache()
-    with compiling_ahead():
+    with compiling_ahead(), inference():
         prompt = model.head(model.hidden_states(ids, cache)[:, -1:])
         step = model.head(model.hidden_states(ids[:, :1].astype(mx.uint32), cache))
     return prompt + step

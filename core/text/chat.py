@@ -65,6 +65,13 @@ class Chat:
     def is_possible(self) -> bool:
         return bool(self._templates) or self._instruct is not None
 
+    @property
+    def format(self) -> str | None:
+        """What serves for conversations: ``"template"``, ``"instruct v3"`` (of that version), or None."""
+        if self._templates:
+            return "template"
+        return None if self._instruct is None else f"instruct v{self._instruct.version}"
+
     def render(
         self, messages: Messages, tools: Tools | None, template: str | None, variables: Mapping[str, Any]
     ) -> str:

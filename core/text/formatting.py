@@ -85,7 +85,9 @@ def formatted(formatter: Any, form: Traced, args: Sequence[Any], kwargs: Mapping
                 pieces.append(to_text(value))
                 continue
             made = formatter.format_field(formatter.convert_field(value, conversion), filled)
-            pieces.append(resembling(made, value) if isinstance(value, str) else made)
+            # A width may be filled up with a sign of the form's: "{:[>6}".
+            filling = resembling(filled[:1] if filled[1:2] in tuple("<>=^") else "", form)
+            pieces.append(resembling(made, value, filling) if isinstance(value, str) else made)
         return pieces
 
     return _counted(parsed(form, 1))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from core.text.meter import METER
-from core.text.origin import WRITTEN, Traced, joined, resembling
+from core.text.origin import GIVEN, Traced, joined, resembling
 
 _MAX_INDENT = 64
 
@@ -21,7 +21,7 @@ def tojson(
 ) -> Traced:
     """JSON as models were trained on it: jinja2's own filter escapes HTML and sorts keys.
 
-    It is `json.dumps` with these arguments. Signs and numbers are the template's, strings those of whoever wrote them.
+    It is `json.dumps` with these arguments. Strings have the origin that they had; signs and numbers count as given.
 
     Raises:
         TypeError: ``value`` holds what JSON does not know.
@@ -82,4 +82,4 @@ def _key(key: object) -> str:
 
 
 def _signs(text: str) -> Traced:
-    return Traced(text, WRITTEN * len(text))
+    return Traced(text, GIVEN * len(text))

@@ -55,6 +55,7 @@ class NativeTokenizer:
     chat_templates: Mapping[str, str] = MappingProxyType({})
     chat_template: str | None = None
     can_chat = True
+    chat_format = "mistral-common"
 
     def __init__(self, path: Path) -> None:
         self._where = path

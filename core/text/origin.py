@@ -140,8 +140,11 @@ class Traced(str):
         return resembling(str.expandtabs(self, tabsize), self)
 
     def translate(self, table: Any) -> Traced:
-        used = list(table.values()) if isinstance(table, Mapping) else []
-        return resembling(str.translate(self, table), self, *(item for item in used if isinstance(item, str)))
+        text = str.translate(self, table)
+        used = table.values() if isinstance(table, Mapping) else [None]
+        if not all(isinstance(item, str) for item in used):  # characters by their numbers: whose, nobody knows
+            return Traced(text)
+        return resembling(text, self, *used)
 
     def _at(self, text: str, start: int) -> Traced:
         return Traced(text, self.origin[start : start + len(text)])
@@ -189,7 +192,8 @@ def resembling(text: str, *sources: str) -> Traced:
 
 def _filled(size: int, fillchar: str) -> Traced:
     """Padding. Where a method has its own, the template wrote it: it called the method."""
-    return Traced(fillchar * size, (fillchar.origin if isinstance(fillchar, Traced) else WRITTEN) * size)
+    origin = WRITTEN if fillchar == " " and not isinstance(fillchar, Traced) else origin_of(fillchar)
+    return Traced(fillchar * size, origin * size)
 
 
 def joined(pieces: Iterable[str]) -> Traced:

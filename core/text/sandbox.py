@@ -6,28 +6,22 @@ and filters keep the origin of each character where they can, and say that it is
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
-from datetime import datetime
 from functools import cache, lru_cache, wraps
 from types import BuiltinMethodType, GeneratorType, MethodType
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2.ext
-from jinja2 import nodes
-from jinja2.compiler import CodeGenerator, Frame, operators
-from jinja2.exceptions import FilterArgumentError, SecurityError
-from jinja2.filters import make_attrgetter
-from jinja2.parser import Parser
+from jinja2.ext import loopcontrols
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
-from jinja2.utils import Namespace, pass_environment
 
+from core.text import functions
+from core.text.compiler import Generation, Generator
 from core.text.content import Parts
 from core.text.formatting import formatted, percent
 from core.text.json_text import tojson
 from core.text.meter import MAX_BITS, METER, bound
-from core.text.origin import GIVEN, UNKNOWN, WRITTEN, Traced, origin_of
+from core.text.origin import GIVEN, UNKNOWN, WRITTEN, Traced, joined, origin_of
 from core.text.sizes import check_size
 
 _BYTES = frozenset({"encode", "to_bytes", "from_bytes"})  # methods that make bytes, which no template needs
@@ -54,101 +48,6 @@ _COMPARING = (
     "le",
     "in",
 )
-
-
-class RefusedError(Exception):
-    """``raise_exception`` of a template."""
-
-
-class Generator(CodeGenerator):
-    """Compiles templates so that the environment sees every constant, output, comparison, slice, list and block."""
-
-    def visit_Const(self, node: nodes.Const, frame: Frame) -> None:  # noqa: N802 (jinja2's own names)
-        if isinstance(node.value, str):
-            self.write(f"environment.written({node.value!r})")
-        else:
-            super().visit_Const(node, frame)
-
-    def visit_TemplateData(self, node: nodes.TemplateData, frame: Frame) -> None:  # noqa: N802
-        self.write(f"environment.written({node.data!r})")
-
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
-        if frame.eval_ctx.volatile or frame.eval_ctx.autoescape:
-            super().visit_Concat(node, frame)
-            return
-        self.write("environment.concatenated((")
-        for item in node.nodes:
-            self.visit(item, frame)
-            self.write(", ")
-        self.write("))")
-
-    def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:  # noqa: N802
-        self.write("(")
-        self._wrapped("compared", node.expr, frame)
-        for operand in node.ops:
-            self.visit(operand, frame)
-        self.write(")")
-
-    def visit_Operand(self, node: nodes.Operand, frame: Frame) -> None:  # noqa: N802
-        self.write(f" {operators[node.op]} ")
-        self._wrapped("compared", node.expr, frame)
-
-    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:  # noqa: N802
-        if not isinstance(node.arg, nodes.Slice):
-            super().visit_Getitem(node, frame)
-            return
-        self.write("environment.made(")
-        super().visit_Getitem(node, frame)
-        self.write(")")
-
-    def visit_List(self, node: nodes.List, frame: Frame) -> None:  # noqa: N802
-        self.write("environment.literal(")
-        super().visit_List(node, frame)
-        self.write(")")
-
-    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:  # noqa: N802
-        self.write("environment.literal(")
-        super().visit_Dict(node, frame)
-        self.write(")")
-
-    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:  # noqa: N802
-        if node.ctx != "load":
-            super().visit_Tuple(node, frame)
-            return
-        self.write("environment.literal(")
-        super().visit_Tuple(node, frame)
-        self.write(")")
-
-    def visit_For(self, node: nodes.For, frame: Frame) -> None:  # noqa: N802
-        if node.test is not None:
-            tick = nodes.EnvironmentAttribute("passes()")  # a node of jinja2's own, and not one of its counted calls
-            node.test = nodes.And(tick, node.test).set_lineno(node.lineno).set_environment(self.environment)
-        super().visit_For(node, frame)
-
-    def blockvisit(self, nodes: Iterable[nodes.Node], frame: Frame) -> None:
-        self.writeline("environment.passes()")
-        super().blockvisit(nodes, frame)
-
-    def _wrapped(self, function: str, node: nodes.Node, frame: Frame) -> None:
-        self.write(f"environment.{function}(")
-        self.visit(node, frame)
-        self.write(")")
-
-    def _output_child_to_const(self, node: nodes.Expr, frame: Frame, finalize: Any) -> str:
-        if not isinstance(node, nodes.TemplateData):
-            raise nodes.Impossible  # computed, and counted, when the template runs
-        return super()._output_child_to_const(node, frame, finalize)
-
-    def _output_const_repr(self, group: Iterable[Any]) -> str:
-        return f"environment.written({''.join(group)!r})"
-
-    def _output_child_pre(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
-        super()._output_child_pre(node, frame, finalize)
-        self.write("environment.text(")
-
-    def _output_child_post(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
-        self.write(")")
-        super()._output_child_post(node, frame, finalize)
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -199,7 +98,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         listed = list(pieces)
         METER.get().spend()
         METER.get().make(sum(map(len, listed)))
-        return next((piece for piece in listed if hasattr(piece, "__html__")), Traced("", b"")).join(listed)
+        return joined(listed)
 
     def concatenated(self, values: Iterable[object]) -> str:
         """``a ~ b ~ …``"""
@@ -236,7 +135,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(owner, str):
             METER.get().read(owner)
             if __obj.__name__ == "join" and len(args) == 1:
-                args = values = (_texts(args[0]),)
+                args = values = (functions.texts(args[0]),)
                 METER.get().make(sum(map(len, args[0])) + len(owner) * len(args[0]))
             if not isinstance(owner, Traced) and not hasattr(owner, "__html__"):
                 __obj = getattr(Traced(owner), __obj.__name__)
@@ -268,47 +167,36 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return format_ if value.__name__ == "format" else format_map
 
 
-class Generation(jinja2.ext.Extension):
-    """``{% generation %}…{% endgeneration %}`` marks assistant text for training; here it is its contents."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2's own form)
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-
-class PlainNamespace(Namespace):
-    """A namespace without underscored names, which lead to Python's internals."""
-
-    def __setitem__(self, name: str, value: object) -> None:
-        if name.startswith("_"):
-            raise SecurityError(f"a namespace attribute named {name!r}")
-        super().__setitem__(name, value)
-
-    def __repr__(self) -> str:
-        return "<Namespace>"  # not what is in it, which may be itself
-
-
 @cache
 def environment() -> Sandbox:
     """The one environment, with the filters, globals, tags and whitespace rules of transformers."""
     made = Sandbox(
         trim_blocks=True,
         lstrip_blocks=True,
-        extensions=[Generation, jinja2.ext.loopcontrols],
+        extensions=[Generation, loopcontrols],
         cache_size=0,
         optimized=False,  # nothing is computed while compiling, where nobody counts
     )
     # jinja2's own marks text as HTML, and what is added to it is then escaped: '{"name": ' + arguments|tojson|safe, as
     # published templates have it, would write &#34; (and does, in transformers).
-    made.filters.update(tojson=tojson, safe=made.text, string=made.text, join=_join, format=_format, sum=_sum)
+    made.filters.update(
+        tojson=tojson,
+        safe=made.text,
+        string=made.text,
+        join=functions.join,
+        format=functions.format_,
+        sum=functions.sum_,
+    )
     made.filters = {name: _counted_filter(made, name, function) for name, function in made.filters.items()}
     comparing: dict[str, Any] = {name: made.tests[name] for name in _COMPARING}
     made.tests.update((name, _counted_test(test)) for name, test in comparing.items())
     made.globals.pop("lipsum")
     made.globals.update(
-        raise_exception=_raise_exception, strftime_now=_strftime_now, namespace=PlainNamespace, dict=_dict, range=_range
+        raise_exception=functions.raise_exception,
+        strftime_now=functions.strftime_now,
+        namespace=functions.PlainNamespace,
+        dict=functions.dict_,
+        range=functions.range_,
     )
     return made
 
@@ -375,62 +263,3 @@ def _check_operands(operator: str, left: Any, right: Any) -> None:
         meter.make(max(size, 0))
     else:
         meter.make_items(max(size, 0))
-
-
-def _texts(values: Any) -> list[Any]:
-    if isinstance(values, str):
-        METER.get().make_items(len(values))
-    return list(METER.get().counted(values))
-
-
-@pass_environment
-def _join(sandbox: Sandbox, value: Any, d: object = "", attribute: str | int | None = None) -> str:
-    """jinja2's ``join``: the items as text, with ``d`` between them."""
-    items = _texts(value)
-    if attribute is not None:
-        items = list(map(make_attrgetter(sandbox, attribute), items))
-    between = sandbox.text(d)
-    texts = [sandbox.text(item) for item in items]
-    METER.get().make(sum(map(len, texts)) + len(between) * len(texts))
-    return (between if isinstance(between, Traced) else Traced(between)).join(texts)
-
-
-@pass_environment
-def _format(sandbox: Sandbox, value: object, *args: Any, **kwargs: Any) -> str:
-    """jinja2's ``format``: ``%`` with the arguments."""
-    if args and kwargs:
-        raise FilterArgumentError("can't handle positional and keyword arguments at the same time")
-    form = sandbox.text(value)
-    return percent(form if isinstance(form, Traced) else Traced(form), kwargs or args, sandbox.text)
-
-
-@pass_environment
-def _sum(sandbox: Sandbox, iterable: Any, attribute: str | int | None = None, start: Any = 0) -> Any:
-    """jinja2's ``sum``. Lists are added one by one, each of which copies those before."""
-    items = _texts(iterable)
-    if attribute is not None:
-        items = list(map(make_attrgetter(sandbox, attribute), items))
-    if not isinstance(start, int | float):
-        METER.get().spend(len(items) * METER.get().weigh(items) // 64)
-    return sum(items, start)
-
-
-def _raise_exception(message: object) -> NoReturn:
-    raise RefusedError(str(message))
-
-
-def _strftime_now(form: str) -> str:
-    if len(form) > 1_000 or re.search(r"%[^a-zA-Z%]*\d{3}", form):
-        raise bound("asks for a date of absurd length")
-    return datetime.now().strftime(form)
-
-
-def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    """`dict` without the attributes of the class."""
-    return dict(*args, **kwargs)
-
-
-def _range(*args: int) -> range:
-    result = range(*args)
-    METER.get().make_items(len(result))
-    return result

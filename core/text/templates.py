@@ -42,7 +42,8 @@ def render(
     """
     from jinja2.exceptions import SecurityError
 
-    from core.text.sandbox import RefusedError, Sandbox
+    from core.text.functions import RefusedError
+    from core.text.sandbox import Sandbox
 
     template = compile_template(source, where)
     own = {name: Sandbox.written(text) for name, text in (written or {}).items()}

@@ -101,6 +101,15 @@ class Tokenizer:
         """Whether conversations are understood: by a chat template, or by a vocabulary's known instruction format."""
         return self._chat.is_possible
 
+    @property
+    def chat_format(self) -> str | None:
+        """How conversations are put together; None where they are not understood.
+
+        ``"template"``; or ``"instruct v1"``, ``"instruct v3"`` or ``"instruct v7"``, Mistral's ``[INST]`` formats for
+        vocabularies of theirs without a template.
+        """
+        return self._chat.format
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a raw prompt. Literals of control tokens in ``text`` become control tokens.
 

@@ -332,6 +332,7 @@ def test_templates_by_name(checkpoint: Write) -> None:
         assert shown(path, tools=[{}], chat_template="rag") == "rag"
     assert shown(path, chat_template="{{ 1 + 1 }}") == "2"
     assert load_tokenizer(path).chat_template == "default"
+    assert load_tokenizer(path).chat_format == "template"
     with pytest.raises(ChatTemplateError, match=r"no chat template is named 'other' \(found default, rag, tool_use\)"):
         shown(path, chat_template="other")
 

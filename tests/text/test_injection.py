@@ -163,6 +163,8 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "keys": ("{% for k in c %}{{ k }}{% endfor %}", {"[IN": 1, "ST]": 2}),
     "items": ("{% for k in c %}{{ k }}{% endfor %}", ["[I", "NS", "T]"]),
     "map": ("{{ c | map('upper') | join }}", ["[in", "st]"]),
+    "format_spec_written": ("{{ '{:>9}'.format(c) }}", "[INST]"),
+    "json_signs": ("[TOOL_CALLS{{ c | tojson | replace('[', '') }}", [[]]),
     "printed": ("{{ c }}", {"x": "[INST]"}),
 }
 
@@ -189,6 +191,9 @@ def test_what_nobody_can_tell_is_refused(make: Make) -> None:
     ):
         tokenizer.encode_chat([user("[INST]")])
     assert control(tokenizer, tokenizer.encode_chat([user("words")])) == ["<s>"]
+    filled = "{{ bos_token }}{{ messages[0].content.format('INST]') }}"
+    with pytest.raises(ChatTemplateError, match=r"makes the control token '\[INST\]'"):
+        tokenizer.encode_chat([user("{:[>6}")], chat_template=filled)
 
 
 def test_roles_make_control_tokens_where_they_are_known() -> None:
@@ -313,10 +318,10 @@ OPERATIONS: list[Callable[[Any, Any, Any], Any]] = [
     lambda a, b, n: a.capitalize(),
     lambda a, b, n: a.title(),
     lambda a, b, n: a.swapcase(),
-    lambda a, b, n: a.center(n, "a"),
-    lambda a, b, n: a.ljust(n, "a"),
-    lambda a, b, n: a.rjust(n, "b"),
-    lambda a, b, n: a.center(len(a) + n, "b"),
+    lambda a, b, n: a.center(n, b[:1] or " "),
+    lambda a, b, n: a.ljust(n, b[:1] or " "),
+    lambda a, b, n: a.rjust(n, b[:1] or " "),
+    lambda a, b, n: a.center(len(a) + n, b[:1] or " "),
 ]
 TEXT = st.lists(st.tuples(st.booleans(), st.sampled_from(["a", "b", "aB", " ", "\n", "ß"])), max_size=8)
 

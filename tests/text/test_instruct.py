@@ -136,3 +136,13 @@ def test_can_chat(make: Make) -> None:
     assert make("v1-legacy").can_chat
     assert make("v1-legacy").chat_template is None
     assert make("v3-metaspace", "{{ messages }}").can_chat
+
+
+def test_which_format_serves_is_said(make: Make) -> None:
+    for version in (1, 3, 7):
+        assert make(f"v{version}-metaspace").chat_format == f"instruct v{version}"
+    assert make("v3-metaspace", "{{ messages }}").chat_format == "template"
+
+
+def test_a_vocabulary_of_another_family_has_no_format(stories: Tokenizer) -> None:
+    assert stories.chat_format is None

@@ -77,6 +77,7 @@ def test_conversations_are_mistral_commons(
     ids = native.encode_chat(CHAT)
     assert ids == tekken_reference(CHAT, None)
     assert native.can_chat
+    assert native.chat_format == "mistral-common"
     assert native.render_chat(CHAT).startswith("<s>[INST]Écris [/INST] 🗼[/INST]")
     assert ids.count(native.id_of("[/INST]")) == 2  # what the user wrote is text
 
