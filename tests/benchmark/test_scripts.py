@@ -1,4 +1,4 @@
-"""Every script of ``benchmarks`` runs to its end on something tiny, our side only; what it measures is not looked at."""
+"""Every script of ``benchmarks`` runs to its end on something tiny; its figures are not looked at."""
 
 from __future__ import annotations
 
