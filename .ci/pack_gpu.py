@@ -67,7 +67,7 @@ def split(wheels: list[Path], directory: Path, most: int) -> list[Path]:
         if len(pieces) == 1:
             parts.append((wheel.name, data))
         else:
-            parts += [(f"{wheel.name}.part{i:02}", piece) for i, piece in enumerate(pieces)]
+            parts += [(f"{wheel.name}.part{i:03}", piece) for i, piece in enumerate(pieces)]
     folders: list[Path] = []
     left = 0
     for name, data in sorted(parts, key=lambda part: -len(part[1])):
@@ -81,9 +81,12 @@ def split(wheels: list[Path], directory: Path, most: int) -> list[Path]:
 
 
 JOIN = """\
-# Files with .partNN in their names are parts of one wheel.
+# Files with .partNNN in their names are parts of one wheel.
 cd WHEELS
-for first in *.part00; do [ -e "$first" ] && cat "${first%00}"* > "${first%.part00}" && rm "${first%00}"*; done; cd -
+for first in *.part000; do
+  [ -e "$first" ] && cat "${first%000}"* > "${first%.part000}" && rm "${first%000}"*
+done
+cd -
 """
 INSTALL = """\
 python3 -m pip install --no-index --no-deps --no-compile --upgrade --target SITE WHEELS/*.whl
