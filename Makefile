@@ -1,23 +1,33 @@
 # Two commands set up everything on a machine that has only Python 3.11+ and make:
 #   make demo    generates text with the bundled demo model
 #   make test    passes the tests
-# On an NVIDIA machine add EXTRA=cuda13 (or cuda12).
+# On an NVIDIA machine add EXTRA=cuda13 (or cuda12). There
+#   make test-gpu                        passes the tests that depend on the device
+#   make test-gpu PYTHON_GPU=python3     the same with a Python that has everything, and no network
 
 PYTHON ?= python3
 VENV ?= .venv
 EXTRA ?= cpu
 PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_GPU_ARGS ?= -n 6 --dist loadfile
+GPU_TESTS := fast kernels nn generation batching prompt_cache weights loading evaluation chat saving
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTHON_GPU ?= $(BIN)/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-gpu lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/corelm generate "To be, or" --model demo:mistral --max-tokens 120 --seed 7 </dev/null
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# A Python of the machine's own has further plugins of pytest; one for benchmarks warns where workers run in parallel.
+test-gpu: $(if $(filter $(BIN)/python,$(PYTHON_GPU)),$(VENV)/.installed-test)
+	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON_GPU) -m pytest \
+		-p no:benchmark -p no:cacheprovider $(PYTEST_GPU_ARGS) $(addprefix tests/,$(GPU_TESTS))
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -29,8 +29,6 @@ CONFIG = {
     "architectures": ["MixtralForCausalLM"],
     "model_type": "mixtral",
     "vocab_size": VOCAB,
-    "hidden_size": SIZE,
-    "intermediate_size": INTER,
     "num_attention_heads": 16,
     "num_key_value_heads": 4,
     "num_local_experts": EXPERTS,
@@ -43,10 +41,12 @@ CONFIG = {
 TOKENIZER = Path(__file__).parents[1] / "core" / "demos" / "mixtral"
 
 
-def write_source(directory: Path, layers: int) -> int:
+def write_source(directory: Path, layers: int, divisor: int) -> int:
     """A checkpoint of random weights, two layers in a shard; returns its bytes."""
     directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": layers}))
+    hidden, inter = SIZE // divisor, INTER // divisor
+    sizes = {"hidden_size": hidden, "intermediate_size": inter, "num_hidden_layers": layers}
+    (directory / "config.json").write_text(json.dumps(CONFIG | sizes))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TOKENIZER / name, directory / name)
     mx.random.seed(0)
@@ -59,18 +59,18 @@ def write_source(directory: Path, layers: int) -> int:
     for number in range(count):
         tensors: dict[str, mx.array] = {}
         if number == 0:
-            tensors |= {"model.embed_tokens.weight": matrix(VOCAB, SIZE), "lm_head.weight": matrix(VOCAB, SIZE)}
-            tensors["model.norm.weight"] = mx.ones((SIZE,), mx.bfloat16)
+            tensors |= {"model.embed_tokens.weight": matrix(VOCAB, hidden), "lm_head.weight": matrix(VOCAB, hidden)}
+            tensors["model.norm.weight"] = mx.ones((hidden,), mx.bfloat16)
         for layer in range(2 * number, min(2 * number + 2, layers)):
             start = f"model.layers.{layer}"
-            for part, rows in {"q": SIZE, "k": SIZE // 4, "v": SIZE // 4, "o": SIZE}.items():
-                tensors[f"{start}.self_attn.{part}_proj.weight"] = matrix(rows, SIZE)
+            for part, rows in {"q": hidden, "k": hidden // 4, "v": hidden // 4, "o": hidden}.items():
+                tensors[f"{start}.self_attn.{part}_proj.weight"] = matrix(rows, hidden)
             for norm in ("input", "post_attention"):
-                tensors[f"{start}.{norm}_layernorm.weight"] = mx.ones((SIZE,), mx.bfloat16)
+                tensors[f"{start}.{norm}_layernorm.weight"] = mx.ones((hidden,), mx.bfloat16)
             moe = f"{start}.block_sparse_moe"
-            tensors[f"{moe}.gate.weight"] = matrix(EXPERTS, SIZE)
+            tensors[f"{moe}.gate.weight"] = matrix(EXPERTS, hidden)
             for expert in range(EXPERTS):
-                for part, shape in {"w1": (INTER, SIZE), "w2": (SIZE, INTER), "w3": (INTER, SIZE)}.items():
+                for part, shape in {"w1": (inter, hidden), "w2": (hidden, inter), "w3": (inter, hidden)}.items():
                     tensors[f"{moe}.experts.{expert}.{part}.weight"] = matrix(*shape)
         name = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
         mx.save_safetensors(str(directory / name), tensors, {"format": "pt"})
@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=10)
     parser.add_argument("--bits", type=int, default=4, choices=(2, 3, 4, 6, 8, 16), help="16: no quantization")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--divisor", type=int, default=1, help="of the model's sizes, to try this script")
     parser.add_argument("--directory", type=Path, help="where to work; it must have room for twice the model")
     arguments = parser.parse_args()
     bits = arguments.bits
@@ -104,7 +105,7 @@ def main() -> None:
         source, target = Path(work) / "source", Path(work) / "target"
         # In a process of its own: a child's peak counts that of the process it was forked from.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            size = pool.apply(write_source, (source, arguments.layers))
+            size = pool.apply(write_source, (source, arguments.layers, arguments.divisor))
         quantize = [] if bits == 16 else ["--bits", str(bits), "--group-size", "64"]
         peer = [] if bits == 16 else ["-q", "--q-bits", str(bits), "--q-group-size", "64"]
         sides = {

@@ -31,8 +31,6 @@ CONFIG = {
     "architectures": ["MistralForCausalLM"],
     "model_type": "mistral",
     "vocab_size": VOCAB,
-    "hidden_size": SIZE,
-    "intermediate_size": INTER,
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
     "max_position_embeddings": 32768,
@@ -70,11 +68,13 @@ def matrix(name: str, rows: int, columns: int, bits: int) -> dict[str, mx.array]
     return {f"{name}.{role}": array for role, array in zip(("weight", "scales", "biases"), arrays, strict=False)}
 
 
-def write_source(directory: Path, layers: int, bits: int) -> int:
+def write_source(directory: Path, layers: int, bits: int, divisor: int) -> int:
     """A sharded checkpoint of random weights; returns its bytes."""
     directory.mkdir(parents=True)
+    hidden, inter, keys = SIZE // divisor, INTER // divisor, KEYS // divisor
+    sizes = {"hidden_size": hidden, "intermediate_size": inter, "num_hidden_layers": layers}
     quantization = {} if bits == 16 else {"quantization": {"group_size": 64, "bits": bits}}
-    (directory / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": layers, **quantization}))
+    (directory / "config.json").write_text(json.dumps(CONFIG | sizes | quantization))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TOKENIZER / name, directory / name)
     mx.random.seed(0)
@@ -90,18 +90,18 @@ def write_source(directory: Path, layers: int, bits: int) -> int:
         index.update(dict.fromkeys(tensors, name))
         tensors.clear()
 
-    tensors |= matrix("model.embed_tokens", VOCAB, SIZE, bits)
+    tensors |= matrix("model.embed_tokens", VOCAB, hidden, bits)
     for layer in range(layers):
         start = f"model.layers.{layer}"
-        for part, rows in {"q": SIZE, "k": KEYS, "v": KEYS, "o": SIZE}.items():
-            tensors |= matrix(f"{start}.self_attn.{part}_proj", rows, SIZE, bits)
-        for part, (rows, columns) in {"gate": (INTER, SIZE), "up": (INTER, SIZE), "down": (SIZE, INTER)}.items():
+        for part, rows in {"q": hidden, "k": keys, "v": keys, "o": hidden}.items():
+            tensors |= matrix(f"{start}.self_attn.{part}_proj", rows, hidden, bits)
+        for part, (rows, columns) in {"gate": (inter, hidden), "up": (inter, hidden), "down": (hidden, inter)}.items():
             tensors |= matrix(f"{start}.mlp.{part}_proj", rows, columns, bits)
         for norm in ("input", "post_attention"):
-            tensors[f"{start}.{norm}_layernorm.weight"] = mx.ones((SIZE,), mx.bfloat16)
+            tensors[f"{start}.{norm}_layernorm.weight"] = mx.ones((hidden,), mx.bfloat16)
         if sum(array.nbytes for array in tensors.values()) > SHARD:
             flush()
-    tensors |= matrix("lm_head", VOCAB, SIZE, bits) | {"model.norm.weight": mx.ones((SIZE,), mx.bfloat16)}
+    tensors |= matrix("lm_head", VOCAB, hidden, bits) | {"model.norm.weight": mx.ones((hidden,), mx.bfloat16)}
     flush()
     for number in range(1, shards + 1):
         old, new = f"model-part{number}.safetensors", f"model-{number:05d}-of-{shards:05d}.safetensors"
@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--bits", type=int, default=16, choices=(2, 3, 4, 6, 8, 16), help="16: no quantization")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--divisor", type=int, default=1, help="of the model's sizes, to try this script")
     parser.add_argument("--directory", type=Path, help="where to work; it must have room for the model")
     arguments = parser.parse_args()
     sides = [side for side in SIDES if side != "mlx-lm" or importlib.util.find_spec("mlx_lm") is not None]
@@ -134,7 +135,7 @@ def main() -> None:
         source = Path(work) / "source"
         # In a process of its own, whose memory is gone when the loads begin.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            size = pool.apply(write_source, (source, arguments.layers, arguments.bits))
+            size = pool.apply(write_source, (source, arguments.layers, arguments.bits, arguments.divisor))
         for _ in range(arguments.repeats + 1):
             for side in sides:
                 runs[side].append(measured(side, source))
