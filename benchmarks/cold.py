@@ -5,8 +5,9 @@
 A checkpoint with random weights is written as mlx-lm would, unless ``--folder`` holds one, and lies in the file cache.
 Each line is a process of its own: seconds to import, to load, from there to the first token, and to the 64th. "first"
 has no compiled code on disk, neither ours nor MLX's; "second" has what the first has left. ``--batch`` adds a batch of
-so many prompts of 512 tokens: seconds from the loaded model to the first token of the last of them, and after
-``Batch.warm()`` the longest gap between steps beside the median. ``--demo`` times ``corelm generate``.
+so many prompts of 512 tokens, with and without ``Batch.warm()``: seconds to the first token and to that of the last
+request, and the longest step beside the median, while all decode and while others come and go. ``--demo`` times
+``corelm generate``.
 """
 
 from __future__ import annotations
@@ -47,27 +48,33 @@ print(json.dumps([imported - start, loaded - imported, marks[0] - loaded, marks[
 """
 BATCH = """
 import json, statistics, sys, time, core
-rows, warm = int(sys.argv[2]), sys.argv[3] == "warm"
+rows, warm, steps = int(sys.argv[2]), sys.argv[3] == "warm", int(sys.argv[4])
 lm = core.load(sys.argv[1], tokenizer=False); loaded = time.perf_counter()
 batch = core.Batch(lm.model, max_rows=rows)
 if warm: batch.warm()
 warmed = time.perf_counter()
-requests = [batch.submit([(7 * i + 13 * row) % 1000 for i in range(512)], max_tokens=64) for row in range(rows)]
-seen, last, first = set(), 0.0, warmed
+def submit(place, prompt, tokens):
+    ids = [(7 * i + 13 * place) % 1000 for i in range(prompt)]
+    return batch.submit(ids, max_tokens=tokens, temperature=0.7 * (place % 2), seed=place)
+requests = [submit(row, 512, steps) for row in range(rows)]
+seen, firsts = set(), []
 while len(seen) < rows:
     for event in batch.step():
-        if event.request.id not in seen: seen.add(event.request.id)
-first = time.perf_counter() - warmed
-for _ in batch: pass
-gaps, added = [], 0
-while len(gaps) < 1000:  # requests of all lengths come and go
-    while sum(not r.done for r in requests) < rows:
-        added += 1
-        requests.append(batch.submit([(5 * i + added) % 1000 for i in range(1 + 37 * added % 900)],
-                                     max_tokens=20 + 11 * added % 90, temperature=0.7 * (added % 2), seed=added))
-        requests = [r for r in requests if not r.done]
-    began = time.perf_counter(); batch.step(); gaps.append(time.perf_counter() - began)
-print(json.dumps([warmed - loaded, first, max(gaps) * 1e3, statistics.median(gaps) * 1e3]))
+        if event.request.id not in seen:
+            seen.add(event.request.id)
+            firsts.append(time.perf_counter() - warmed)
+def gaps(count, refill):
+    found = []
+    while len(found) < count and batch.pending:
+        requests[:] = [request for request in requests if not request.done]
+        while refill and len(requests) < rows:
+            place = len(found) + 100
+            requests.append(submit(place, 1 + 37 * place % 900, 20 + 11 * place % 90))
+        began = time.perf_counter(); batch.step(); found.append(1e3 * (time.perf_counter() - began))
+    return max(found), statistics.median(found)
+steady = gaps(steps - 10, False)
+for request in requests: request.cancel()
+print(json.dumps([warmed - loaded, firsts[0], firsts[-1], *steady, *gaps(steps // 4, True)]))
 """
 
 
@@ -143,6 +150,7 @@ def main() -> None:
     parser.add_argument("--against", choices=["mlx-lm"])
     parser.add_argument("--batch", type=int, help="rows of a batch")
     parser.add_argument("--demo", action="store_true")
+    parser.add_argument("--steps", type=int, default=1000, help="of the batch that are timed")
     parser.add_argument("--runs", type=int, default=2, help="processes of each side")
     parser.add_argument("--folder", type=Path, help="holds the checkpoint, or will")
     arguments = parser.parse_args()
@@ -169,12 +177,14 @@ def main() -> None:
                 print(f"  {name:7} {label:7} {wall:6.2f}  " + " ".join(f"{part:6.2f}" for part in parts), flush=True)
         own = {"CORE_KERNEL_CACHE": f"{scratch}/core", "MLX_PTX_CACHE_DIR": f"{scratch}/core-mlx", **clean}
         for how in ("cold", "cold", "warm") if arguments.batch else ():
-            _, (warmed, first, longest, median) = run(BATCH, str(folder), str(arguments.batch), how, environment=own)
-            print(
-                f"  batch of {arguments.batch}, {how}: warm() {warmed:.2f} s, first tokens of all {first:.2f} s; "
-                f"1,000 steps: longest {longest:.1f} ms, median {median:.1f} ms ({longest / median:.1f} times)",
-                flush=True,
-            )
+            command = (str(folder), str(arguments.batch), how, str(arguments.steps))
+            warmed, first, last, *gaps = run(BATCH, *command, environment=own)[1]
+            print(f"  batch, {how}: warm() {warmed:.2f} s, first token {first:.2f} s, of all {last:.2f} s")
+            for what, longest, median in (("all decode", *gaps[:2]), ("others come and go", *gaps[2:])):
+                ratio = longest / median
+                print(
+                    f"    {what}: longest step {longest:.1f} ms, median {median:.1f} ms, {ratio:.1f} times", flush=True
+                )
         for _ in range(2 if arguments.demo else 0):
             code = "import sys; from core.cli import main; print([main(sys.argv[1:])])"
             command = ["generate", "To be, or", "--model", "demo:mistral", "--max-tokens", "48"]
