@@ -50,7 +50,7 @@ def compiled(chosen: Sequence[Program], architecture: str, folder: Path, options
             f"nvcc compiles nothing for {architecture}: the CUDA texts were not compiled for it: {said.strip()}"
         )
     code, said = run_nvcc(one_text(chosen), architecture, folder, options)
-    assert code is not None, said
+    assert code is not None, said[:4000]
     missing = [each.kernel for number, each in enumerate(chosen) if symbol(number, each).encode() not in code]
     assert not missing, "compiled, and yet not there"
     return said
