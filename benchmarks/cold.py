@@ -54,7 +54,7 @@ batch = core.Batch(lm.model, max_rows=rows)
 if warm: batch.warm()
 warmed = time.perf_counter()
 def submit(place, prompt, tokens):
-    ids = [(7 * i + 13 * place) % 1000 for i in range(prompt)]
+    ids = [(7 * i + 13 * place) % lm.config.vocab_size for i in range(prompt)]
     return batch.submit(ids, max_tokens=tokens, temperature=0.7 * (place % 2), seed=place)
 requests = [submit(row, 512, steps) for row in range(rows)]
 seen, firsts = set(), []

@@ -18,7 +18,12 @@ struct Weights {
 // Two features of one group, to bfloat16: one rounding.
 __device__ __forceinline__ u32 affine(u32 integers, u32 scale, u32 bias) {
   u32 whole, result;
-  asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(whole) : "r"(integers | 0x43004300u), "r"(0x43004300u));  // 128 + n - 128
+  // 128 + n - 128; compute capability 8 has no difference of bfloat16, and multiplies by 1 as well.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(whole) : "r"(integers | 0x43004300u), "r"(0x3f803f80u), "r"(0xc300c300u));
+#else
+  asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(whole) : "r"(integers | 0x43004300u), "r"(0x43004300u));
+#endif
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(whole), "r"(scale), "r"(bias));
   return result;
 }

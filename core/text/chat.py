@@ -108,14 +108,16 @@ class Chat:
                 f"no chat template is named {DEFAULT_TEMPLATE!r}",
                 where=where,
                 found=", ".join(sorted(templates)),
-                hint='core.Conversation (chat_template=…) takes the name of one, "corelm chat" a file with its source.',
+                hint="Choose one by its name: core.Conversation(lm, chat_template=…) or "
+                "lm.tokenizer.encode_chat(messages, chat_template=…).",
             )
         if self._instruct is None:
             raise ChatTemplateError(
                 "the tokenizer has no chat template, and its vocabulary belongs to no known instruction format",
                 where=self._where,
-                hint="Give a text instead of a conversation, or put chat_template.jinja beside the tokenizer's files; "
-                'core.Conversation (chat_template=…) and "corelm chat" (--chat-template) take a template of yours.',
+                hint="Give a text instead of a conversation, or put chat_template.jinja beside the tokenizer's files. "
+                "These take a template of yours: core.Conversation(lm, chat_template=…), "
+                "lm.tokenizer.encode_chat(messages, chat_template=…), corelm chat --chat-template FILE.",
             )
         return None
 

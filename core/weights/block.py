@@ -21,7 +21,7 @@ from core.weights.axes import rows_axis
 from core.weights.fill import Filler, blank, can_check, can_fill, streams
 from core.weights.finite import is_float, is_non_finite, may_be_non_finite
 from core.weights.joint import Extent, extent
-from core.weights.nodes import outer_operation
+from core.weights.nodes import leaves, outer_operation
 from core.weights.plan import Entry
 from core.weights.reader import Reader
 
@@ -35,9 +35,11 @@ class Block:
     Attributes:
         blanks: memory that is to be filled, and from where.
         whole: tensors as they are in files.
+        nbytes: bytes of the tensors, as they are in files.
     """
 
     entries: list[Entry]
+    nbytes: int = 0
     blanks: dict[int, tuple[mx.array, Extent]] = field(default_factory=dict)
     whole: dict[int, mx.array] = field(default_factory=dict)
 
@@ -65,7 +67,8 @@ class BlockReader:
         Raises:
             CheckpointError: a shard cannot be read.
         """
-        block = Block(entries)
+        names = (name for entry in entries for name in leaves(entry.source))
+        block = Block(entries, sum(self._checkpoint.tensors[name].nbytes for name in names))
         self._begun.append(block)
         if self._filler is None:
             self._reader.begin(entries)

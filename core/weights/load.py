@@ -1,7 +1,8 @@
 """Executes a plan: reads tensors, applies the map's operations, and puts the results into the model, block by block.
 
 Memory: at no moment more than the parameters loaded so far and one block's tensors twice: as the file has them, and as
-the model does. (AWQ's, whose integers are put into another order, four times.) On CUDA a gigabyte is read ahead.
+the model does. (AWQ's, whose integers are put into another order, four times.) On CUDA threads read ahead of it
+(``core.weights.prefetch``).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from core.errors import CoreError
 from core.weights.axes import rows_axis
 from core.weights.block import Block, BlockReader
 from core.weights.plan import Entry, Plan
-from core.weights.prefetch import BYTES_AHEAD, can_prefetch
+from core.weights.prefetch import bytes_ahead
 from core.weights.reader import Reader
 from core.weights.tree import replace
 
@@ -84,12 +85,12 @@ def execute_blocks(
     plan.check()
     done, total = 0, plan.bytes
     left = _blocks(plan.entries)
-    prefetch = ahead > 0 and can_prefetch(total)
-    with closing(BlockReader(checkpoint, check_finite, prefetch)) as reader:
+    most = bytes_ahead(total) if ahead else 0
+    with closing(BlockReader(checkpoint, check_finite, prefetch=most > 0)) as reader:
         begun: deque[Block] = deque()
         while True:
             try:
-                while len(begun) <= ahead or (prefetch and _bytes(begun) < BYTES_AHEAD):
+                while len(begun) <= ahead or sum(block.nbytes for block in begun) < most:
                     if not (entries := next(left, [])):
                         break
                     begun.append(reader.begin(entries))
@@ -113,10 +114,6 @@ def execute_blocks(
             yield entries
         reader.check_unchanged()
     mx.clear_cache()
-
-
-def _bytes(blocks: deque[Block]) -> int:
-    return sum(entry.nbytes for block in blocks for entry in block.entries)
 
 
 def _put_lazily(plan: Plan, model: nn.Module, checkpoint: Checkpoint) -> None:

@@ -15,15 +15,16 @@ import mlx.core as mx
 
 from core.device import backend
 
-BYTES_AHEAD = 1 << 30
-"""Of the blocks that are being read at a time, at most, where there is more than one."""
+_WORTH = 1 << 30  # bytes of a model that take one thread a third of a second
+_MOST = 1 << 30
+_SHARE = 8
 _THREADS = 8
 _JOB = 1 << 25  # bytes that a thread reads at least, before it looks for more
 
 
-def can_prefetch(nbytes: int) -> bool:
-    """Whether it is worth it here, for so many bytes of weights."""
-    return backend() == "cuda" and nbytes >= 2 * _JOB
+def bytes_ahead(nbytes: int) -> int:
+    """How many bytes of a model of so many to read ahead here: an eighth, at most 1 GiB; 0 where that saves nothing."""
+    return min(_MOST, nbytes // _SHARE) if backend() == "cuda" and nbytes >= _WORTH else 0
 
 
 class Prefetch:

@@ -96,7 +96,7 @@ def test_tool_calls_are_those_of_a_stream() -> None:
 
 @pytest.mark.parametrize("name", ["demo:mistral", "demo:mixtral"])
 def test_quantized_demo_models_past_their_windows(name: str) -> None:
-    lm = core.load(name)
+    lm = core.load(name, dtype=mx.float32)
     prompts = [[(7 * place + 3 * i) % 1000 for place in range(length)] for i, length in enumerate((3, 60, 75))]
     batch = core.Batch(lm, prefill_chunk=16)
     requests = [batch.submit(ids, max_tokens=14, temperature=0.0) for ids in prompts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,9 @@ RUNS = {
             "core: output tok",
         ),
         ("--config CONFIG --bits 4 --requests 2 --prompt 4 --join 8 --before 2 --generate 30 --repeats 1", "core: "),
+    ],
+    "cold.py": [
+        ("--config CONFIG --layers 2 --bits 4 --runs 1 --batch 2 --steps 14 --folder WORK/cold", "  core    first")
     ],
     "convert.py": [("--layers 1 --repeats 1 --divisor 16 --directory WORK", "  core ")],
     "discovery.py": [("--distributions 2 --repeats 1", "added: ")],
@@ -47,7 +51,11 @@ def test_runs(script: str, arguments: str, figure: str, config: Path, tmp_path: 
     full.mkdir()
     (full / "stories").symlink_to(STORIES)
     paths = {"CONFIG": str(config), "FULL": str(full), "WORK": str(tmp_path)}
-    command = [sys.executable, str(SCRIPTS / script), *(paths.get(word, word) for word in arguments.split())]
+    command = [
+        sys.executable,
+        str(SCRIPTS / script),
+        *(re.sub("CONFIG|FULL|WORK", lambda name: paths[name.group()], word) for word in arguments.split()),
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr

@@ -95,7 +95,7 @@ def test_the_ways_out_of_having_no_chat_template(corelm: Run, tmp_path: Path) ->
     refused = corelm(*command)
     assert (refused.code, refused.out) == (1, "")
     assert "put chat_template.jinja beside the tokenizer's files" in refused.err
-    assert '"corelm chat" (--chat-template)' in refused.err
+    assert "corelm chat --chat-template FILE" in refused.err
     (model / "chat_template.jinja").write_text(TEMPLATE)
     assert corelm(*command).code == 0
     assert "--chat-template FILE" in corelm("chat", "--help").out
