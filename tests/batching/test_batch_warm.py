@@ -43,7 +43,7 @@ def test_every_number_of_rows_that_has_kernels_of_its_own_decodes() -> None:
 
         def step(self):
             events = super().step()
-            self.decoded.add(len(self._running.rows))
+            self.decoded.add(len(self._scheduler.running.rows))
             return events
 
     for rows, expected in ((1, {1}), (5, {1, 5}), (18, {1, 8, 16, 18})):
