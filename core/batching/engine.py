@@ -142,6 +142,9 @@ class Batch:
 
         Another batch of the same model and settings does it: the requests and the prefix cache of this one are left
         alone. It takes seconds where kernels have to be compiled, and memory for ``max_rows`` prompts of 512 tokens.
+
+        Raises:
+            Exception: an error of the model or of the device. Without enough memory, some kinds of steps are left out.
         """
         settings: dict[str, Any] = {**self._limits, **self._cache_settings}
         batch = Batch(self._model, max_bytes=self._max_bytes, **settings)
