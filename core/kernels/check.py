@@ -13,8 +13,9 @@ import mlx.core as mx
 
 from core.kernels.compare import Comparison, compare, dtype_name
 from core.kernels.device import current_device
-from core.kernels.fused import FusedSource, check_key
+from core.kernels.fused import FusedSource
 from core.kernels.kernel import Kernel
+from core.kernels.verification import check_key
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 

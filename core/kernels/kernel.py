@@ -12,7 +12,8 @@ import mlx.core as mx
 
 from core.kernels.compare import DEFAULT_TOLERANCE, EXACT, Tolerance
 from core.kernels.device import KernelDevice, current_device, in_inference
-from core.kernels.fused import Function, FusedSource, Launch, Plan
+from core.kernels.fused import FusedSource, Launch, Plan
+from core.kernels.gradient import Function
 from core.kernels.registry import Origin, register
 
 

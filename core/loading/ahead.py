@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -22,6 +25,9 @@ def compile_ahead(model: nn.Module, plan: Plan) -> None:
 
     Its parameters are replaced by zeros that nobody computes: call this before they are read. Nothing is done where MLX
     compiles the kernels itself, or where this model's kernels are on disk.
+
+    No error comes from here: kernels that are not compiled now are compiled at their first use. The compiler's
+    ``failures`` say what was wrong.
     """
     device = current_device()
     if device is None or device.compiler is None or not isinstance(model, Decoder):
@@ -32,11 +38,30 @@ def compile_ahead(model: nn.Module, plan: Plan) -> None:
         return
     for entry in plan.entries:
         replace(model, entry.parameter, mx.zeros(entry.shape, entry.dtype))
-    for tokens in _PROMPTS:
-        # MLX refuses to compute anything while it traces, so that no block can touch the zeros.
-        mx.compile(lambda ids: _pass(model, ids))(mx.zeros((1, tokens), mx.int32))
-    _compile_step(model)
+    try:
+        with _unchanged(model):
+            for tokens in _PROMPTS:
+                # MLX refuses to compute anything while it traces, so that no block can touch the zeros.
+                mx.compile(lambda ids: _pass(model, ids))(mx.zeros((1, tokens), mx.int32))
+            _compile_step(model)
+    except Exception as error:  # such as a plugin's block that reads values, which it may
+        device.compiler.failures["ahead of use"] = f"{type(error).__name__}: {error}"
+        return
     store.note_passed(done)
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """What modules keep of a call within is forgotten: it was computed of zeros, or not at all."""
+    before = [(module, dict(module), dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, items, attributes in before:
+            module.clear()
+            dict.update(module, items)
+            vars(module).clear()
+            vars(module).update(attributes)
 
 
 def _pass(model: Decoder, ids: mx.array) -> mx.array:

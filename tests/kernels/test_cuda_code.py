@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -181,7 +182,7 @@ class Compilers:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.compiled = folder, []
-        self.error: nvrtc.CompileError | None = None
+        self.error: BaseException | None = None
         self.started = threading.Event()
         self.go_on = threading.Event()
         self.go_on.set()
@@ -250,6 +251,27 @@ def test_who_needs_what_a_thread_compiles_waits_for_it(compilers: Compilers) -> 
     waiting.join(30)
     assert found[0] is not None
     assert compilers.compiled == [PROBE.qualified]
+
+
+def test_after_an_interrupt_the_next_call_begins_anew(compilers: Compilers) -> None:
+    process = compilers.process()
+    compilers.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        process.prepare(PROBE)
+    compilers.error = None
+    assert process.prepare(PROBE) is not None
+    assert process.failures == {}
+
+
+def test_whatever_goes_wrong_mlx_compiles(compilers: Compilers) -> None:
+    process = compilers.process()
+    compilers.error = MemoryError("of this machine")
+    assert process.prepare(PROBE) is None
+    assert "of this machine" in process.failures[PROBE.function]
+    # A dtype whose name nobody knows.
+    complex_input = dataclasses.replace(PROBE, name="other", inputs=((mx.complex64, True), (mx.float32, True)))
+    process.begin(complex_input)
+    assert process.prepare(complex_input) is None
 
 
 def cuda_device(process: Compiler, launches: list[int]) -> KernelDevice:
