@@ -5,6 +5,7 @@ Knows what to run and how to say how it went; prints nothing, and changes no dec
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -58,9 +59,12 @@ def check_kernel(kernel: Kernel) -> KernelReport:
     fused = None if device is None else FusedSource(kernel, device)
     if fused is not None and fused.source is None:
         fused = None
-    cases = tuple(
-        _case(kernel, fused, sample, dtype) for dtype in DTYPES for sample in kernel.sample_inputs(check_key(), dtype)
-    )
+    samples = [(sample, dtype) for dtype in DTYPES for sample in kernel.sample_inputs(check_key(), dtype)]
+    for sample, _ in samples:
+        with contextlib.suppress(Exception):  # its case reports it
+            if fused is not None and fused.claims(sample):
+                fused.begin(sample)
+    cases = tuple(_case(kernel, fused, sample, dtype) for sample, dtype in samples)
     if not all(case.ok for case in cases):
         status: Literal["ok", "failed", "reference"] = "failed"
     else:

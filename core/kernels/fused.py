@@ -77,7 +77,15 @@ class FusedSource:
 
     def launch(self, inputs: tuple[mx.array, ...]) -> mx.array:
         """Builds and launches the source, whatever any check said; raises what MLX raises."""
-        return self._run(inputs, _arguments(self.kernel.launch(*inputs)))
+        launch = self.kernel.launch(*inputs)
+        if self.device.compiler is not None:
+            self.device.compiler.prepare(self.instance(inputs, launch))
+        return self._run(inputs, _arguments(launch))
+
+    def begin(self, inputs: tuple[mx.array, ...]) -> None:
+        """Starts to compile the source for these inputs in a thread, where we compile it; launches nothing."""
+        if self.device.compiler is not None:
+            self.device.compiler.begin(self.instance(inputs, self.kernel.launch(*inputs)))
 
     def claims(self, inputs: tuple[mx.array, ...]) -> bool:
         """Whether the source may be asked: right number of inputs, none empty, and the kernel supports them."""

@@ -46,8 +46,7 @@ class Verification:
         if shape_class in self._verified:
             return None
         if source.device.ahead:
-            assert compiler is not None
-            compiler.begin(source.instance(inputs, launch))
+            source.begin(inputs)
             self._verified.add(shape_class)
             return None
         code = None if compiler is None else compiler.prepare(source.instance(inputs, launch))

@@ -14,7 +14,7 @@ import mlx.core as mx
 import pytest
 from kernel_shim import find_compiler
 
-from core.kernels import Kernel, registry
+from core.kernels import Kernel, check_kernel, registry
 from core.kernels.ahead import compiling_ahead
 from core.kernels.cuda_code import Compiler, Instance, compiler, mlx_folder, nvrtc
 from core.kernels.cuda_code.mlx_text import _MLX_HEADER, std_hash
@@ -307,6 +307,20 @@ def test_a_check_that_has_failed_is_never_kept(compilers: Compilers, make_kernel
         with use_device(cuda_device(compilers.process(), [])), pytest.warns(UserWarning, match="differs"):
             kernel(mx.random.normal((4, 8)))
     assert not list(compilers.folder.rglob("*.passed"))
+
+
+def test_the_full_check_runs_every_case_anew_and_leaves_no_compilation_to_mlx(
+    compilers: Compilers, make_kernel: Callable[..., Kernel]
+) -> None:
+    kernel, launches = make_kernel("sample", metal=None, cuda="the body"), []
+    for process in (compilers.process(), compilers.process()):
+        launches.clear()
+        with use_device(cuda_device(process, launches)):
+            report = check_kernel(kernel)
+        assert report.status == "ok"
+        assert len(launches) == len(report.cases) == 12
+        assert len(process.prepared) == 6, "three dtypes, in even and in odd sizes"
+    assert len(compilers.compiled) == 6
 
 
 def test_ahead_kernels_are_compiled_and_not_run(compilers: Compilers, make_kernel: Callable[..., Kernel]) -> None:
