@@ -1,4 +1,4 @@
-"""Runs every kind of step once, before there are requests."""
+"""Runs every kind of step of a batch once, so that their kernels are compiled before there are requests."""
 
 from __future__ import annotations
 

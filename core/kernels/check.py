@@ -1,7 +1,4 @@
-"""The full comparison of a kernel with its reference, as a report.
-
-Knows what to run and how to say how it went; prints nothing, and changes no decision that a later call will take.
-"""
+"""The full comparison of a kernel with its reference, as a report."""
 
 from __future__ import annotations
 

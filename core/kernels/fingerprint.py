@@ -1,4 +1,4 @@
-"""Names Python code by what it says, equal in every process that runs the same code."""
+"""Digests of Python functions: equal in every process that runs the same code."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The Kernel: a name, a reference in plain MLX operations, and sources that may replace it.
-
-Knows how a call finds its implementation; knows no particular kernel.
-"""
+"""The Kernel: a name, a reference in plain MLX operations, and sources that may replace it."""
 
 from __future__ import annotations
 

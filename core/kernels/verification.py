@@ -1,4 +1,4 @@
-"""The check of a fused source against its reference; that it has passed is kept on disk beside the compiled code."""
+"""Compares a fused source with its reference before its first use, and remembers on disk that they agreed."""
 
 from __future__ import annotations
 

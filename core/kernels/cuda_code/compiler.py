@@ -1,4 +1,4 @@
-"""Compiles kernels before MLX has to, keeps them, and gives MLX what was kept."""
+"""Compiles CUDA kernels once, keeps the machine code on disk, and puts it where MLX finds it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Compiler:
     def prepare(self, instance: Instance) -> str | None:
         """Makes sure that MLX finds the code of a kernel, so that it need not compile it.
 
-        A thread that is at it already is waited for. After an interrupt, the next call begins anew.
+        If another thread compiles it already, this waits for it. After an interrupt, the next call starts again.
 
         Returns:
             A digest of the code; None where MLX has to compile the kernel itself (``failures`` says why).
