@@ -144,7 +144,7 @@ class Batch:
         alone. It takes seconds where kernels have to be compiled, and memory for ``max_rows`` prompts of 512 tokens.
 
         Raises:
-            Exception: an error of the model or of the device. Without enough memory, some kinds of steps are left out.
+            Exception: an error of the model or of the device. What ``max_bytes`` does not allow is left out.
         """
         settings: dict[str, Any] = {**self._limits, **self._cache_settings}
         batch = Batch(self._model, max_bytes=self._max_bytes, **settings)

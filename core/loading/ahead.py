@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import mlx.core as mx
 import mlx.nn as nn
 
+import core
 from core.kernels import inference
 from core.kernels.ahead import compiling_ahead
 from core.kernels.cuda_code import digest
@@ -33,7 +34,7 @@ def compile_ahead(model: nn.Module, plan: Plan) -> None:
     if device is None or device.compiler is None or not isinstance(model, Decoder):
         return
     store = device.compiler.store
-    done = digest("ahead", [(entry.parameter, entry.shape, entry.dtype) for entry in plan.entries])
+    done = digest("ahead", core.__version__, [(entry.parameter, entry.shape, entry.dtype) for entry in plan.entries])
     if store.passed(done):
         return
     for entry in plan.entries:
@@ -48,6 +49,13 @@ def compile_ahead(model: nn.Module, plan: Plan) -> None:
         device.compiler.failures["ahead of use"] = f"{type(error).__name__}: {error}"
         return
     store.note_passed(done)
+
+
+def cancel_ahead() -> None:
+    """Drops what ``compile_ahead`` has queued, for a load that has failed."""
+    device = current_device()
+    if device is not None and device.compiler is not None:
+        device.compiler.cancel()
 
 
 @contextmanager

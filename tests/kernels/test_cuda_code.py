@@ -263,6 +263,21 @@ def test_after_an_interrupt_the_next_call_begins_anew(compilers: Compilers) -> N
     assert process.failures == {}
 
 
+def test_what_is_cancelled_is_compiled_when_it_is_needed(compilers: Compilers) -> None:
+    process = compilers.process()
+    compilers.go_on.clear()
+    many = [dataclasses.replace(PROBE, name=f"probe_{i}") for i in range(3 * compiler._THREADS)]
+    for instance in many:
+        process.begin(instance)
+    process.cancel()
+    compilers.go_on.set()
+    assert len(compilers.compiled) <= compiler._THREADS
+    assert process.prepare(many[-1]) is not None
+    assert compilers.compiled.count(many[-1].qualified) == 1
+    process.begin(PROBE)  # in new threads
+    assert process.prepare(PROBE) is not None
+
+
 def test_whatever_goes_wrong_mlx_compiles(compilers: Compilers) -> None:
     process = compilers.process()
     compilers.error = MemoryError("of this machine")

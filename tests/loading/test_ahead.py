@@ -63,6 +63,18 @@ def test_a_block_that_reads_values_still_loads(compiling: Compiler, monkeypatch:
     assert not list((compiling.store._folder or Path()).glob("*.passed")), "the next process tries again"
 
 
+def test_a_load_that_fails_drops_what_is_queued(compiling: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    cancelled: list[bool] = []
+    monkeypatch.setattr(compiling, "cancel", lambda: cancelled.append(True))
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        core.load(STORIES, tokenizer=False, progress=stop)
+    assert cancelled == [True]
+
+
 def test_what_modules_keep_of_the_zeros_is_forgotten(compiling: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
     ordinary = Decoder.head
 

@@ -76,6 +76,16 @@ class Compiler:
                 self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="corelm-compile")
             self._pool.submit(self.prepare, instance)
 
+    def cancel(self) -> None:
+        """Drops what no thread has started yet: Python waits for its threads when it ends.
+
+        ``prepare`` still compiles what was dropped.
+        """
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
     def _lock_of(self, module: str) -> threading.Lock:
         with self._lock:
             return self._locks.setdefault(module, threading.Lock())
