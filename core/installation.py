@@ -1,4 +1,4 @@
-"""Why MLX cannot be imported, and the command that mends it."""
+"""Finds out why MLX cannot be imported, and which command installs what is missing."""
 
 from __future__ import annotations
 

@@ -9,38 +9,28 @@ more, which nobody sees.
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from core.batching.answer import TimedAnswer
+from core.batching.admission import Admission
 from core.batching.failure import kept
-from core.batching.flight import Flight
-from core.batching.groups import capacity_class
-from core.batching.options import wanted
-from core.batching.pace import Pace
-from core.batching.prefill import Chunk, Reading
-from core.batching.prefixes import Prefixes
-from core.batching.prompts import Prompts
 from core.batching.request import BatchEvent, BatchRequest
 from core.batching.row import Row
-from core.batching.running import Running
-from core.batching.told import Told
+from core.batching.scheduler import Scheduler
 from core.batching.waiting import Waiting
 from core.batching.warm import run_every_step
-from core.device import check_process, explained, memory_limits, wired_memory
-from core.errors import CoreError, InsufficientMemoryError, ProcessorError, UsageError
+from core.device import check_process, memory_limits, wired_memory
+from core.errors import CoreError, UsageError
 from core.language_model import LanguageModel
-from core.nn import Cache, rotation_limit
+from core.nn import Cache
 from core.nn.rows import RowTemplate
 
 if TYPE_CHECKING:
     from core.prompt_cache import PrefixCache
 
-_ALLOCATED = 1 << 29  # bytes of a long prompt's cache in one step, about: a GPU takes a millisecond
 _SHARE = 0.9  # of the memory that is free when the batch is made, for caches
 
 
@@ -88,37 +78,30 @@ class Batch:
         for name, value in self._limits.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UsageError(f"{name} is out of range", expected="an integer, 1 or more", found=repr(value))
-        self._source = model
         self._model = model.model if isinstance(model, LanguageModel) else model
-        self._rotation_limit = rotation_limit(self._model)
         self._cache_settings = {
             "max_kv_tokens": max_kv_tokens,
             "kept_tokens": kept_tokens,
             "kv_bits": kv_bits,
             "kv_group_size": kv_group_size,
         }
-        self._template = RowTemplate(self._model, self._make_cache)
+        template = RowTemplate(self._model, self._make_cache)
         if max_bytes is None:
             max_bytes = int(_SHARE * max(0, (memory_limits()[0] or 0) - mx.get_active_memory()))
-        self._waiting = Waiting(max_rows, max_bytes)
-        self._pace = Pace(prefill_chunk)
-        self._prefixes = Prefixes(prefix, self._make_cache)
-        self._prompts = Prompts(self._waiting, self._prefixes, self._template.make, self._pace, prefill_burst)
-        self._running = Running(self._model, self._template, self._make_cache)
-        self._flight: Flight | None = None
-        self._told = Told(self._pace)
+        self._max_bytes = max_bytes
+        self._admission = Admission(model, template, max_bytes, bounded=max_kv_tokens is not None)
+        waiting = Waiting(max_rows, max_bytes)
+        self._scheduler = Scheduler(
+            self._model, template, self._make_cache, waiting, prefix, prefill_chunk, prefill_burst
+        )
         self._inbox: deque[Row] = deque()  # the one thing that other threads write to
-        self._numbers = itertools.count()
         self._wired: contextlib.ExitStack | None = None
-        # What an interrupt would leave half-way: a step, the prompts that it reads, the rows that decode.
-        self._unfinished = False
-        self._reading: Reading | None = None
-        self._moving = False
+        self._unfinished = False  # a step has begun, and an interrupt may have left it half-way
 
     @property
     def pending(self) -> bool:
         """Requests have been submitted whose last event no step has returned, or a step has still to tidy up."""
-        return bool(self._inbox or self._told or self._prompts.rows or self._running.rows or self._flight)
+        return bool(self._inbox or self._scheduler.pending)
 
     def submit(self, prompt: Any, **options: Any) -> BatchRequest:
         """Queues a request.
@@ -133,26 +116,9 @@ class Batch:
                 long that the model's rotary frequencies would depend on its length: a step gives all rows the same.
             InsufficientMemoryError: its cache would not fit even alone.
         """
-        asked = wanted(self._source, prompt, options, bounded=self._cache_settings["max_kv_tokens"] is not None)
-        total = len(asked.prompt_ids) + asked.max_tokens
-        if self._rotation_limit is not None and total > self._rotation_limit:
-            raise UsageError(
-                "the rotary frequencies of this model depend on the length of long sequences, which differs in a batch",
-                expected=f"at most {self._rotation_limit:,} tokens, prompt and max_tokens together",
-                found=f"{total:,}",
-                hint="Ask for fewer max_tokens, or generate this request by itself.",
-            )
-        nbytes = self._template.row_bytes(capacity_class(total) if self._template.grows else 0)
-        if nbytes > self._waiting.max_bytes:
-            raise InsufficientMemoryError(
-                "the request's cache would not fit, even alone",
-                expected=f"at most {self._waiting.max_bytes:,} bytes",
-                found=f"{nbytes:,} for {total:,} tokens",
-                hint="Ask for fewer max_tokens, or give the batch more max_bytes.",
-            )
-        request = BatchRequest(next(self._numbers), asked.prompt_ids, asked.max_tokens, asked.sampling)
-        self._inbox.append(Row(request, TimedAnswer(asked), nbytes, asked.logprobs, asked.eos))
-        return request
+        row = self._admission.row(prompt, options)
+        self._inbox.append(row)
+        return row.request
 
     def step(self) -> list[BatchEvent]:
         """One step of the engine; returns what it found out, often about the step before. Without work, it is empty.
@@ -161,24 +127,27 @@ class Batch:
         step returns the events.
         """
         self._step()
-        return self._told.take()
+        return self._scheduler.told.take()
 
     def __iter__(self) -> Iterator[BatchEvent]:
         """Steps until every request is done. Events that a loop has not come to are given by the next loop, or step."""
         while self.pending:
-            if not self._told.untold:
+            if not self._scheduler.told.untold:
                 self._step()
-            while self._told.untold:
-                yield self._told.take_first()
+            while self._scheduler.told.untold:
+                yield self._scheduler.told.take_first()
 
     def warm(self) -> None:
         """Runs every kind of step once, so that no request waits for a compilation afterwards; for servers.
 
         Another batch of the same model and settings does it: the requests and the prefix cache of this one are left
         alone. It takes seconds where kernels have to be compiled, and memory for ``max_rows`` prompts of 512 tokens.
+
+        Raises:
+            Exception: an error of the model or of the device. What ``max_bytes`` does not allow is left out.
         """
         settings: dict[str, Any] = {**self._limits, **self._cache_settings}
-        batch = Batch(self._model, max_bytes=self._waiting.max_bytes, **settings)
+        batch = Batch(self._model, max_bytes=self._max_bytes, **settings)
         run_every_step(
             batch,
             self._model.vocab_size,
@@ -188,7 +157,7 @@ class Batch:
 
     def close(self) -> None:
         """Cancels every request, and lets go of all memory."""
-        for row in [*self._inbox, *self._told.open]:
+        for row in [*self._inbox, *self._scheduler.told.open]:
             row.request.cancel()
         for _ in self:
             pass
@@ -205,14 +174,11 @@ class Batch:
         try:
             self._unfinished = True
             self._keep_resident()
-            with explained():
-                self._let_in_and_out()
-                self._decode(*self._turn())
-            self._reading = None
+            self._scheduler.step(self._inbox)
             self._unfinished = False
         except Exception as error:  # of the model or the device: no row's cache can be trusted any more
             self._recover(kept(error))
-            if not self._told.untold:
+            if not self._scheduler.told.untold:
                 raise  # it is no request's, so that nobody else would tell of it
         except BaseException:  # an interrupt: the tokens of a step are lost
             self._recover(_interrupted())
@@ -222,24 +188,7 @@ class Batch:
             self._wired = None
 
     def _recover(self, error: Exception) -> None:
-        """Fails the requests that an unfinished step has left half-way. Whoever interrupts it leaves it to be repeated.
-
-        The open requests say what must be; queue, reservations and prompts are made anew from them.
-        """
-        self._told.settle()
-        if self._moving:
-            self._running = Running(self._model, self._template, self._make_cache)
-            self._flight = None
-        self._prompts.restore(self._reading)
-        whole = {*self._running.rows, *self._prompts.rows, *(self._flight.rows if self._flight is not None else ())}
-        for row in self._told.open:
-            if row.started and row not in whole:
-                self._told.fail(row, error)
-            elif not row.started:
-                row.sought = row.found is not None  # what was found went with the prompts that did not begin
-        queue = [row for row in self._told.open if not row.started]
-        self._waiting.restore(queue, holding=[*self._prompts.rows, *self._running.rows])
-        self._reading, self._moving = None, False
+        self._scheduler.recover(error)
         self._unfinished = False
 
     def _keep_resident(self) -> None:
@@ -247,122 +196,6 @@ class Batch:
             wired = contextlib.ExitStack()
             self._wired = wired
             wired.enter_context(wired_memory())
-
-    def _let_in_and_out(self) -> None:
-        """Queues what was submitted, and lets go of what has ended, or will end with the step that is being run."""
-        while self._inbox:
-            row = self._inbox[0]
-            if self._told.expect(row):
-                self._waiting.add(row)
-            self._inbox.popleft()
-        for row in self._waiting.over():
-            self._told.end(row, "cancelled" if row.request.max_tokens else "length")
-            self._waiting.remove(row)
-        for reading in self._prompts.cancelled():
-            for row in reading.rows:
-                self._told.end(row, "cancelled")
-                self._waiting.release(row)
-            self._prompts.remove(reading)
-        for row in list(self._running.rows):
-            if row.request.cancelled and not row.request.done:
-                self._told.end(row, "cancelled")
-            if row.request.done or row.submitted >= row.request.max_tokens:
-                tokens = len(row.request.prompt_ids) - 1 + row.submitted
-                try:
-                    self._prefixes.take(row, self._running.groups, self._template.row_bytes(tokens))
-                except Exception as error:  # no memory for a copy: what is left out of the cache harms nobody
-                    kept(error)
-                self._moving = True
-                self._leave(row)
-                self._moving = False
-
-    def _turn(self) -> tuple[Chunk | None, int | None]:
-        """What of the prompts comes next: a chunk for the next pass; or a pass of its own, and how many tokens that is.
-
-        None instead of a number says that the step will take longer for another reason.
-        """
-        decoding = bool(self._running.rows)
-        reading, budget = self._prompts.turn(decoding)
-        if reading is None:
-            return None, 0
-        self._reading = reading
-        for row in reading.rows:
-            row.started = True
-        turn: tuple[Chunk | None, int | None] = None, 0
-        with self._failing_only(reading):
-            if decoding and reading.left > budget and reading.allocate(_ALLOCATED):
-                turn = None, None
-            elif decoding and reading.left and not self._template.keeps_state:
-                turn = reading.cut(self._model, budget), 0
-            else:
-                # While rows decode, reading their last ids has waited for the chunk before the last one.
-                tokens = reading.read(self._model, budget, wait=not decoding)
-                self._join(reading)
-                turn = None, tokens
-        return turn
-
-    def _join(self, reading: Reading) -> None:
-        """Lets prompts that are read decode."""
-        if reading.left == 0:
-            self._moving = True
-            self._running.join(reading.rows, reading.cache)
-            self._prompts.remove(reading)
-
-    def _decode(self, chunk: Chunk | None, prompt_tokens: int | None) -> None:
-        """Gives the device the next step, and only then reads the last one's tokens."""
-        if chunk is None:
-            self._reading = None
-        self._moving = True
-        previous = self._flight
-        self._flight = self._fly(previous, chunk, prompt_tokens)
-        self._prefixes.store()
-        if previous is not None:
-            self._told.tokens(previous, more=self._flight is not None)
-        self._moving = False
-
-    def _fly(self, previous: Flight | None, chunk: Chunk | None, prompt_tokens: int | None) -> Flight | None:
-        """Gives the device the next token of every row, and a chunk of the prompts beside them."""
-        if not self._running.rows:
-            self._running.groups.settle()  # caches that nobody needs go now
-            return None
-        logits = self._running.logits(None if previous is None else previous.choice.ids, chunk)
-        if chunk is not None:
-            prompt_tokens = chunk.reading.took(chunk)
-        flight = None
-        while self._running.rows:
-            try:
-                choice = self._running.choose(logits)
-            except ProcessorError as error:  # one row's own; nothing was recorded of the others
-                row = self._running.rows[error.row]
-                self._leave(row)
-                self._told.fail(row, kept(error))
-                continue
-            mx.async_eval(choice.arrays())
-            flight = Flight(choice, list(self._running.rows), prompt_tokens)
-            break
-        if chunk is not None:
-            with self._failing_only(chunk.reading):
-                self._join(chunk.reading)
-        return flight
-
-    @contextlib.contextmanager
-    def _failing_only(self, reading: Reading) -> Iterator[None]:
-        """An error within fails these prompts, and nobody else."""
-        moving = self._moving
-        try:
-            with explained():
-                yield
-        except Exception as error:
-            failure = kept(error)
-            for row in reading.rows:
-                self._told.fail(row, failure)
-                self._waiting.release(row)
-            self._prompts.remove(reading)
-        self._moving = moving
-
-    def _leave(self, row: Row) -> None:
-        self._running.leave(row)
-        self._waiting.release(row)
 
 
 def _interrupted() -> CoreError:

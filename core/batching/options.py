@@ -1,4 +1,4 @@
-"""What a request asks for: a prompt and the options of a stream, checked. Knows models and tokenizers; no schedule."""
+"""What a request asks for: a prompt and the options of a stream, checked."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Whose prompt is read in next, and how much of it: long ones in chunks, several short ones at once.
-
-Knows the queue, sizes and budgets; knows no arrays.
-"""
+"""Whose prompt is read in next, and how much of it: long ones in chunks, several short ones at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request as the engine runs it. Knows how far it has come; the answer it makes is elsewhere."""
+"""A request as the engine runs it."""
 
 from __future__ import annotations
 

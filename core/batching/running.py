@@ -1,7 +1,6 @@
 """The rows that decode: their places in the caches, their next tokens, and who chooses them.
 
-Two orders meet here: rows stand in the caches by groups, and in the chooser in the order in which they came. Knows
-arrays; knows no text and no schedule.
+Two orders meet here: rows stand in the caches by groups, and in the chooser in the order in which they came.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a step tells the owners of requests: tokens, ends and errors. Knows rows; knows no model."""
+"""What a step tells the owners of requests: tokens, ends and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may start: first come, first served, within a number of rows and of reserved bytes. Knows no arrays."""
+"""Who may start: first come, first served, within a number of rows and of reserved bytes."""
 
 from __future__ import annotations
 

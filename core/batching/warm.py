@@ -1,12 +1,12 @@
-"""Runs every kind of step once, before there are requests."""
+"""Runs every kind of step of a batch once, so that their kernels are compiled before there are requests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from core.batching.request import BatchRequest
-from core.errors import InsufficientMemoryError
+from core.batching.request import BatchEvent, BatchRequest
+from core.errors import InsufficientMemoryError, UsageError
 
 _TILE = 8
 """Rows for which a product has a kernel of its own, then twice as many, and so on (``core.kernels.few_rows``)."""
@@ -18,7 +18,7 @@ _STEPS = 6
 class _Batch(Protocol):
     def submit(self, prompt: list[int], **options: object) -> BatchRequest: ...
 
-    def step(self) -> object: ...
+    def step(self) -> Sequence[BatchEvent]: ...
 
     @property
     def pending(self) -> bool: ...
@@ -28,8 +28,11 @@ def run_every_step(batch: _Batch, vocab_size: int, max_rows: int, prefill_chunk:
     """Decodes with every number of rows that has kernels of its own, and reads prompts alone and beside rows.
 
     Args:
-        batch: without requests; those that it cannot hold are left out.
+        batch: without requests; those that do not fit its memory, or the model's limits, are left out.
         max_rows, prefill_chunk: of the batch.
+
+    Raises:
+        Exception: what a step met; it would fail the users' requests as well.
     """
     for rows in _row_counts(max_rows):
         _submit(batch, [_SHORT] * rows, vocab_size)
@@ -40,7 +43,7 @@ def run_every_step(batch: _Batch, vocab_size: int, max_rows: int, prefill_chunk:
     _submit(batch, [_LONG] * max_rows, vocab_size, max_tokens=4 * _STEPS)
     for joining in (_SHORT, _LONG, 2 * prefill_chunk + 1):
         for _ in range(_STEPS):
-            batch.step()
+            _step(batch)
         _submit(batch, [joining], vocab_size)
     _run(batch)
 
@@ -58,10 +61,16 @@ def _submit(batch: _Batch, lengths: Iterable[int], vocab_size: int, max_tokens: 
         sampling = {"temperature": 0.8, "top_p": 0.95, "top_k": 50, "seed": 0} if place % 2 else {"temperature": 0.0}
         try:
             batch.submit(prompt, max_tokens=max_tokens, **sampling)
-        except InsufficientMemoryError:
+        except (InsufficientMemoryError, UsageError):  # too long: the ids and the settings are right
             continue
 
 
 def _run(batch: _Batch) -> None:
     while batch.pending:
-        batch.step()
+        _step(batch)
+
+
+def _step(batch: _Batch) -> None:
+    for event in batch.step():
+        if event.error is not None and not isinstance(event.error, InsufficientMemoryError):
+            raise event.error

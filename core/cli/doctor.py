@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
         steps: list[str] = []
         put(_section("models", list(_models(tried, steps, problems))))
         put(_section("fast decode step", steps or ["not used: there is no model to use it for"]))
+        if left := _left_to_mlx():
+            put(_section("kernels that MLX compiles itself, in every process", left))
     else:
         put(_section("kernels, models, fast decode step", ["not tried, as MLX cannot be imported"]))
     put(["", f"{len(problems)} problem{'s' if len(problems) > 1 else ''}" if problems else "all is well"])
@@ -134,6 +136,15 @@ def _kernels(problems: list[str], *, full: bool) -> list[str]:
         f"no fused source runs on this device: all {count} kernels use their references, in plain MLX "
         "(--kernels runs these in every dtype)"
     ]
+
+
+def _left_to_mlx() -> list[str]:
+    """Kernels that ran above and could not be compiled before their use, and why; they are right, and start slowly."""
+    from core.kernels.device import current_device
+
+    compiler = getattr(current_device(), "compiler", None)
+    failures = {} if compiler is None else compiler.failures
+    return [clean(f"{name}: {why.strip().partition(chr(10))[0]}") for name, why in failures.items()]
 
 
 def _demos() -> list[str]:

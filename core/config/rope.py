@@ -215,9 +215,9 @@ class RotaryConfig(ModelConfig):
 def _check_number(name: str, value: Any) -> None:
     least, most = _BOUNDS
     if type(value) is int and value > most:
-        raise ValueError(f"{name} is beyond all models: expected at most {most:g}")
+        raise ValueError(f"{name} is out of range: expected at most {most:g}")
     if type(value) is float and not (least <= value <= most or (value == 0 and name in _MAY_BE_ZERO)):
-        raise ValueError(f"{name} is beyond all models: expected {least:g} to {most:g}, found {value:g}")
+        raise ValueError(f"{name} is out of range: expected {least:g} to {most:g}, found {value:g}")
 
 
 def _is_size(value: Any) -> bool:

@@ -7,7 +7,6 @@ passed for a model of the same classes.
 
 from __future__ import annotations
 
-import marshal
 import warnings
 import weakref
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
+import core
 from core.fast.describe import Description, Unsupported, describe
 from core.fast.layout import problem
 from core.fast.shape import StepShape
@@ -22,6 +22,7 @@ from core.fast.step import FastStep, step_instance
 from core.kernels import KernelWarning
 from core.kernels.cuda_code import digest
 from core.kernels.device import current_device, multiprocessors
+from core.kernels.fingerprint import fingerprint
 from core.nn import Cache, Decoder
 
 _TOLERANCE = 0.05  # of the logits' norm: bfloat16 steps through many layers differ by a hundredth
@@ -96,7 +97,7 @@ def _agrees(model: Decoder, description: Description) -> bool:
     device = current_device()
     compiler = None if device is None else device.compiler
     code = None if compiler is None else compiler.prepare(step_instance(description, multiprocessors()))
-    passed = None if code is None else digest("step", code, _classes(model))
+    passed = None if code is None else digest("step", core.__version__, code, _classes(model))
     if compiler is not None and passed is not None and compiler.store.passed(passed):
         _verdicts[key] = weakref.ref(model), True
         return True
@@ -123,11 +124,9 @@ def _agrees(model: Decoder, description: Description) -> bool:
 def _classes(model: nn.Module) -> list[str]:
     """What decides how a model is described and what it computes, besides its shape: its classes, and this package."""
     found = []
-    for cls in {type(module) for module in model.modules()}:
-        functions = [value.__code__ for value in vars(cls).values() if hasattr(value, "__code__")]
-        found.append(
-            f"{cls.__module__}.{cls.__qualname__} {digest(*(marshal.dumps(code).hex() for code in functions))}"
-        )
+    for cls in {cls for module in model.modules() for cls in type(module).__mro__ if issubclass(cls, nn.Module)}:
+        functions = [value for value in vars(cls).values() if hasattr(value, "__code__")]
+        found.append(f"{cls.__module__}.{cls.__qualname__} {digest(*map(fingerprint, functions))}")
     for file in Path(__file__).parent.glob("*.py"):
         state = file.stat()
         found.append(f"{file.name} {state.st_size} {state.st_mtime_ns}")

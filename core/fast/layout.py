@@ -1,7 +1,4 @@
-"""The CUDA text of a step, from its shape: constants, work space, shared memory, and the texts of the other files.
-
-Knows sizes; knows no modules and no arrays.
-"""
+"""The CUDA text of a step, from its shape: constants, work space, shared memory, and the texts of the other files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generation: token ids in, token ids out. Knows no text and no files."""
+"""Generation: token ids in, token ids out."""
 
 from core.generation.checkpoint import (
     checkpoint_number,

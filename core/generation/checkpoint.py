@@ -1,4 +1,4 @@
-"""What a ``generation_config.json`` says of a generation: settings, stop strings, and keys that nobody reads."""
+"""Reads ``generation_config.json``: settings, stop strings, and the names of keys that have no effect here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public functions: requests for tokens, checked before anything is computed. Knows ids; knows no steps."""
+"""The public functions: requests for tokens, checked before anything is computed."""
 
 from __future__ import annotations
 

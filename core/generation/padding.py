@@ -3,7 +3,6 @@
 On CUDA, MLX plans the attention of several queries anew for each pair of lengths, which takes 34 ms and more
 (benchmarks/LOG.md, 9); a prompt that is padded to a multiple of ``GRID`` finds a plan that an earlier one has left.
 ``core.kernels.prefill_attention`` needs no plan, but long chunks and models that it does not know are MLX's.
-Knows counts; knows no tokens' meaning.
 """
 
 from __future__ import annotations

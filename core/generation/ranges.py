@@ -1,7 +1,4 @@
-"""Which values the settings of ``Sampling`` may have; a value out of its range is one error that names it.
-
-Knows names and ranges; knows nothing of what a setting does.
-"""
+"""Which values the settings of ``Sampling`` may have; a value out of its range is one error that names it."""
 
 from __future__ import annotations
 

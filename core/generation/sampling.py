@@ -1,6 +1,6 @@
 """How tokens are chosen: the settings of one request, and what values they may have.
 
-Knows no arrays; ``core.generation.processors`` says what each setting does to the logits.
+``core.generation.processors`` says what each setting does to the logits.
 
 The order, and why it is the default:
 

@@ -1,4 +1,4 @@
-"""Compiling kernels before they are needed: a pass over a model in which none of them runs."""
+"""Starts to compile kernels before they are needed: in a pass over a model that runs none of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from core.kernels.device import KernelDevice, current_device, use_device
 def compiling_ahead() -> Iterator[None]:
     """Kernels called inside begin to be compiled in threads, for inputs of these shapes, and give zeros.
 
-    Where kernels are not compiled by us, they are what they always are.
+    Where MLX compiles the kernels, nothing is different inside.
     """
     device = current_device()
     if device is None or device.compiler is None:

@@ -1,10 +1,8 @@
-"""The full comparison of a kernel with its reference, as a report.
-
-Knows what to run and how to say how it went; prints nothing, and changes no decision that a later call will take.
-"""
+"""The full comparison of a kernel with its reference, as a report."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -13,8 +11,9 @@ import mlx.core as mx
 
 from core.kernels.compare import Comparison, compare, dtype_name
 from core.kernels.device import current_device
-from core.kernels.fused import FusedSource, check_key
+from core.kernels.fused import FusedSource
 from core.kernels.kernel import Kernel
+from core.kernels.verification import check_key
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 
@@ -57,9 +56,12 @@ def check_kernel(kernel: Kernel) -> KernelReport:
     fused = None if device is None else FusedSource(kernel, device)
     if fused is not None and fused.source is None:
         fused = None
-    cases = tuple(
-        _case(kernel, fused, sample, dtype) for dtype in DTYPES for sample in kernel.sample_inputs(check_key(), dtype)
-    )
+    samples = [(sample, dtype) for dtype in DTYPES for sample in kernel.sample_inputs(check_key(), dtype)]
+    for sample, _ in samples:
+        with contextlib.suppress(Exception):  # its case reports it
+            if fused is not None and fused.claims(sample):
+                fused.begin(sample)
+    cases = tuple(_case(kernel, fused, sample, dtype) for sample, dtype in samples)
     if not all(case.ok for case in cases):
         status: Literal["ok", "failed", "reference"] = "failed"
     else:

@@ -1,7 +1,4 @@
-"""CUDA text that several sources are made of: PTX instructions, pairs of bfloat16, and what MLX will define.
-
-Knows PTX, and how MLX declares a kernel; knows nothing of models.
-"""
+"""CUDA text that several sources are made of: PTX instructions, pairs of bfloat16, and what MLX will define."""
 
 from __future__ import annotations
 

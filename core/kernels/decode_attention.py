@@ -4,7 +4,7 @@ A block takes one key/value head of one row, or a part of its keys where there a
 et al., 2023, Flash-Decoding); query heads that share it are rows of a tensor-core product (FlashAttention-2's
 arrangement; Dao, 2023). It reads whole buffers, and bounds in an array, so that nothing of a step depends on how long
 the sequences are, and writes the new key and value in place: MLX would copy the buffers, because the step before still
-reads them when the host builds the next. Knows arrays; knows no cache.
+reads them when the host builds the next.
 
 No clusters of blocks: MLX 0.32 updates its CUDA graphs from one step to the next, and kernels that come after one with
 clusters of its own computed nonsense (benchmarks/LOG.md, 9).

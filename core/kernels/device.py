@@ -1,7 +1,4 @@
-"""Which kernel language the device at hand speaks, if any.
-
-Knows MLX's devices and the environment variable ``CORE_KERNELS``; knows no kernel.
-"""
+"""Which kernel language the device at hand speaks, if any."""
 
 from __future__ import annotations
 

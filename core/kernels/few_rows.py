@@ -5,8 +5,6 @@ Weights are read once, in the order in which they lie, and become bfloat16 in re
 few blocks is cut along its features as well, and a second kernel sums the parts: most of a decode step's matrices have
 4,096 rows, which are 16 blocks for 132 multiprocessors. MLX's own product reads at a third of the memory's speed from
 two rows on, and compiles for half a minute at its first use.
-
-Knows the packing of 4 and 8 bits; knows no module.
 """
 
 from __future__ import annotations

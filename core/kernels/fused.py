@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
-import marshal
 import threading
 import warnings
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 
-from core.kernels.compare import Comparison, compare, dtype_name
-from core.kernels.cuda_code import Instance, digest
+from core.kernels.compare import Comparison, compare
+from core.kernels.cuda_code import Instance
+from core.kernels.gradient import Function, with_gradient_of
+from core.kernels.verification import Verification
 
 if TYPE_CHECKING:
     from core.kernels.device import KernelDevice
     from core.kernels.kernel import Kernel
 
-Function = Callable[..., mx.array]
-
-# MLX passes arrays of fewer elements to Metal in another address space, which is another source.
-_METAL_CONSTANT_SIZE = 8
 # A decode step has one shape and prefills have many: forgetting all of them costs one launch computation each.
 _MAX_PLANS = 1024
-_FLOATS = (mx.float32, mx.float16, mx.bfloat16)
-
-
-_seeds = itertools.count(0)
-
-
-def check_key() -> mx.array:
-    """A random key for one check, another one each time; ``mx.random.state`` is left alone."""
-    return mx.random.key(next(_seeds))
 
 
 class KernelWarning(UserWarning):
@@ -75,7 +62,7 @@ class FusedSource:
         self.usable = self.source is not None
         self._launcher: Callable[..., list[mx.array]] | None = None
         self._plans: dict[Hashable, Plan | None] = {}
-        self._verified: set[Hashable] = set()
+        self._verification = Verification(self)
         self._lock = threading.RLock()
 
     def plan(self, inputs: tuple[mx.array, ...]) -> Plan | None:
@@ -90,7 +77,15 @@ class FusedSource:
 
     def launch(self, inputs: tuple[mx.array, ...]) -> mx.array:
         """Builds and launches the source, whatever any check said; raises what MLX raises."""
-        return self._run(inputs, _arguments(self.kernel.launch(*inputs)))
+        launch = self.kernel.launch(*inputs)
+        if self.device.compiler is not None:
+            self.device.compiler.prepare(self.instance(inputs, launch))
+        return self._run(inputs, _arguments(launch))
+
+    def begin(self, inputs: tuple[mx.array, ...]) -> None:
+        """Starts to compile the source for these inputs in a thread, where we compile it; launches nothing."""
+        if self.device.compiler is not None:
+            self.device.compiler.begin(self.instance(inputs, self.kernel.launch(*inputs)))
 
     def claims(self, inputs: tuple[mx.array, ...]) -> bool:
         """Whether the source may be asked: right number of inputs, none empty, and the kernel supports them."""
@@ -150,7 +145,7 @@ class FusedSource:
             try:
                 if self.claims(inputs):
                     launch = self.kernel.launch(*inputs)
-                    problem = self._verify(inputs, launch)
+                    problem = self._verification.problem(inputs, launch)
                     plan = self._make_plan(launch)
             except Exception as error:  # building, compiling or launching: whatever it is, the reference still works
                 problem = f"fails with {type(error).__name__}: {_first_line(error)}"
@@ -159,67 +154,11 @@ class FusedSource:
                     self._plans.clear()
                 self._plans[key] = plan
                 return plan
+            if self.device.ahead:
+                return None  # nothing was run that could be wrong
             self._switch_off()  # before another thread gets the lock
         self._warn(problem)
         return None
-
-    def _verify(self, inputs: tuple[mx.array, ...], launch: Launch) -> str | None:
-        """Compares with the reference, once for each class of shapes; says what is wrong, if anything.
-
-        Where the compiled code is kept on disk, so is the fact that it has passed: the next process need not compare.
-        The check makes arrays of its own from a random key of its own. MLX evaluates such arrays at any time, even
-        while ``mx.compile``, ``mx.grad`` or ``mx.vmap`` trace the call that asked for it.
-        """
-        shape_class = self._shape_class(inputs, launch)
-        if shape_class in self._verified:
-            return None
-        compiler = self.device.compiler
-        if self.device.ahead:
-            assert compiler is not None
-            compiler.begin(self.instance(inputs, launch))
-            self._verified.add(shape_class)
-            return None
-        code = None if compiler is None else compiler.prepare(self.instance(inputs, launch))
-        key = None if code is None else self._check_key(code, shape_class)
-        if compiler is not None and key is not None and compiler.store.passed(key):
-            self._verified.add(shape_class)
-            return None
-        for sample in self._samples(inputs, shape_class):
-            comparison = self.compare(sample)
-            if not comparison.ok:
-                shapes = ", ".join(f"{dtype_name(x.dtype)} {list(x.shape)}" for x in sample)
-                return f"{comparison.problem} on {shapes}"
-        self._verified.add(shape_class)
-        if compiler is not None and key is not None:
-            compiler.store.note_passed(key)
-        return None
-
-    def _check_key(self, code: str, shape_class: Hashable) -> str:
-        """Names a check: the compiled code, and all that decides what it is compared with, and how closely."""
-        kernel = self.kernel
-        functions = (_code_of(f) for f in (kernel.definition, kernel.sample_inputs, kernel.launch))
-        return digest("check", code, kernel.name, *functions, sorted(kernel.tolerance.items(), key=str), shape_class)
-
-    def _shape_class(self, inputs: tuple[mx.array, ...], launch: Launch) -> Hashable:
-        """Equal for inputs that run the same compiled code."""
-        constant = _METAL_CONSTANT_SIZE if self.device.language == "metal" else 0
-        return launch.template, tuple((x.dtype, x.ndim == 0, x.size < constant) for x in inputs)
-
-    def _samples(self, inputs: tuple[mx.array, ...], shape_class: Hashable) -> list[tuple[mx.array, ...]]:
-        key = check_key()
-        dtype = next((x.dtype for x in inputs if x.dtype in _FLOATS), inputs[0].dtype)
-        samples = [
-            sample
-            for sample in self.kernel.sample_inputs(key, dtype)
-            if self.claims(sample) and self._shape_class(sample, self.kernel.launch(*sample)) == shape_class
-        ]
-        if samples:
-            return samples
-        # The kernel's author did not think of this class: use the shapes of the call itself.
-        if not all(x.dtype in _FLOATS for x in inputs):
-            raise LookupError("sample_inputs has no sample of this class of shapes, and integers cannot be made up")
-        keys = mx.random.split(key, len(inputs))
-        return [tuple(mx.random.normal(x.shape, key=k).astype(x.dtype) for x, k in zip(inputs, keys, strict=True))]
 
     def _make_plan(self, launch: Launch) -> Plan:
         reference, arguments = self.kernel.reference, _arguments(launch)
@@ -236,7 +175,7 @@ class FusedSource:
             result = attempt(*inputs)
             return reference(*inputs) if result is None else result
 
-        return Plan(run, _with_gradient_of(reference, run), attempt)
+        return Plan(run, with_gradient_of(reference, run), attempt)
 
     def _switch_off(self) -> bool:
         """Falls back for good: a source that is wrong once on a machine is not trusted there with other shapes.
@@ -258,44 +197,6 @@ class FusedSource:
         )
 
 
-def _with_gradient_of(reference: Function, run: Function) -> Function:
-    """``run`` with the derivatives of ``reference``: MLX knows none for a source.
-
-    ``mx.vmap`` and ``mx.jvp`` reach the source itself, and MLX refuses it there by name: use ``reference_only()``.
-    """
-    function = mx.custom_function(run)
-
-    @function.vjp
-    def vjp(primals: Any, cotangent: mx.array, _output: mx.array) -> list[mx.array]:
-        primals = _as_list(primals)
-        of_floats, positions = _restrict(reference, primals)
-        gradients = [mx.zeros_like(x) for x in primals]
-        for position, gradient in zip(
-            positions, mx.vjp(of_floats, [primals[p] for p in positions], [cotangent])[1], strict=True
-        ):
-            gradients[position] = gradient
-        return gradients
-
-    return cast(Function, function)
-
-
-def _restrict(reference: Function, inputs: list[mx.array]) -> tuple[Function, list[int]]:
-    """The reference as a function of its floating inputs, and their positions: MLX refuses derivatives by integers."""
-    positions = [i for i, x in enumerate(inputs) if mx.issubdtype(x.dtype, mx.floating)]
-
-    def of_floats(*floats: mx.array) -> mx.array:
-        merged = list(inputs)
-        for position, value in zip(positions, floats, strict=True):
-            merged[position] = value
-        return reference(*merged)
-
-    return of_floats, positions
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (tuple, list)) else [value]
-
-
 def _arguments(launch: Launch) -> dict[str, Any]:
     return {
         "output_shapes": [launch.output_shape],
@@ -304,12 +205,6 @@ def _arguments(launch: Launch) -> dict[str, Any]:
         "threadgroup": launch.threadgroup,
         "template": list(launch.template) or None,
     }
-
-
-def _code_of(function: Callable[..., Any]) -> str:
-    """The function's own code, as text; what it calls is not part of it."""
-    code = getattr(function, "__code__", None)
-    return repr(function) if code is None else marshal.dumps(code).hex()
 
 
 def _first_line(error: Exception) -> str:

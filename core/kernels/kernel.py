@@ -1,7 +1,4 @@
-"""The Kernel: a name, a reference in plain MLX operations, and sources that may replace it.
-
-Knows how a call finds its implementation; knows no particular kernel.
-"""
+"""The Kernel: a name, a reference in plain MLX operations, and sources that may replace it."""
 
 from __future__ import annotations
 
@@ -12,7 +9,8 @@ import mlx.core as mx
 
 from core.kernels.compare import DEFAULT_TOLERANCE, EXACT, Tolerance
 from core.kernels.device import KernelDevice, current_device, in_inference
-from core.kernels.fused import Function, FusedSource, Launch, Plan
+from core.kernels.fused import FusedSource, Launch, Plan
+from core.kernels.gradient import Function
 from core.kernels.registry import Origin, register
 
 

@@ -1,7 +1,4 @@
-"""How attention of several new tokens is laid out over blocks and warps, and the CUDA text of that.
-
-Knows which devices take which layout; knows no array.
-"""
+"""How attention of several new tokens is laid out over blocks and warps, and the CUDA text of that."""
 
 from __future__ import annotations
 

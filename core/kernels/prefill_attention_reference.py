@@ -1,6 +1,6 @@
 """What attention of several new tokens is: the definition, in float32, of the whole and of parts; and samples of it.
 
-MLX's own attention would plan each of these shapes, which takes longer than to compute them. Knows arrays.
+MLX's own attention would plan each of these shapes, which takes longer than to compute them.
 """
 
 from __future__ import annotations

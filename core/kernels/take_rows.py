@@ -1,7 +1,7 @@
-"""Rows of a matrix by their numbers: what an embedding looks up.
+"""Rows of a matrix by their indices: what an embedding looks up.
 
-MLX compiles its own gather for every pair of dtypes at its first use, for two to three seconds each on CUDA. So a check
-compares with sums in which one row has not been replaced by zeros: the same numbers, exactly.
+MLX compiles its own gather for every pair of dtypes at its first use, for two to three seconds each on CUDA. So the
+check computes the same rows as sums over the matrix, in which all other rows are zeros: equal to the last bit.
 """
 
 from __future__ import annotations

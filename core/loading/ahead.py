@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import mlx.core as mx
 import mlx.nn as nn
 
+import core
 from core.kernels import inference
 from core.kernels.ahead import compiling_ahead
 from core.kernels.cuda_code import digest
@@ -22,21 +26,50 @@ def compile_ahead(model: nn.Module, plan: Plan) -> None:
 
     Its parameters are replaced by zeros that nobody computes: call this before they are read. Nothing is done where MLX
     compiles the kernels itself, or where this model's kernels are on disk.
+
+    No error comes from here: kernels that are not compiled now are compiled at their first use. The compiler's
+    ``failures`` say what was wrong.
     """
     device = current_device()
     if device is None or device.compiler is None or not isinstance(model, Decoder):
         return
     store = device.compiler.store
-    done = digest("ahead", [(entry.parameter, entry.shape, entry.dtype) for entry in plan.entries])
+    done = digest("ahead", core.__version__, [(entry.parameter, entry.shape, entry.dtype) for entry in plan.entries])
     if store.passed(done):
         return
     for entry in plan.entries:
         replace(model, entry.parameter, mx.zeros(entry.shape, entry.dtype))
-    for tokens in _PROMPTS:
-        # MLX refuses to compute anything while it traces, so that no block can touch the zeros.
-        mx.compile(lambda ids: _pass(model, ids))(mx.zeros((1, tokens), mx.int32))
-    _compile_step(model)
+    try:
+        with _unchanged(model):
+            for tokens in _PROMPTS:
+                # MLX refuses to compute anything while it traces, so that no block can touch the zeros.
+                mx.compile(lambda ids: _pass(model, ids))(mx.zeros((1, tokens), mx.int32))
+            _compile_step(model)
+    except Exception as error:  # such as a plugin's block that reads values, which it may
+        device.compiler.failures["ahead of use"] = f"{type(error).__name__}: {error}"
+        return
     store.note_passed(done)
+
+
+def cancel_ahead() -> None:
+    """Drops what ``compile_ahead`` has queued, for a load that has failed."""
+    device = current_device()
+    if device is not None and device.compiler is not None:
+        device.compiler.cancel()
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """What modules keep of a call within is forgotten: it was computed of zeros, or not at all."""
+    before = [(module, dict(module), dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, items, attributes in before:
+            module.clear()
+            dict.update(module, items)
+            vars(module).clear()
+            vars(module).update(attributes)
 
 
 def _pass(model: Decoder, ids: mx.array) -> mx.array:

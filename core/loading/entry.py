@@ -13,7 +13,7 @@ from core.config import ModelConfig
 from core.device import check_process, describe
 from core.errors import TokenizerError
 from core.loading import memory
-from core.loading.ahead import compile_ahead
+from core.loading.ahead import cancel_ahead, compile_ahead
 from core.loading.configure import configure, read_generation_config
 from core.loading.origin import Origin
 from core.loading.prepared import Prepared, prepare
@@ -172,7 +172,13 @@ def load(
     started = time.perf_counter()
     if not lazy:
         compile_ahead(prepared.model, prepared.plan)
-    loss = execute(prepared.plan, prepared.model, checkpoint, lazy=lazy, check_finite=check_finite, progress=progress)
+    try:
+        loss = execute(
+            prepared.plan, prepared.model, checkpoint, lazy=lazy, check_finite=check_finite, progress=progress
+        )
+    except BaseException:
+        cancel_ahead()
+        raise
     report = LoadReport(
         plan=prepared.plan,
         claim=prepared.bound.claim,

@@ -58,7 +58,7 @@ class Experts(nn.Module):
         k = indices.shape[-1]
         flat = indices.flatten()
         order = mx.argsort(flat)
-        # Shaped anew, not expanded: MLX 0.32's CUDA backend misreads the strides of an expanded axis in this product.
+        # Reshaped, not expanded: MLX 0.32's CUDA backend misreads the strides of an expanded axis in this product.
         y = take_rows(x.reshape(-1, x.shape[-1]), order // k).reshape(-1, 1, x.shape[-1])
         y = self._feed(y, flat[order], True)
         # Back in order first, shaped after: the gradient of a squeeze has strides that MLX 0.32's CUDA backend misreads

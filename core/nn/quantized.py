@@ -1,7 +1,7 @@
 """Linear layers with quantized weights, dense and as a stack of experts.
 
 Few rows read packed weights; many rows on CUDA make floats of them first, once, and multiply densely: the dense product
-is several times faster there than one that unpacks as it goes. Knows MLX's own formats; knows no names.
+is several times faster there than one that unpacks as it goes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the queries of one step see of one kind of cache: a range of slots, and a mask where a range is not enough.
 
-Built once a step for all blocks of a kind. Knows positions; knows no keys.
+Built once a step for all blocks of a kind.
 """
 
 from __future__ import annotations

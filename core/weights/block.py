@@ -2,7 +2,7 @@
 
 Memory: what the block's parameters need, and once more for those that are not simply the bytes of files. Begun early,
 and in memory that is the parameters' own for good, is only what does simply lie in files: a tensor, or several that
-are joined or stacked, which a CPU reads where they belong. Knows plans' entries; knows nothing of models.
+are joined or stacked, which a CPU reads where they belong.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads tensors into a GPU's memory with several threads.
 
-MLX reads a tensor in the thread that evaluates it, first into memory of the host that is new each time. One thread
-moves 3 GB a second in this way, and several of them more.
+MLX reads a tensor in the thread that evaluates it, into new memory of the host, and copies it from there. One thread
+moves 3 GB a second in this way; several threads move more.
 """
 
 from __future__ import annotations

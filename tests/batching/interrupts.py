@@ -132,8 +132,12 @@ class Schedule:
             options = {name: value for name, value in options.items() if name != "logprobs"}
             assert found == alone(self.kind, tuple(request.prompt_ids), request.max_tokens, **options)[: len(found)]
             assert len(found) == request.max_tokens or request.cancelled
-        assert (self.batch._waiting.rows, self.batch._waiting.nbytes, len(self.batch._waiting)) == (0, 0, 0)
-        assert self.batch._running.groups.places == []
+        assert (
+            self.batch._scheduler.waiting.rows,
+            self.batch._scheduler.waiting.nbytes,
+            len(self.batch._scheduler.waiting),
+        ) == (0, 0, 0)
+        assert self.batch._scheduler.running.groups.places == []
         assert self.store.nbytes <= self.store.max_bytes
         again = [self.batch.submit(ids, max_tokens=4) for ids in (prompt(1, 6), prompt(4, 15), prompt(2, 7))]
         steps = 0

@@ -111,13 +111,13 @@ def test_a_long_row_is_not_paid_for_by_short_ones() -> None:
     batch.submit(prompt(1, 900), max_tokens=50)
     for i in range(31):
         batch.submit(prompt(i, 4), max_tokens=60)
-    while batch._waiting or batch._prompts.rows or batch._inbox:
+    while batch._scheduler.waiting or batch._scheduler.prompts.rows or batch._inbox:
         batch.step()
     batch.step()
-    row = batch._template.row_bytes
-    assert len(batch._running.rows) == 32
-    assert batch._running.groups.nbytes <= row(1024) + 1.25 * 31 * row(64)
-    assert 32 * row(1024) > 6 * batch._running.groups.nbytes
+    row = batch._scheduler._template.row_bytes
+    assert len(batch._scheduler.running.rows) == 32
+    assert batch._scheduler.running.groups.nbytes <= row(1024) + 1.25 * 31 * row(64)
+    assert 32 * row(1024) > 6 * batch._scheduler.running.groups.nbytes
     batch.close()
 
 
@@ -131,9 +131,9 @@ def test_a_step_writes_in_place(window: int | None) -> None:
     batch = core.Batch(wide, max_rows=8)
     for i in range(8):
         batch.submit(prompt(i, 300 + 20 * i), max_tokens=100)
-    while len(batch._running.rows) < 8:
+    while len(batch._scheduler.running.rows) < 8:
         batch.step()
-    buffers = [array.nbytes for array in batch._running.groups.caches[0].arrays()]
+    buffers = [array.nbytes for array in batch._scheduler.running.groups.caches[0].arrays()]
     for _ in range(3):  # the first copies what was read, and a kernel's first launch compares it with its reference
         batch.step()
     mx.synchronize()
@@ -154,11 +154,11 @@ def test_free_places_are_used_again_and_given_back() -> None:
         guests = [batch.submit(prompt(i, 4), max_tokens=5) for i in range(15)]
         while not all(guest.done for guest in guests):
             batch.step()
-            largest = max(largest, len(batch._running.groups.places))
+            largest = max(largest, len(batch._scheduler.running.groups.places))
     assert largest <= 20, "16 rows, and a quarter more"
     for _ in range(3):
         batch.step()
-    assert len(batch._running.groups.places) == 1
+    assert len(batch._scheduler.running.groups.places) == 1
     stays.cancel()
     list(batch)
 
@@ -167,13 +167,13 @@ def test_a_free_place_does_not_make_rows_uneven() -> None:
     """Rows at one position take the cheaper way to write and to mask; a place that nobody has must not prevent it."""
     batch = core.Batch(model("full"), max_rows=8)
     requests = [batch.submit(prompt(i, 3), max_tokens=30) for i in range(8)]
-    while not batch._running.rows:
+    while not batch._scheduler.running.rows:
         batch.step()
     requests[3].cancel()
     free = []
     for _ in range(12):
         batch.step()
-        assert len(set(batch._running.groups.caches[0].lengths)) == 1
-        free.append(batch._running.groups.places.count(None))
+        assert len(set(batch._scheduler.running.groups.caches[0].lengths)) == 1
+        free.append(batch._scheduler.running.groups.places.count(None))
     assert 1 in free, "seven rows of eight do not move for the one that has gone"
     batch.close()

@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 import core
-from core.batching import engine
+from core.batching import scheduler
 from core.batching.pace import Pace
 from core.nn.groups import CacheGroups
 from tests.batching.models import check_alone, model, prompt
@@ -80,7 +80,7 @@ def test_the_buffers_of_a_long_prompt_come_little_by_little(monkeypatch: pytest.
     runs = batch.submit(prompt(1, 5), max_tokens=60)
     for _ in range(3):
         batch.step()
-    monkeypatch.setattr(engine, "_ALLOCATED", 1)
+    monkeypatch.setattr(scheduler, "_ALLOCATED", 1)
     late = batch.submit(prompt(4, 300), max_tokens=3)
     buffers = len(model("full").layers) * 2
     for _ in range(buffers):
@@ -96,12 +96,12 @@ def test_the_buffers_of_a_long_prompt_come_little_by_little(monkeypatch: pytest.
 
 @pytest.mark.parametrize("allocated", [1, 1 << 29])
 def test_a_crowd_is_read_at_once(monkeypatch: pytest.MonkeyPatch, allocated: int) -> None:
-    monkeypatch.setattr(engine, "_ALLOCATED", allocated)
+    monkeypatch.setattr(scheduler, "_ALLOCATED", allocated)
     counting = Counting()
     batch = core.Batch(counting, max_rows=32, prefill_chunk=16, prefill_burst=256)
     requests = [batch.submit(prompt(i % 7, 33), max_tokens=8) for i in range(32)]
     counting.calls.clear()
-    while batch._waiting or batch._inbox:
+    while batch._scheduler.waiting or batch._inbox:
         batch.step()
     read = [shape for shape in counting.calls if shape[1] > 1]
     assert read == [(8, 32)] * 4
@@ -117,7 +117,7 @@ def test_prompts_of_very_different_lengths_are_not_padded_to_one() -> None:
     for i, length in enumerate(lengths):
         batch.submit(prompt(i, length), max_tokens=4)
     counting.calls.clear()
-    while batch._waiting or batch._inbox:
+    while batch._scheduler.waiting or batch._inbox:
         batch.step()
     padded = sum(rows * tokens for rows, tokens in counting.calls if rows > 1 or tokens > 8)
     assert padded <= 2 * sum(lengths)

@@ -104,7 +104,7 @@ def test_cancelled_and_failed_requests_leave_nothing_wrong() -> None:
     cancelled = batch.submit(prompt(1, 20), max_tokens=50)
     while not (cancelled.done and failed.done):
         batch.step()
-        if batch._running.rows and batch._running.rows[-1].submitted > 7:
+        if batch._scheduler.running.rows and batch._scheduler.running.rows[-1].submitted > 7:
             cancelled.cancel()
     assert failed.error is not None
     assert cancelled.result is not None

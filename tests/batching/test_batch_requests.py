@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 
 import core
-from core.batching import BatchEvent, engine
+from core.batching import BatchEvent, scheduler
 from core.batching.answer import TimedAnswer
 from core.batching.prefill import Reading
 from core.errors import CoreError, InsufficientMemoryError, ProcessorError, TokenizerError, UsageError
@@ -221,7 +221,7 @@ def test_a_model_that_fails_ends_who_runs_and_nobody_after() -> None:
     saved = batch.submit(prompt(5, 5), max_tokens=8)
     for _ in range(5):
         batch.step()
-    assert batch._prompts.rows
+    assert batch._scheduler.prompts.rows
     broken = True
     events = batch.step()
     broken = False
@@ -229,7 +229,7 @@ def test_a_model_that_fails_ends_who_runs_and_nobody_after() -> None:
     list(batch)
     assert all(isinstance(request.error, RuntimeError) for request in doomed)
     check_alone("full", saved)
-    assert batch._waiting.rows == batch._waiting.nbytes == 0
+    assert batch._scheduler.waiting.rows == batch._scheduler.waiting.nbytes == 0
 
 
 class Interrupted:
@@ -269,11 +269,11 @@ def test_an_interrupt_while_a_prompt_is_read_fails_it_alone(steps: int) -> None:
         assert request.result is not None
         assert len(request.result.token_ids) == request.max_tokens
     assert isinstance(late.error, CoreError)
-    assert batch._waiting.rows == batch._waiting.nbytes == 0
+    assert batch._scheduler.waiting.rows == batch._scheduler.waiting.nbytes == 0
 
 
 def test_memory_that_a_long_prompt_lacks_fails_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_ALLOCATED", 1)
+    monkeypatch.setattr(scheduler, "_ALLOCATED", 1)
     batch = core.Batch(model("full"), max_rows=8, prefill_chunk=16)
     runs = batch.submit(prompt(1, 5), max_tokens=12)
     for _ in range(4):
@@ -294,7 +294,7 @@ def test_memory_that_a_long_prompt_lacks_fails_it_alone(monkeypatch: pytest.Monk
 def test_cancelled_requests_end_with_what_they_have() -> None:
     batch = core.Batch(model("full"), max_rows=2, prefill_chunk=4, prefill_burst=4)
     runs = batch.submit(prompt(1, 3), max_tokens=100)
-    while not batch._running.rows or batch._running.rows[0].submitted < 5:
+    while not batch._scheduler.running.rows or batch._scheduler.running.rows[0].submitted < 5:
         batch.step()
     being_read = batch.submit(prompt(2, 200), max_tokens=10)
     queued = batch.submit(prompt(3, 5), max_tokens=10)
@@ -318,7 +318,7 @@ def test_closing_ends_everything() -> None:
     batch.close()
     assert all(request.done for request in requests)
     assert not batch.pending
-    assert batch._running.groups.nbytes == 0
+    assert batch._scheduler.running.groups.nbytes == 0
 
 
 def test_threads_submit_and_cancel_while_another_steps() -> None:
@@ -345,12 +345,12 @@ def test_threads_submit_and_cancel_while_another_steps() -> None:
 
 def test_first_come_first_served_within_the_memory() -> None:
     """What does not fit now waits, and whoever comes later waits behind it; in the end, all are served."""
-    row = core.Batch(model("full"))._template.row_bytes(64)
+    row = core.Batch(model("full"))._scheduler._template.row_bytes(64)
     batch = core.Batch(model("full"), max_rows=10, max_bytes=4 * row)
     requests = [batch.submit(prompt(i, 30), max_tokens=tokens) for i, tokens in enumerate([30, 220, 30, 30, 30])]
     order = []
     for event in batch:
-        assert batch._waiting.nbytes <= 4 * row
+        assert batch._scheduler.waiting.nbytes <= 4 * row
         if event.request not in order:
             order.append(event.request)
     assert order == requests
@@ -423,11 +423,11 @@ def test_rows_that_cannot_join_leave_nothing_behind() -> None:
         patch.setattr(Chooser, "join", fails)
         list(batch)
     assert [str(request.error) for request in requests] == ["out of memory"] * 3
-    assert (batch._waiting.rows, batch._waiting.nbytes) == (0, 0)
+    assert (batch._scheduler.waiting.rows, batch._scheduler.waiting.nbytes) == (0, 0)
     again = batch.submit(prompt(3, 3), max_tokens=6)
     list(batch)
     check_alone("full", again)
-    assert batch._running.groups.places == []
+    assert batch._scheduler.running.groups.places == []
 
 
 @pytest.mark.parametrize("longer", [1, 3, 9])
@@ -448,7 +448,7 @@ def test_a_failing_step_fails_those_too_that_wait_for_their_last_token(longer: i
             patch.setattr(type(decoder), "head", fails)
             list(batch)
         assert all(request.done for request in requests)
-        assert (batch._waiting.rows, batch._waiting.nbytes) == (0, 0)
+        assert (batch._scheduler.waiting.rows, batch._scheduler.waiting.nbytes) == (0, 0)
 
 
 def test_an_interrupt_while_prompts_are_read_repeats_no_tokens() -> None:
@@ -469,7 +469,7 @@ def test_an_interrupt_while_prompts_are_read_repeats_no_tokens() -> None:
     list(batch)
     assert "interrupted" in str(first.error)
     check_alone("full", later)
-    assert (batch._waiting.rows, batch._waiting.nbytes) == (0, 0)
+    assert (batch._scheduler.waiting.rows, batch._scheduler.waiting.nbytes) == (0, 0)
 
 
 def test_options_that_are_of_a_stream_are_refused_by_name(lm: core.LanguageModel) -> None:

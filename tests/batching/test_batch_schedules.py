@@ -59,7 +59,7 @@ def test_any_schedule(kind: str, actions: list[tuple[str, int, int]], max_rows: 
             assert len(request.result.token_ids) == request.max_tokens
     assert sum(event.result is not None for event in events) == len(requests), "one last event for each"
     assert not batch.pending
-    assert batch._waiting.nbytes == batch._waiting.rows == 0
+    assert batch._scheduler.waiting.nbytes == batch._scheduler.waiting.rows == 0
 
 
 @pytest.mark.parametrize("kind", ["window", "beside"])

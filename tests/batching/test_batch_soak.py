@@ -86,7 +86,7 @@ def test_soak(kind: str) -> None:
         elif "temperature" not in options and "eos" not in options:
             check_alone(kind, request)
     assert failed
-    assert batch._waiting.nbytes == batch._waiting.rows == 0
+    assert batch._scheduler.waiting.nbytes == batch._scheduler.waiting.rows == 0
     for request, options in rng.sample([(r, o) for r, o in made if "temperature" in o and r.error is None], 40):
         told = {name: value for name, value in options.items() if name != "logprobs"}
         alone = list(core.generate_tokens(model(kind), request.prompt_ids, **told))

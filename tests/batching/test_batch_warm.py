@@ -6,6 +6,7 @@ import mlx.core as mx
 import pytest
 
 import core
+from core.batching import admission
 from core.batching.warm import run_every_step
 from core.kernels.device import current_device
 from tests.batching.models import KINDS, model, prompt
@@ -43,7 +44,7 @@ def test_every_number_of_rows_that_has_kernels_of_its_own_decodes() -> None:
 
         def step(self):
             events = super().step()
-            self.decoded.add(len(self._running.rows))
+            self.decoded.add(len(self._scheduler.running.rows))
             return events
 
     for rows, expected in ((1, {1}), (5, {1, 5}), (18, {1, 8, 16, 18})):
@@ -53,10 +54,23 @@ def test_every_number_of_rows_that_has_kernels_of_its_own_decodes() -> None:
         assert not batch.pending
 
 
-def test_what_does_not_fit_is_left_out() -> None:
+def test_what_does_not_fit_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = core.Batch(model("full"), max_rows=2, max_bytes=30_000)
     batch.warm()
     assert not batch.pending
+    monkeypatch.setattr(admission, "rotation_limit", lambda model: 100)  # as of a model with dynamic frequencies
+    core.Batch(model("full"), max_rows=2).warm()
+
+
+def test_a_model_that_fails_is_told_before_there_are_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = core.Batch(model("full"), max_rows=2)
+
+    def fail(*_arguments: object) -> mx.array:
+        raise ValueError("this model computes nothing")
+
+    monkeypatch.setattr(type(batch._model), "hidden_states", fail)
+    with pytest.raises(ValueError, match="computes nothing"):
+        batch.warm()
 
 
 @pytest.mark.gpu

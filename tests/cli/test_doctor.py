@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
@@ -140,6 +141,17 @@ def test_why_no_model_gets_the_fast_step_is_one_line_where_it_is_the_device(core
     assert outcome.code == 0
     assert f"\n  {STORIES}  ok, " in outcome.out
     assert "\nfast decode step\n  not used: no CUDA device\n\n" in outcome.out
+
+
+@pytest.mark.usefixtures("only_tested", "demos")
+def test_kernels_that_mlx_compiles_itself_are_named(corelm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = {"custom_kernel_swiglu": "kernel.cu(3): error: what?\n  1 error detected"}
+    device = SimpleNamespace(compiler=SimpleNamespace(failures=failures))
+    monkeypatch.setattr("core.kernels.device.current_device", lambda: device)
+    outcome = corelm("doctor")
+    assert outcome.code == 0, "they are right, and start slowly"
+    told = "kernels that MLX compiles itself, in every process\n  custom_kernel_swiglu: kernel.cu(3): error: what?\n\n"
+    assert told in outcome.out
 
 
 @pytest.mark.usefixtures("quick", "demos")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import mlx.core as mx
 import pytest
 from kernel_shim import find_compiler
 
-from core.kernels import Kernel, registry
+from core.kernels import Kernel, check_kernel, registry
 from core.kernels.ahead import compiling_ahead
 from core.kernels.cuda_code import Compiler, Instance, compiler, mlx_folder, nvrtc
 from core.kernels.cuda_code.mlx_text import _MLX_HEADER, std_hash
@@ -181,7 +182,7 @@ class Compilers:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.compiled = folder, []
-        self.error: nvrtc.CompileError | None = None
+        self.error: BaseException | None = None
         self.started = threading.Event()
         self.go_on = threading.Event()
         self.go_on.set()
@@ -252,6 +253,42 @@ def test_who_needs_what_a_thread_compiles_waits_for_it(compilers: Compilers) -> 
     assert compilers.compiled == [PROBE.qualified]
 
 
+def test_after_an_interrupt_the_next_call_begins_anew(compilers: Compilers) -> None:
+    process = compilers.process()
+    compilers.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        process.prepare(PROBE)
+    compilers.error = None
+    assert process.prepare(PROBE) is not None
+    assert process.failures == {}
+
+
+def test_what_is_cancelled_is_compiled_when_it_is_needed(compilers: Compilers) -> None:
+    process = compilers.process()
+    compilers.go_on.clear()
+    many = [dataclasses.replace(PROBE, name=f"probe_{i}") for i in range(3 * compiler._THREADS)]
+    for instance in many:
+        process.begin(instance)
+    process.cancel()
+    compilers.go_on.set()
+    assert len(compilers.compiled) <= compiler._THREADS
+    assert process.prepare(many[-1]) is not None
+    assert compilers.compiled.count(many[-1].qualified) == 1
+    process.begin(PROBE)  # in new threads
+    assert process.prepare(PROBE) is not None
+
+
+def test_whatever_goes_wrong_mlx_compiles(compilers: Compilers) -> None:
+    process = compilers.process()
+    compilers.error = MemoryError("of this machine")
+    assert process.prepare(PROBE) is None
+    assert "of this machine" in process.failures[PROBE.function]
+    # A dtype whose name nobody knows.
+    complex_input = dataclasses.replace(PROBE, name="other", inputs=((mx.complex64, True), (mx.float32, True)))
+    process.begin(complex_input)
+    assert process.prepare(complex_input) is None
+
+
 def cuda_device(process: Compiler, launches: list[int]) -> KernelDevice:
     def build(**_description: object) -> Callable[..., list[mx.array]]:
         def launch(*, inputs: list[mx.array], **_arguments: object) -> list[mx.array]:
@@ -285,6 +322,20 @@ def test_a_check_that_has_failed_is_never_kept(compilers: Compilers, make_kernel
         with use_device(cuda_device(compilers.process(), [])), pytest.warns(UserWarning, match="differs"):
             kernel(mx.random.normal((4, 8)))
     assert not list(compilers.folder.rglob("*.passed"))
+
+
+def test_the_full_check_runs_every_case_anew_and_leaves_no_compilation_to_mlx(
+    compilers: Compilers, make_kernel: Callable[..., Kernel]
+) -> None:
+    kernel, launches = make_kernel("sample", metal=None, cuda="the body"), []
+    for process in (compilers.process(), compilers.process()):
+        launches.clear()
+        with use_device(cuda_device(process, launches)):
+            report = check_kernel(kernel)
+        assert report.status == "ok"
+        assert len(launches) == len(report.cases) == 12
+        assert len(process.prepared) == 6, "three dtypes, in even and in odd sizes"
+    assert len(compilers.compiled) == 6
 
 
 def test_ahead_kernels_are_compiled_and_not_run(compilers: Compilers, make_kernel: Callable[..., Kernel]) -> None:

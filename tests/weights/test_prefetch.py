@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -65,8 +66,9 @@ def test_a_model_read_by_threads_is_the_model(name: str, monkeypatch: pytest.Mon
     begun: list[int] = []
 
     class Reader(BlockReader):  # as on a GPU: nothing is read into place
-        def __init__(self, *arguments: object) -> None:
-            super().__init__(*arguments)  # type: ignore[arg-type]
+        def __init__(self, *arguments: Any, prefetch: bool) -> None:
+            assert prefetch
+            super().__init__(*arguments, prefetch=prefetch)
             if self._filler is not None:
                 self._filler.close()
             self._filler = None

@@ -1,4 +1,4 @@
-"""Compiles kernels before MLX has to, keeps them, and gives MLX what was kept."""
+"""Compiles CUDA kernels once, keeps the machine code on disk, and puts it where MLX finds it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlx.core as mx
@@ -36,7 +36,8 @@ class Compiler:
         self._include = tuple(include)
         self._folders = folders
         self._lock = threading.Lock()
-        self._begun: dict[str, Future[str | None]] = {}
+        self._locks: dict[str, threading.Lock] = {}
+        self._codes: dict[str, str | None] = {}
         self._pool: ThreadPoolExecutor | None = None
         self.store = store
         self.failures: dict[str, str] = {}
@@ -45,46 +46,61 @@ class Compiler:
     def prepared(self) -> tuple[str, ...]:
         """The modules, by the names that MLX has for them, that were asked for in this process."""
         with self._lock:
-            return tuple(self._begun)
+            return tuple(self._locks)
 
     def prepare(self, instance: Instance) -> str | None:
         """Makes sure that MLX finds the code of a kernel, so that it need not compile it.
 
+        If another thread compiles it already, this waits for it. After an interrupt, the next call starts again.
+
         Returns:
             A digest of the code; None where MLX has to compile the kernel itself (``failures`` says why).
         """
-        future, mine = self._claim(instance)
-        if mine:
-            self._run(future, instance)
-        return future.result()
+        if not instance.known:
+            return None
+        module = instance.module
+        with self._lock_of(module):
+            if module not in self._codes:
+                self._codes[module] = self._try(instance)
+            return self._codes[module]
 
     def begin(self, instance: Instance) -> None:
-        """Starts ``prepare`` in a thread."""
-        future, mine = self._claim(instance)
-        if mine:
-            self._threads().submit(self._run, future, instance)
-
-    def _claim(self, instance: Instance) -> tuple[Future[str | None], bool]:
+        """Starts ``prepare`` in a thread, unless it has been called before."""
+        if not instance.known:
+            return
         with self._lock:
-            future = self._begun.get(instance.module)
-            if future is not None:
-                return future, False
-            future = self._begun[instance.module] = Future()
-            return future, True
+            if instance.module in self._locks:
+                return
+            self._locks[instance.module] = threading.Lock()
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="corelm-compile")
+            self._pool.submit(self.prepare, instance)
 
-    def _run(self, future: Future[str | None], instance: Instance) -> None:
+    def cancel(self) -> None:
+        """Drops what no thread has started yet: Python waits for its threads when it ends.
+
+        ``prepare`` still compiles what was dropped.
+        """
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _lock_of(self, module: str) -> threading.Lock:
+        with self._lock:
+            return self._locks.setdefault(module, threading.Lock())
+
+    def _try(self, instance: Instance) -> str | None:
         try:
-            future.set_result(self._prepare(instance))
-        except nvrtc.CompileError as error:
-            self.failures[instance.function] = str(error)
-            future.set_result(None)
-        except BaseException:
-            future.set_result(None)
-            raise
+            return self._prepare(instance)
+        except Exception as error:  # whatever it is, MLX can still compile the kernel
+            self.failures[instance.function] = str(error) if isinstance(error, nvrtc.CompileError) else repr(error)
+            return None
 
     def _prepare(self, instance: Instance) -> str | None:
         module = instance.module
         if len(module) > _LONGEST_NAME:
+            self.failures[instance.function] = f"a name of {len(module)} characters, which MLX keeps elsewhere"
             return None
         text = instance.text
         key = digest(module, text)
@@ -98,12 +114,6 @@ class Compiler:
             )
             return None
         return hashlib.sha256(code.cubin).hexdigest()
-
-    def _threads(self) -> ThreadPoolExecutor:
-        with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="corelm-compile")
-            return self._pool
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The folder in which MLX looks for compiled code before it compiles, and putting code there.
+"""Puts compiled code into the folder in which MLX looks before it compiles.
 
 MLX asks for ``NAME.ptx`` (machine code, in spite of the name) and ``NAME.txt`` (a kernel's name and its symbol) in
 ``$MLX_PTX_CACHE_DIR``, or in ``mlx/VERSION/ptx`` of the system's temporary folder, and checks neither. So what is put

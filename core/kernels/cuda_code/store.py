@@ -1,4 +1,4 @@
-"""Keeps compiled code, and which code has passed its check, in a folder of the user's.
+"""Keeps compiled code, and which of it has passed its check, in the user's cache folder.
 
 Every entry carries a checksum, and is written under another name first: what is read is whole, or counts as absent. A
 folder that cannot be read or written costs time, never more.
