@@ -16,6 +16,7 @@ from core import installation
 from core.cli import main
 from core.errors import CoreError, InstallationError
 from tests.registry.children import child
+from tests.registry.public_api import MODULES
 
 CPU = {"mlx": "0.32.4", "mlx-cpu": "0.32.4"}
 CUDA = {"mlx": "0.32.4", "mlx-cuda-13": "0.32.4"}
@@ -174,6 +175,29 @@ def test_python_and_the_commands_say_it(without_library: Path, tmp_path: Path) -
     code, out, err = facts["inspect"]
     assert (code, err) == (0, "")
     assert "plugins.mistral   active" in out
+
+
+def test_what_plugins_import_says_it(without_library: Path) -> None:
+    facts = child(
+        """
+        import importlib, sys
+        from core.errors import InstallationError
+        said = {}
+        for module in sys.argv[1:]:
+            try:
+                for name in getattr(importlib.import_module(module), "__all__", ()):
+                    getattr(sys.modules[module], name)
+            except InstallationError as error:
+                said[module] = str(error)
+        report(**said)
+        """,
+        *(module for module in MODULES if module != "core.errors"),
+        "core.testing.diff",
+        path=[without_library],
+    )
+    assert facts.keys() == {"core", "core.nn", "core.weights", "core.kernels", "core.testing", "core.testing.diff"}
+    for said in facts.values():
+        assert said.startswith("MLX cannot be imported (found libmlx.so: cannot open shared object file)\n")
 
 
 def test_plugins_are_not_blamed(state: State, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from core.chat.messages import Message, checked_messages, checked_tools
 from core.errors import ConversationError
 
 _KEY, _VERSION = "corelm_conversation", 1
+_LIMIT = 256_000_000  # bytes of a file
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,15 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """The value in a JSON file.
 
     Raises:
-        ConversationError: the file cannot be read, or is not JSON in UTF-8.
+        ConversationError: the file cannot be read, is too large, or is not JSON in UTF-8.
     """
     try:
-        data = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            data = file.read(_LIMIT + 1)
     except (OSError, ValueError) as error:
         raise ConversationError(f"cannot be read: {_reason(error)}", where=path) from None
+    if len(data) > _LIMIT:  # a device may have no end
+        raise ConversationError("is too large", where=path, expected=f"at most {_LIMIT:,} bytes")
     try:
         return json.loads(data.decode("utf-8-sig"))
     except ValueError as error:

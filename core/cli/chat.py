@@ -78,4 +78,5 @@ def run(args: argparse.Namespace) -> int:
     if interactive:
         say("/help lists the commands; Ctrl-D ends.")
     line = typed_line() if interactive else piped_line()
-    return Repl(chat, line, open_screen(plain=args.plain), interactive=interactive).run()
+    screen = open_screen(plain=args.plain)
+    return Repl(chat, line, screen, interactive=interactive, debug=args.debug).run()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,10 @@ HELP = '''\
 A line is a message; one that ends with \\ goes on in the next line; """ begins and ends a message of several lines;
 // begins a message that begins with /. Ctrl-C stops an answer, of which what was said is kept.'''
 
+_UNFORESEEN = """\
+This is a fault of corelm or of a plugin; corelm chat --debug shows where it happened.
+What was said before is kept: go on, or write it to a file with /save FILE."""
+
 
 class Repl:
     """Reads, answers, prints.
@@ -48,11 +53,14 @@ class Repl:
         screen: where answers go.
         interactive: somebody types: errors are shown and the loop goes on, and Ctrl-C stops an answer only. Otherwise
             the first error ends it.
+        debug: show the traceback of an error that nobody has foreseen.
     """
 
-    def __init__(self, chat: Conversation, line: NextLine, screen: Screen, *, interactive: bool) -> None:
+    def __init__(
+        self, chat: Conversation, line: NextLine, screen: Screen, *, interactive: bool, debug: bool = False
+    ) -> None:
         self._chat, self._line, self._screen = chat, line, screen
-        self._interactive = interactive
+        self._interactive, self._debug = interactive, debug
         self._again = 0  # how often the last message was answered anew
         self._commands: dict[str, Callable[[str], None]] = {
             "help": self._help,
@@ -68,6 +76,7 @@ class Repl:
     def run(self) -> int:
         """Until the input ends, or ``/exit``; returns the exit code."""
         while True:
+            said = None
             try:
                 said = next_said(self._line)
                 if not said.is_command:
@@ -92,6 +101,12 @@ class Repl:
                 if not self._interactive or isinstance(error, BrokenPipeError):
                     raise
                 say(fold("error: ", str(error)))
+            except Exception as error:
+                if not self._interactive or said is None:  # nothing can be read any more
+                    raise
+                if self._debug:
+                    say(clean_prose(traceback.format_exc()))
+                say(fold("error: ", f"{type(error).__name__}: {error}\n{_UNFORESEEN}"))
 
     def _answer(self, begin: Callable[..., Iterator[GenerationChunk]], *message: str, **options: Any) -> None:
         chat, left_out = self._chat, self._chat.left_out

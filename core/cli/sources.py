@@ -11,6 +11,7 @@ from pathlib import Path
 from core.cli.terminal import say
 from core.errors import UsageError
 
+_LIMIT = 256_000_000  # bytes of a file
 _NOTE_AFTER, _PATIENCE = 1.0, 20.0  # seconds for which nothing comes through a pipe
 
 
@@ -59,7 +60,11 @@ def read_stdin() -> str:
 
 def read_file(path: str) -> str:
     """A file as text, without the line end that ends it."""
-    return decoded(Path(path).read_bytes(), f"the prompt in {path}")
+    with Path(path).open("rb") as file:
+        data = file.read(_LIMIT + 1)
+    if len(data) > _LIMIT:  # a device may have no end
+        raise UsageError(f"{path} is too large for a prompt or a template", expected=f"at most {_LIMIT:,} bytes")
+    return decoded(data, f"the prompt in {path}")
 
 
 def decoded(data: bytes, what: str) -> str:

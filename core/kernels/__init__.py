@@ -5,6 +5,7 @@ Knows nothing of models, checkpoints or caches.
 
 from __future__ import annotations
 
+import core.needs_mlx  # noqa: F401
 from core.kernels.check import KernelCase, KernelReport, check_kernel
 from core.kernels.compare import Tolerance
 from core.kernels.device import inference, reference_only

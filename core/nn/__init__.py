@@ -3,6 +3,7 @@
 Knows arrays; knows no files, no tokens' meaning and no architecture.
 """
 
+import core.needs_mlx  # noqa: F401
 from core.nn.attention import Attention
 from core.nn.cache import Cache
 from core.nn.decoder import Decoder

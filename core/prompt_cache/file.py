@@ -49,6 +49,8 @@ def save_cache(path: str | os.PathLike[str], cache: Cache, model: Any, ids: Sequ
         SaveError: the system refuses. Nothing is left then, and what was there before stays.
     """
     place = Path(path).expanduser()
+    if "\0" in str(place):
+        raise CacheError("is no name of a file: it holds a NUL", where=place)
     kept = snapshot(cache)
     if not 0 < kept.length <= len(ids):
         raise CacheError("a saved cache needs its tokens' ids", expected=f"{kept.length}, and some", found=len(ids))
@@ -82,8 +84,9 @@ def load_cache(path: str | os.PathLike[str], model: Any) -> tuple[Cache, list[in
     try:
         with FileIO(where) as file:
             text, checksum, tensors = _read_header(_File(file), where)
-    except OSError as error:
-        raise CacheError(f"cannot be read: {error.strerror or error}", where=where) from error
+    except (OSError, ValueError) as error:  # the latter is a NUL in the name
+        problem = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise CacheError(f"cannot be read: {problem}", where=where) from error
     except CheckpointError as error:
         problem = f"is no saved cache, or damaged: {error.problem}"
         raise CacheError(

@@ -121,5 +121,12 @@ def _twin(path: Path, kind: str) -> Path:
 
 
 def resolved(path: Path) -> Path:
+    """The absolute form of a place.
+
+    Raises:
+        SaveError: no file can have this name.
+    """
+    if "\0" in str(path):
+        raise SaveError("is no name of a file: it holds a NUL", where=path)
     # Not by way of a link at the place itself: a rename would replace the link and leave what it points to.
     return path.expanduser().resolve()

@@ -5,7 +5,6 @@ Memory: one tensor. What was written is read back and compared by checksum, each
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ import mlx.core as mx
 
 from core.checkpoint import open_checkpoint
 from core.errors import SaveError
+from core.saving.format_check import check_with_safetensors
 from core.saving.shards import Shard
 from core.saving.table import DTYPES, Tensor
 
@@ -126,30 +126,8 @@ class ShardWriter:
                     )
         if len(found) != sum(len(shard.tensors) for shard in self._shards):
             raise SaveError("holds other tensors than were written", where=self._directory)
-        if importlib.util.find_spec("numpy") is not None:  # which safetensors needs to open a file
-            for shard in self._shards:
-                check_with_safetensors(self._directory / shard.name, shard)
-
-
-def check_with_safetensors(path: Path, shard: Shard) -> None:
-    """Holds a file against the plan by the format's own reader: that others can read it is not for ours to say.
-
-    Raises:
-        SaveError: it reads other tensors than the plan has, or none.
-    """
-    from safetensors import SafetensorError, safe_open  # imports NumPy
-
-    expected = {tensor.name: (DTYPES[tensor.dtype], tensor.shape) for tensor in shard.tensors}
-    try:
-        with safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            found = {name: (one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
-    except SafetensorError as error:
-        raise SaveError("is not read by safetensors", where=path, found=str(error)) from error
-    for name in expected | found:
-        if expected.get(name) != found.get(name):
-            problem = f"tensor {name!r} is read otherwise by safetensors"
-            raise SaveError(problem, where=path, expected=expected.get(name), found=found.get(name))
+        for shard in self._shards:
+            check_with_safetensors(self._directory / shard.name, shard)
 
 
 @contextmanager

@@ -34,7 +34,13 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'core.testing' has no attribute {name!r}")
-    return getattr(importlib.import_module(home), name)
+    try:
+        return getattr(importlib.import_module(home), name)
+    except ImportError:
+        from core.installation import check_mlx
+
+        check_mlx()  # raises what to do, where MLX is what cannot be imported
+        raise
 
 
 def __dir__() -> list[str]:

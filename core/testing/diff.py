@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import core.needs_mlx  # noqa: F401
+
+# isort: split
 import mlx.core as mx
 import mlx.nn as nn
 

@@ -3,6 +3,7 @@
 Knows names, shapes and dtypes; knows no tokens and no architecture.
 """
 
+import core.needs_mlx  # noqa: F401
 from core.weights.invert import checkpoint_tensors
 from core.weights.plan import Entry, Mismatch, Plan
 from core.weights.quantization import Quantization, QuantizationConfig

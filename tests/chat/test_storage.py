@@ -112,6 +112,15 @@ def test_names_of_no_file(tmp_path: Path) -> None:
             write_conversation(tmp_path / name, MESSAGES)
 
 
+def test_a_file_without_an_end_is_read_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.chat.storage._LIMIT", 100)
+    with pytest.raises(ConversationError, match=r"/dev/zero: is too large \(expected at most 100 bytes\)"):
+        read_conversation("/dev/zero")
+    whole = tmp_path / "whole.json"
+    whole.write_text("[]".ljust(100))
+    assert read_conversation(whole).messages == []
+
+
 def test_what_refers_to_itself_is_nested_too_deeply() -> None:
     content: list[Any] = [{"type": "text"}]
     content[0]["text"] = content

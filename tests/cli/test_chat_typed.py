@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -12,10 +13,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import core
+from core.chat import PLAIN_TEMPLATE
+from core.cli.repl import Repl
+from core.cli.screen import PlainScreen
+from core.generation import GenerationChunk
+from core.language_model import LanguageModel
 from tests.cli.conftest import ROOT
 
 termios = pytest.importorskip("termios")
@@ -212,3 +219,54 @@ def test_an_answer_that_is_stopped_at_once(terminal: Open) -> None:
     chat.until(PROMPT)
     chat.send("/exit\r")
     assert chat.code() == 0
+
+
+class Typed:
+    """Lines as somebody types them; what comes after the last raises ``end``."""
+
+    def __init__(self, *lines: str, end: Exception) -> None:
+        self._lines, self._end = iter(lines), end
+
+    def __call__(self, prompt: str) -> str:
+        for line in self._lines:
+            return line
+        raise self._end
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_an_error_that_nobody_has_foreseen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], debug: bool
+) -> None:
+    """It is said, what was said before is kept, and the conversation goes on."""
+    file = tmp_path / "chat.json"
+    typed = Typed("one", "two", "three", f"/save {file}", end=EOFError())
+    said: list[str] = []
+    stream = LanguageModel.stream
+
+    def line(prompt: str) -> str:
+        said.append(typed(prompt))
+        return said[-1]
+
+    def failing(*arguments: Any, **options: Any) -> Iterator[GenerationChunk]:
+        yield from itertools.islice(stream(*arguments, **options), 2 if said[-1] == "two" else None)
+        if said[-1] == "two":  # as MLX says it, and nobody is to say it to a terminal
+            raise RuntimeError("[malloc] no memory\x1b[2J")
+
+    monkeypatch.setattr(LanguageModel, "stream", failing)
+    chat = core.Conversation(core.load("demo:mistral"), chat_template=PLAIN_TEMPLATE, max_tokens=3, temperature=0)
+    assert Repl(chat, line, PlainScreen(str), interactive=True, debug=debug).run() == 0
+    shown = capsys.readouterr().err
+    assert r"error: RuntimeError: [malloc] no memory\x1b[2J" in shown
+    assert "This is a fault of corelm or of a plugin" in shown
+    assert "\x1b" not in shown
+    assert ("Traceback" in shown) is debug
+    asked = [message["content"] for message in json.loads(file.read_text())["messages"][::2]]
+    assert asked == ["one", "three"]
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_an_error_of_reading_ends_it(interactive: bool) -> None:
+    """The next line would raise it again, and so on for ever."""
+    chat = core.Conversation(core.load("demo:mistral"), chat_template=PLAIN_TEMPLATE)
+    with pytest.raises(ValueError, match="closed file"):
+        Repl(chat, Typed(end=ValueError("closed file")), PlainScreen(str), interactive=interactive).run()

@@ -13,6 +13,7 @@ import pytest
 
 import core
 from core.cli import sources
+from core.errors import UsageError
 from core.language_model import LanguageModel
 from tests.cli.checkpoints import with_chat_template
 from tests.cli.conftest import ROOT, Run
@@ -189,3 +190,9 @@ def test_a_stdin_that_is_closed(closed: str) -> None:
     done = subprocess.run(shell, cwd=ROOT, capture_output=True, timeout=60, check=False)
     expected = core.load(STORIES).generate("Once", max_tokens=8).text
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, f"{expected}\n", b"")
+
+
+def test_a_file_without_an_end_is_read_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_LIMIT", 100)
+    with pytest.raises(UsageError, match="/dev/zero is too large for a prompt or a template"):
+        sources.read_file("/dev/zero")

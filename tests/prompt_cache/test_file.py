@@ -152,6 +152,15 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_name_that_no_file_can_have(demo: core.LanguageModel) -> None:
+    cache = demo.make_cache()
+    demo.model(mx.array([[1, 2]]), cache=cache)
+    with pytest.raises(CacheError, match="holds a NUL"):
+        core.save_cache("a\0b", cache, demo, [1, 2])
+    with pytest.raises(CacheError, match="cannot be read: embedded null byte"):
+        core.load_cache("a\0b", demo)
+
+
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = saved(tmp_path, "full")
     before = place.read_bytes()

@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +19,9 @@ import core
 from core.checkpoint.source import DEMOS
 from core.errors import SaveError, UsageError, WeightsError
 from core.saving import plan_conversion
+from core.saving.format_check import check_with_safetensors
 from core.saving.table import Tensor as Table
-from core.saving.writer import ShardWriter, check_with_safetensors
+from core.saving.writer import ShardWriter
 from tests.fixtures import STORIES_SHARDED, oracle
 from tests.fixtures.variants import Tensor, read_tensors, variant
 from tests.saving.compare import assert_same_tensors
@@ -167,6 +169,32 @@ def test_the_formats_own_reader_has_the_last_word(tmp_path: Path) -> None:
     with pytest.raises(SaveError, match="is not read by safetensors") as caught:
         check_with_safetensors(path, shard)
     assert caught.value.where == str(path)
+
+
+def test_without_numpy_the_formats_own_reader_is_given_the_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    (shard,) = core.convert(MIXTRAL, tmp_path / "out").target.shards
+    path = tmp_path / "out" / shard.name
+    whole = path.read_bytes()
+    for old, new in ((b'"F32"', b'"F16"'), (b'"F32"', b'"R32"'), (b"[0,", b"[8,"), (b'":{', b'" {'), (b"{", b"[")):
+        path.write_bytes(whole[:8] + whole[8:].replace(old, new, 1))
+        with pytest.raises(SaveError, match="is not read by safetensors") as caught:
+            check_with_safetensors(path, shard)
+        assert caught.value.where == str(path)
+    path.write_bytes((len(shard.header)).to_bytes(8, "little") + whole[8:])  # eight bytes more than there are
+    with pytest.raises(SaveError, match="is not read by safetensors"):
+        check_with_safetensors(path, shard)
+    path.write_bytes(whole[:-1])
+    with pytest.raises(SaveError, match="is of another size"):
+        check_with_safetensors(path, shard)
+    empty = replace(shard, tensors=())
+    path.write_bytes(empty.header)
+    check_with_safetensors(path, empty)
+    with pytest.raises(SaveError, match="is not read by safetensors"):
+        check_with_safetensors(path, shard)
 
 
 def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:

@@ -45,6 +45,13 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
 
 
+def test_a_name_that_no_file_can_have() -> None:
+    demo = core.load("demo:mistral")
+    for write in (lambda place: core.convert("demo:mistral", place), lambda place: core.save(demo, place)):
+        with pytest.raises(SaveError, match="is no name of a file: it holds a NUL"):
+            write("a\0b")
+
+
 def test_force_replaces_the_whole_directory_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
     core.convert(oracle("mixtral_swa8"), tmp_path / "out", max_shard_size=300_000)
     core.convert(SOURCE, tmp_path / "out", force=True)
