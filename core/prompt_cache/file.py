@@ -23,6 +23,7 @@ import mlx.nn as nn
 
 from core.checkpoint.bounded_json import parse_object
 from core.checkpoint.header import TensorInfo, read_header
+from core.device import check_process
 from core.errors import CacheError, CheckpointError
 from core.nn import Cache
 from core.prompt_cache.fingerprint import differing, fingerprint
@@ -48,6 +49,7 @@ def save_cache(path: str | os.PathLike[str], cache: Cache, model: Any, ids: Sequ
         CacheError: an empty cache, one of another model, or fewer ids than tokens.
         SaveError: the system refuses. Nothing is left then, and what was there before stays.
     """
+    check_process()
     place = Path(path).expanduser()
     if "\0" in str(place):
         raise CacheError("is no name of a file: it holds a NUL", where=place)
@@ -80,6 +82,7 @@ def load_cache(path: str | os.PathLike[str], model: Any) -> tuple[Cache, list[in
     Raises:
         CacheError: no such file, a damaged one, or one of another model or tokenizer; it says which.
     """
+    check_process()
     where = os.fspath(Path(path).expanduser())
     try:
         with FileIO(where) as file:

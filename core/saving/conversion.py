@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from core.checkpoint import Checkpoint
+from core.device import check_process
 from core.loading import Prepared, prepare
 from core.saving.checkpoint import files_of, write_checkpoint
 from core.saving.companions import left_behind
@@ -127,10 +128,12 @@ def convert(
         progress: called with the bytes converted so far and in all.
 
     Raises:
-        UsageError: the options contradict each other, or source and destination are the same place.
+        UsageError: the options contradict each other, source and destination are the same place, or this process was
+            forked from one that has used a model.
         SaveError: something is in the way, the disk is full, or what was written reads otherwise.
         CheckpointError, ConfigError, PluginError, WeightsError: as for ``core.load``.
     """
+    check_process()
     restore(Path(destination))
     conversion = plan_conversion(
         source,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from core.device import check_process
 from core.errors import UsageError
 from core.saving.checkpoint import write_checkpoint
 from core.saving.destination import check_destination
@@ -50,6 +51,7 @@ def save(
     if lm.origin is None:
         raise UsageError("this model was not loaded from a checkpoint", hint="core.save saves what core.load loads.")
     origin, plan = lm.origin, lm.report.plan
+    check_process()
     restore(Path(directory))
     place = check_destination(Path(directory), force=force, source=origin.checkpoint.path)
     entries = {entry.parameter: entry for entry in plan.entries}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import core
 from core.errors import UsageError
@@ -45,16 +46,25 @@ def test_a_lazy_model_in_another_thread_is_one_error() -> None:
 
 FORK = """
 import os, sys, core
+import mlx.core as mx
 from core.errors import UsageError
 lm = core.load("demo:mistral", tokenizer=False)
 batch = core.Batch(lm)
 request = batch.submit([1, 5], max_tokens=2)
 lm.generate([1, 5], max_tokens=2)
+directory = sys.argv[1]
+cache = lm.make_cache()
+lm.model(mx.array([[1, 5, 7]]), cache=cache)
+core.save_cache(directory + "/cache", cache, lm, [1, 5, 7])
 uses = [
     lambda: lm.generate([1, 5], max_tokens=2),
     batch.step,
     lambda: core.evaluate(lm, [1, 5, 7]),
     lambda: core.load("demo:mistral"),
+    lambda: core.convert("demo:mistral", directory + "/converted"),
+    lambda: core.save(lm, directory + "/saved"),
+    lambda: core.save_cache(directory + "/cache2", cache, lm, [1, 5, 7]),
+    lambda: core.load_cache(directory + "/cache", lm),
 ]
 child = os.fork()
 if child == 0:
@@ -73,7 +83,9 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
-def test_a_forked_process_is_told_so() -> None:
+def test_a_forked_process_is_told_so(tmp_path: Path) -> None:
     """It would hang: MLX's threads have stayed behind."""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 7, done.stderr
