@@ -65,7 +65,7 @@ while len(seen) < rows:
             firsts.append(time.perf_counter() - warmed)
 def gaps(count, refill):
     found = []
-    while len(found) < count and batch.pending:
+    while len(found) < count and (refill or batch.pending):
         requests[:] = [request for request in requests if not request.done]
         while refill and len(requests) < rows:
             place = len(found) + 100

@@ -13,6 +13,7 @@ import mlx.core as mx
 import pytest
 
 import core
+from core.device import backend
 from tests.checkpoint.sparse import write_checkpoint
 from tests.cuda import skip_figures_of_the_cpu_allocator
 
@@ -112,7 +113,9 @@ def test_the_peak_of_a_load_is_the_model_and_one_block(case: str, tmp_path: Path
         figures = measured(write_model(tmp_path / str(count), count, **options))
         assert figures["active"] == pytest.approx(figures["bytes"], abs=MIB)
         assert figures["cached"] < MIB  # a GPU keeps a few bytes
-        assert figures["peak"] <= figures["bytes"] + figures["block"] + MIB, figures
+        # CUDA lets temporaries go when the device is done with them, which may be after the next block has begun.
+        blocks = 1 if backend() == "cpu" else 2
+        assert figures["peak"] <= figures["bytes"] + blocks * figures["block"] + MIB, figures
 
 
 def test_a_lazy_load_reads_nothing(tmp_path: Path) -> None:
