@@ -60,6 +60,12 @@ def _rebuild(cls: type[CoreError], state: dict[str, object]) -> CoreError:
     return error
 
 
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """The first line of what a library's error says, cut at ``limit``; its class where it says nothing."""
+    text = (str(error).strip() or type(error).__name__).partition("\n")[0].rstrip()
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 class UsageError(CoreError):
     """The caller asked for something that makes no sense, whatever the checkpoint (exit code 2 at a command line)."""
 

@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 import core
+from core.errors import first_line
 from core.fast.describe import Description, Unsupported, describe
 from core.fast.layout import problem
 from core.fast.shape import StepShape
@@ -107,7 +108,7 @@ def _agrees(model: Decoder, description: Description) -> bool:
         if not error <= _TOLERANCE:
             found = f"differs from the ordinary path by {error:.3g} of the logits' norm"
     except Exception as failure:  # building, compiling or launching: whatever it is, the ordinary path still works
-        found = f"fails with {type(failure).__name__}: {str(failure).strip().partition(chr(10))[0]}"
+        found = f"fails with {type(failure).__name__}: {first_line(failure)}"
     _verdicts[key] = weakref.ref(model), found is None
     if compiler is not None and passed is not None and found is None:
         compiler.store.note_passed(passed)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 
+from core.errors import first_line
 from core.kernels.compare import Comparison, compare
 from core.kernels.cuda_code import Instance
 from core.kernels.gradient import Function, with_gradient_of
@@ -148,7 +149,7 @@ class FusedSource:
                     problem = self._verification.problem(inputs, launch)
                     plan = self._make_plan(launch)
             except Exception as error:  # building, compiling or launching: whatever it is, the reference still works
-                problem = f"fails with {type(error).__name__}: {_first_line(error)}"
+                problem = f"fails with {type(error).__name__}: {first_line(error)}"
             if problem is None:
                 if len(self._plans) >= _MAX_PLANS:
                     self._plans.clear()
@@ -168,7 +169,7 @@ class FusedSource:
                 return self._run(inputs, arguments)
             except Exception as error:
                 if self._switch_off():
-                    self._warn(f"cannot be launched: {type(error).__name__}: {_first_line(error)}")
+                    self._warn(f"cannot be launched: {type(error).__name__}: {first_line(error)}")
             return None
 
         def run(*inputs: mx.array) -> mx.array:
@@ -205,7 +206,3 @@ def _arguments(launch: Launch) -> dict[str, Any]:
         "threadgroup": launch.threadgroup,
         "template": list(launch.template) or None,
     }
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

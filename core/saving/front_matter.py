@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from core.errors import first_line
+
 _BLOCK = re.compile(r"\A\s*---[ \t]*\n(?P<lines>(?:.*\n)*?)---[ \t]*(?:\n|\Z)")
 _KEY = re.compile(r"(?P<quote>[\"']?)(?P<key>[^\s#\"'\-\[{][^:\"']*?)(?P=quote)\s*:(?=\s|$)")
 _LONGEST = 1 << 18  # characters
@@ -107,5 +109,5 @@ def _read(text: str) -> dict[str, Any]:
     try:
         values = vars(RepoCard(f"---\n{text.rstrip()}\n---\n").data)
     except (Exception, RecursionError) as error:  # whatever its YAML reader raises for a stranger's text
-        raise ValueError(f"it is no valid YAML: {str(error).splitlines()[0] if str(error) else type(error)}") from error
+        raise ValueError(f"it is no valid YAML: {first_line(error)}") from error
     return {str(key): value for key, value in values.items()}

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.errors import TokenizerError
+from core.errors import TokenizerError, first_line
 from core.text.files import parse_json_object
 
 if TYPE_CHECKING:
@@ -47,9 +47,8 @@ def is_failure(error: BaseException) -> bool:
 
 def failure(doing: str, error: BaseException, where: Path | None = None) -> TokenizerError:
     """The error for what the package failed at."""
-    said = str(error).strip().partition("\n")[0]
     return TokenizerError(
-        f"tokenizers fails on {doing}: {said if len(said) <= 200 else said[:199] + '…'}",
+        f"tokenizers fails on {doing}: {first_line(error)}",
         where=where,
         hint="Its rules are too much for this text, or tokenizer.json is damaged.",
     )

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from core.checkpoint import parse_object, read_local
-from core.errors import ChatTemplateError, TokenizerError
+from core.errors import ChatTemplateError, TokenizerError, first_line
 from core.text.chat import Tools
 from core.text.content import Messages, checked_conversation
 from core.text.native_pieces import Pieces, SentencePieces, TekkenPieces
@@ -179,7 +179,7 @@ class NativeTokenizer:
             request = make(messages=list(plain), tools=None if tools is None else list(tools))
             return list(self._mistral.encode_chat_completion(request).tokens)
         except Exception as error:  # its own errors, and pydantic's
-            problem = f"{_PACKAGE} refuses the conversation: {_brief(error)}"
+            problem = f"{_PACKAGE} refuses the conversation: {first_line(error)}"
             raise ChatTemplateError(problem, where=self._where) from error
 
 
@@ -235,7 +235,7 @@ def _open(path: Path) -> Any:
     try:
         return MistralTokenizer.from_file(str(path))
     except Exception as error:
-        problem = f"{_PACKAGE} cannot read this tokenizer: {_brief(error)}"
+        problem = f"{_PACKAGE} cannot read this tokenizer: {first_line(error)}"
         raise TokenizerError(problem, where=path, hint="Download the file again.") from error
 
 
@@ -252,8 +252,3 @@ def _check_sizes(tekken: Mapping[str, object], path: Path) -> None:
                 found=repr(size)[:40],
                 hint="Download the file again.",
             )
-
-
-def _brief(error: Exception) -> str:
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return text if len(text) <= 200 else f"{text[:199]}…"

@@ -16,7 +16,7 @@ from typing import cast
 import mlx.core as mx
 
 from core.checkpoint import Checkpoint
-from core.errors import CheckpointError
+from core.errors import CheckpointError, first_line
 from core.weights.axes import rows_axis
 from core.weights.fill import Filler, blank, can_check, can_fill, streams
 from core.weights.finite import is_float, is_non_finite, may_be_non_finite
@@ -167,7 +167,7 @@ class BlockReader:
             yield
         except (RuntimeError, OSError) as error:
             raise CheckpointError(
-                "reading the weights failed", where=self._checkpoint.where(), found=str(error).split("\n")[0]
+                "reading the weights failed", where=self._checkpoint.where(), found=first_line(error)
             ) from error
 
     def close(self) -> None:

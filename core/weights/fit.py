@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from core.checkpoint import TensorInfo
-from core.errors import PluginError, QuantizationError, WeightsError
+from core.errors import PluginError, QuantizationError, WeightsError, first_line
 from core.nn import FusedLinear, QuantizedExpertLinear, QuantizedLinear
 from core.weights.nodes import Leaf, Node, Row, each_leaf, is_fused, iter_leaves, joined_parts, select, with_suffix
 from core.weights.operations import quantized
@@ -191,7 +191,7 @@ class Fitter:
                 f"{path!r} cannot be quantized as the config says ({settings})",
                 where=self._stored.where(leaf),
                 found=f"shape {tuple(module.weight.shape)}",
-                hint=str(error).split("\n")[0],
+                hint=first_line(error),
             ) from None
         put(self._model, path, swapped)
 

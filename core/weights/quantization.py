@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from core.errors import QuantizationError
+from core.errors import QuantizationError, first_line
 from core.weights.packing import Packing, packing_of
 
 _AS_PUBLISHED = "Copy the block from the config this checkpoint was published with."
@@ -122,7 +122,7 @@ def refusal(settings: Quantization) -> str | None:
     try:
         mx.quantize(mx.zeros((1, settings.group_size * 32)), settings.group_size, settings.bits, mode=settings.mode)
     except ValueError as error:
-        return str(error).split("\n")[0]
+        return first_line(error)
     except (TypeError, RuntimeError):  # beyond what MLX's arguments hold
         return "a number that is out of range"
     return None

@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from core.checkpoint import Checkpoint
-from core.errors import CheckpointError, QuantizationError, WeightsError
+from core.errors import CheckpointError, QuantizationError, WeightsError, first_line
 from core.weights.dtypes import spelling
 from core.weights.finite import count_non_finite, has_non_finite
 from core.weights.nodes import Joined, Leaf, Node, Operation, Permuted, Stacked, leaves
@@ -165,6 +165,6 @@ def _load(path: Path) -> dict[str, mx.array]:
     try:
         arrays = mx.load(str(path), format="safetensors")
     except RuntimeError as error:
-        raise CheckpointError("MLX cannot read this file", where=path, found=str(error).split("\n")[0]) from error
+        raise CheckpointError("MLX cannot read this file", where=path, found=first_line(error)) from error
     assert isinstance(arrays, dict)
     return arrays

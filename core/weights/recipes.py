@@ -14,7 +14,7 @@ from typing import Literal
 
 import mlx.core as mx
 
-from core.errors import UsageError
+from core.errors import UsageError, first_line
 from core.weights.quantization import Quantization, refusal
 
 Setting = int | str | Quantization
@@ -116,6 +116,6 @@ def _defaults(mode: str) -> Quantization:
         raise UsageError(
             f"quantize={mode!r} names no recipe, and no mode of the installed MLX {version('mlx')}",
             expected=f"a mode, or one of {', '.join(_MIXED)}",
-            found=str(error).split("\n")[0],
+            found=first_line(error),
         ) from None
     return Quantization(weight.shape[-1] * 32 // columns, columns // scales.shape[-1], mode)

@@ -13,6 +13,8 @@ import mlx.core as mx
 import pytest
 
 import core
+import core.fast
+import core.loading  # with all that takes the device from where a test replaces it
 from core.checkpoint import source
 from core.cli import environment
 from core.cli.plugins import ClaimFacts, PluginList
