@@ -124,10 +124,14 @@ class Instance:
         return self._written(_OWN_HEADER + more)
 
     def _written(self, first: str) -> str:
+        # Most sources use none of these; a decode step has hundreds of inputs to look for.
+        endings = [
+            (e, d) for e, d in (("_shape", "Shape"), ("_strides", "Strides"), ("_ndim", "int")) if e in self.source
+        ]
         parameters = []
         for name, (dtype, has_axes) in zip(self.input_names, self.inputs, strict=True):
             parameters.append(f"    const {_TYPES[dtype]}* {name}")
-            for ending, declared in (("_shape", "Shape"), ("_strides", "Strides"), ("_ndim", "int")):
+            for ending, declared in endings:
                 if has_axes and name + ending in self.source:
                     parameters.append(f"    const __grid_constant__ {declared} {name}{ending}")
         for name, dtype in zip(self.output_names, self.outputs, strict=True):
