@@ -33,6 +33,7 @@ def compile_ahead(model: nn.Module, plan: Plan) -> None:
     device = current_device()
     if device is None or device.compiler is None or not isinstance(model, Decoder):
         return
+    device.compiler.locate()
     store = device.compiler.store
     done = digest("ahead", core.__version__, [(entry.parameter, entry.shape, entry.dtype) for entry in plan.entries])
     if store.passed(done):

@@ -17,6 +17,7 @@ from kernel_shim import find_compiler
 from core.kernels import Kernel, check_kernel, registry
 from core.kernels.ahead import compiling_ahead
 from core.kernels.cuda_code import Compiler, Instance, compiler, mlx_folder, nvrtc
+from core.kernels.cuda_code.mlx_folder import Folders
 from core.kernels.cuda_code.mlx_text import _MLX_HEADER, std_hash
 from core.kernels.cuda_code.nvrtc import Code
 from core.kernels.cuda_code.store import CodeStore, cache_folder, digest
@@ -164,17 +165,61 @@ def test_code_is_put_where_mlx_looks(tmp_path: Path) -> None:
 def test_mlx_is_given_a_folder_unless_the_user_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlx_folder.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
     monkeypatch.setenv("MLX_PTX_CACHE_DIR", "/of/the/user")
-    assert mlx_folder.choose_folder(tmp_path / "cache") == [Path("/of/the/user")]
+    users = Folders.choose(tmp_path / "cache")
+    assert (users.paths, users.open) == ([Path("/of/the/user")], False)
+    users.settle(1)
+    assert os.environ["MLX_PTX_CACHE_DIR"] == "/of/the/user"
     monkeypatch.delenv("MLX_PTX_CACHE_DIR")
     default = tmp_path / "tmp" / "mlx" / mlx_folder.MLX_VERSION / "ptx"
-    assert mlx_folder.choose_folder(None) == [default]
+    assert Folders.choose(None).paths == [default]
+    assert "MLX_PTX_CACHE_DIR" not in os.environ
+    (tmp_path / "file").write_text("")
+    assert Folders.choose(tmp_path / "file").paths == [default]
     assert "MLX_PTX_CACHE_DIR" not in os.environ
     own = tmp_path / "cache" / f"mlx-{mlx_folder.MLX_VERSION}"
-    assert mlx_folder.choose_folder(tmp_path / "cache") == [own]
+    folders = Folders.choose(tmp_path / "cache")
+    assert (folders.paths, folders.open) == ([own], True)
     assert os.environ["MLX_PTX_CACHE_DIR"] == str(own)
-    monkeypatch.delenv("MLX_PTX_CACHE_DIR")
+    folders.settle(0)
+    assert (folders.paths, folders.open) == ([own], False)
+    assert "MLX_PTX_CACHE_DIR" not in os.environ
     default.mkdir(parents=True)  # MLX may have looked there before
-    assert mlx_folder.choose_folder(tmp_path / "cache") == [default, own]
+    assert Folders.choose(tmp_path / "cache").paths == [default, own]
+    monkeypatch.delenv("MLX_PTX_CACHE_DIR")
+
+
+@pytest.mark.parametrize("looks", [0, 1, 2])
+def test_the_folder_in_which_mlx_looks_is_found_out(
+    looks: int, compilers: Compilers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process whose MLX looks in the first folder, the second, or in another one."""
+    own, default = compilers.folder / "own", compilers.folder / "default"
+    monkeypatch.setenv("MLX_PTX_CACHE_DIR", str(own))
+    texts = {digest(mlx_folder.probe_text(place)).encode(): place for place in (1, 2)}
+
+    def run() -> int:
+        if not looks:
+            return 0
+        code = (default, own)[looks - 1] / f"{mlx_folder.PROBE.module}.ptx"
+        return texts[code.read_bytes()]
+
+    monkeypatch.setattr(mlx_folder, "run_probe", run)
+    process = compilers.process(Folders([default, own], own))
+    assert process.prepare(PROBE) is not None
+    assert "MLX_PTX_CACHE_DIR" not in os.environ
+    assert ("all kernels" in process.failures) == (not looks)
+    held = [folder for folder in (default, own) if (folder / f"{PROBE.module}.ptx").is_file()]
+    assert held == ([default, own] if not looks else [(default, own)[looks - 1]])
+
+
+def test_a_probe_that_fails_is_no_error(compilers: Compilers, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> int:
+        raise RuntimeError("no such device")
+
+    monkeypatch.setattr(mlx_folder, "run_probe", run)
+    process = compilers.process(Folders([compilers.folder / "ptx"], compilers.folder / "ptx"))
+    assert process.prepare(PROBE) is not None
+    assert "no such device" in process.failures["the folder of compiled code"]
 
 
 class Compilers:
@@ -196,9 +241,9 @@ class Compilers:
             raise self.error
         return Code(digest(text).encode(), kernel)
 
-    def process(self) -> Compiler:
+    def process(self, folders: Folders | None = None) -> Compiler:
         store = CodeStore(self.folder / "store", ("device",))
-        return Compiler("sm_90a", (), store, [self.folder / "ptx"])
+        return Compiler("sm_90a", (), store, folders or Folders([self.folder / "ptx"]))
 
 
 @pytest.fixture
@@ -400,3 +445,20 @@ def test_mlx_takes_our_code_and_a_second_process_compiles_nothing(tmp_path: Path
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "Failed to load" in broken.stdout + broken.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_CUDA, reason="no CUDA device")
+def test_without_any_settings_mlx_looks_in_our_folder_and_children_do_not_hear_of_it(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "MLX_PTX_CACHE_DIR"}
+    environment |= {"CORE_KERNEL_CACHE": str(tmp_path / "kernels"), "TMPDIR": str(tmp_path)}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    program = _PROCESS + "import os; print(device.compiler._folders.paths, os.environ.get('MLX_PTX_CACHE_DIR'))"
+    for what in ("not yet", "compiled"):
+        done = subprocess.run(
+            [sys.executable, "-c", program, what], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("{} custom_kernel_swiglu"), done.stdout
+        own = tmp_path / "kernels" / f"mlx-{mlx_folder.MLX_VERSION}"
+        assert done.stdout.endswith(f"[{own!r}] None\n"), done.stdout

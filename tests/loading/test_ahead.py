@@ -11,6 +11,7 @@ import pytest
 
 import core
 from core.kernels.cuda_code import Compiler, compiler
+from core.kernels.cuda_code.mlx_folder import Folders
 from core.kernels.cuda_code.nvrtc import Code
 from core.kernels.cuda_code.store import CodeStore
 from core.kernels.device import KernelDevice, use_device
@@ -28,7 +29,7 @@ def build(**_description: Any) -> Any:
 def compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Compiler]:
     """A CUDA device that compiles, and runs nothing."""
     monkeypatch.setattr(compiler.nvrtc, "compile_kernel", lambda text, kernel, *_: Code(text.encode(), kernel))
-    made = Compiler("sm_90a", (), CodeStore(tmp_path / "store", ("device",)), [tmp_path / "ptx"])
+    made = Compiler("sm_90a", (), CodeStore(tmp_path / "store", ("device",)), Folders([tmp_path / "ptx"]))
     with use_device(KernelDevice("Fake CUDA", "cuda", build, 9, made)):
         yield made
 
@@ -44,7 +45,7 @@ def test_what_a_model_needs_is_compiled_once_for_all_processes(compiling: Compil
     ordinary = logits(core.load(STORIES, tokenizer=False))
     assert any("swiglu" in module for module in compiling.prepared)
     assert compiling.failures == {}
-    again = Compiler("sm_90a", (), compiling.store, [])
+    again = Compiler("sm_90a", (), compiling.store, Folders([]))
     with use_device(KernelDevice("Fake CUDA", "cuda", build, 9, again)):
         assert mx.array_equal(logits(core.load(STORIES, tokenizer=False)), ordinary).item()
     assert again.prepared == ()

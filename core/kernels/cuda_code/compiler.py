@@ -14,6 +14,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from core.kernels.cuda_code import mlx_folder, nvrtc
+from core.kernels.cuda_code.mlx_folder import Folders
 from core.kernels.cuda_code.mlx_text import MLX_VERSION, Instance
 from core.kernels.cuda_code.store import CodeStore, cache_folder, digest
 
@@ -31,11 +32,12 @@ class Compiler:
         folders: where MLX looks for code.
     """
 
-    def __init__(self, architecture: str, include: Iterable[str], store: CodeStore, folders: list[Path]) -> None:
+    def __init__(self, architecture: str, include: Iterable[str], store: CodeStore, folders: Folders) -> None:
         self._architecture = architecture
         self._include = tuple(include)
         self._folders = folders
         self._lock = threading.Lock()
+        self._locating = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
         self._codes: dict[str, str | None] = {}
         self._pool: ThreadPoolExecutor | None = None
@@ -48,6 +50,26 @@ class Compiler:
         with self._lock:
             return tuple(self._locks)
 
+    def locate(self) -> None:
+        """Finds out, once, in which of the folders MLX looks, where it is not the user who has chosen.
+
+        A probe is put into each of them, and run: each gives another number.
+        """
+        with self._locating:
+            if not self._folders.open:
+                return
+            found = 0
+            try:
+                for place, folder in enumerate(self._folders.paths, 1):
+                    code = self._compiled(mlx_folder.PROBE, mlx_folder.probe_text(place))
+                    mlx_folder.hand_over([folder], mlx_folder.PROBE.module, mlx_folder.PROBE.qualified, code)
+                found = mlx_folder.run_probe()
+                if not found:
+                    self.failures["all kernels"] = "MLX does not look for compiled code where MLX 0.32.4 does"
+            except Exception as error:  # whatever it is, MLX can still compile
+                self.failures["the folder of compiled code"] = repr(error)
+            self._folders.settle(found)
+
     def prepare(self, instance: Instance) -> str | None:
         """Makes sure that MLX finds the code of a kernel, so that it need not compile it.
 
@@ -58,6 +80,7 @@ class Compiler:
         """
         if not instance.known:
             return None
+        self.locate()
         module = instance.module
         with self._lock_of(module):
             if module not in self._codes:
@@ -68,6 +91,7 @@ class Compiler:
         """Starts ``prepare`` in a thread, unless it has been called before."""
         if not instance.known:
             return
+        self.locate()
         with self._lock:
             if instance.module in self._locks:
                 return
@@ -102,18 +126,21 @@ class Compiler:
         if len(module) > _LONGEST_NAME:
             self.failures[instance.function] = f"a name of {len(module)} characters, which MLX keeps elsewhere"
             return None
-        text = instance.text
-        key = digest(module, text)
+        code = self._compiled(instance, instance.text)
+        if not mlx_folder.hand_over(self._folders.paths, module, instance.qualified, code):
+            tried = ", ".join(map(str, self._folders.paths))
+            self.failures[instance.function] = f"no folder of MLX's can be written: {tried}"
+            return None
+        return hashlib.sha256(code.cubin).hexdigest()
+
+    def _compiled(self, instance: Instance, text: str) -> nvrtc.Code:
+        """A kernel's code, from disk or compiled."""
+        key = digest(instance.module, text)
         code = self.store.load(key)
         if code is None:
             code = nvrtc.compile_kernel(text, instance.qualified, self._architecture, self._include)
             self.store.save(key, code)
-        if not mlx_folder.hand_over(self._folders, module, instance.qualified, code):
-            self.failures[instance.function] = (
-                f"no folder of MLX's can be written: {', '.join(map(str, self._folders))}"
-            )
-            return None
-        return hashlib.sha256(code.cubin).hexdigest()
+        return code
 
 
 @functools.cache
@@ -137,7 +164,7 @@ def device_compiler() -> Compiler | None:
         f"headers {', '.join(include)}",
     )
     folder = cache_folder()
-    return Compiler(architecture, include, CodeStore(folder, environment), mlx_folder.choose_folder(folder))
+    return Compiler(architecture, include, CodeStore(folder, environment), Folders.choose(folder))
 
 
 def include_folders() -> tuple[str, ...] | None:
