@@ -49,11 +49,13 @@ class Decoder(nn.Module):
         if not tie_word_embeddings:
             self.lm_head = Linear(hidden_size, vocab_size, bias=False)
         self._cache_specs: tuple[CacheSpec, ...] = ()
+        self._rotation_limit: int | None = None
         self._identity = object()  # what its caches know it by
 
     def set_cache_specs(self, specs: Sequence[CacheSpec]) -> None:
         """Says what each block asks of its cache; core calls it once, with the plugin's ``make_cache``."""
         self._cache_specs = tuple(specs)
+        self._rotation_limit = rotation_limit(self)  # which looks at every module
 
     def make_cache(
         self,
@@ -70,7 +72,7 @@ class Decoder(nn.Module):
             UsageError: a setting out of range, or heads that cannot be packed in such groups.
         """
         settings = CacheSettings(max_kv_tokens, kept_tokens, kv_bits, kv_group_size)
-        return Cache(self._cache_specs, batch, settings, self._identity, rotation_limit(self))
+        return Cache(self._cache_specs, batch, settings, self._identity, self._rotation_limit)
 
     def __call__(
         self, tokens: mx.array, cache: Cache | CacheGroups | None = None, lengths: Sequence[int] | None = None
