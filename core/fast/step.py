@@ -29,13 +29,11 @@ from core.fast.layout import (
     work_bytes,
 )
 from core.kernels.cuda import declaration
-from core.kernels.cuda_code import Instance
-from core.kernels.device import current_device
+from core.kernels.cuda_code import CUDA_TYPES, Instance
 from core.nn import Cache
 from core.nn.cache import KeyValues
 
 _NAME = "corelm_step"
-_TYPES = {mx.uint32: "uint32_t", mx.int32: "int32_t", mx.float32: "float", mx.bfloat16: "__nv_bfloat16"}
 _kernels: dict[Any, Callable[..., list[mx.array]]] = {}
 # Two steps in flight would wait for each other's blocks forever. Steps of one thread follow each other on its stream; a
 # step of another thread waits for this array: a view of the last step's state that is touched in turn only, because an
@@ -150,8 +148,8 @@ def step_instance(description: Description, blocks: int) -> Instance:
     ]
     inputs += [(mx.uint32, "token"), (mx.int32, "state"), (mx.uint32, "work"), (mx.float32, "frequencies")]
     outputs = [(mx.bfloat16, "logits"), (mx.int32, "next_state")]
-    parameters = [f"const {_TYPES[dtype]}* {name}" for dtype, name in inputs]
-    parameters += [f"{_TYPES[dtype]}* {name}" for dtype, name in outputs]
+    parameters = [f"const {CUDA_TYPES[dtype]}* {name}" for dtype, name in inputs]
+    parameters += [f"{CUDA_TYPES[dtype]}* {name}" for dtype, name in outputs]
     return Instance(
         name=_NAME,
         input_names=tuple(name for _, name in inputs),
@@ -167,9 +165,6 @@ def _kernel(description: Description, blocks: int) -> Callable[..., list[mx.arra
     key = description.shape, blocks
     if key not in _kernels:
         instance = step_instance(description, blocks)
-        device = current_device()
-        if device is not None and device.compiler is not None:
-            device.compiler.prepare(instance)
         kernel: Any = mx.fast.cuda_kernel(
             name=instance.name,
             input_names=list(instance.input_names),

@@ -9,7 +9,6 @@ otherwise, it does not find the code that is kept for it, and compiles the kerne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,9 +16,8 @@ import mlx.core as mx
 
 NAMESPACE = "mlx::core::cu"
 MLX_VERSION: str = getattr(mx, "__version__")  # noqa: B009 - MLX's stubs do not declare it
-Template = Sequence[tuple[str, bool | int | mx.Dtype]]
 
-_TYPES = {
+CUDA_TYPES = {
     mx.bool_: "bool",
     mx.int8: "int8_t",
     mx.int16: "int16_t",
@@ -33,7 +31,8 @@ _TYPES = {
     mx.bfloat16: "__nv_bfloat16",
     mx.float32: "float",
 }
-_NAMES = {**_TYPES, mx.float16: "float16_t", mx.bfloat16: "bfloat16_t"}  # in the names of kernels
+"""How MLX spells the dtypes of inputs and outputs."""
+_NAMES = {**CUDA_TYPES, mx.float16: "float16_t", mx.bfloat16: "bfloat16_t"}  # in the names of kernels
 
 _MLX_HEADER = """
 #include "mlx/backend/cuda/device/utils.cuh"
@@ -99,7 +98,7 @@ class Instance:
         """Whether every dtype is one that this module can spell."""
         dtypes = [dtype for dtype, _ in self.inputs] + list(self.outputs)
         dtypes += [value for _, value in self.template if isinstance(value, mx.Dtype)]
-        return all(dtype in _TYPES for dtype in dtypes)
+        return all(dtype in CUDA_TYPES for dtype in dtypes)
 
     @cached_property
     def function(self) -> str:
@@ -130,12 +129,12 @@ class Instance:
         ]
         parameters = []
         for name, (dtype, has_axes) in zip(self.input_names, self.inputs, strict=True):
-            parameters.append(f"    const {_TYPES[dtype]}* {name}")
+            parameters.append(f"    const {CUDA_TYPES[dtype]}* {name}")
             for ending, declared in endings:
                 if has_axes and name + ending in self.source:
                     parameters.append(f"    const __grid_constant__ {declared} {name}{ending}")
         for name, dtype in zip(self.output_names, self.outputs, strict=True):
-            parameters.append(f"    {_TYPES[dtype]}* {name}")
+            parameters.append(f"    {CUDA_TYPES[dtype]}* {name}")
         constants = "".join(map(_constant, self.template))
         return (
             f"{first}{self.header}namespace {NAMESPACE} {{\n\nnamespace cg = cooperative_groups;\n\n"
@@ -168,6 +167,6 @@ def _suffix(value: bool | int | mx.Dtype) -> str:
 def _constant(item: tuple[str, bool | int | mx.Dtype]) -> str:
     name, value = item
     if isinstance(value, mx.Dtype):
-        return f"  using {name} = {_TYPES[value]};\n"
+        return f"  using {name} = {CUDA_TYPES[value]};\n"
     kind = "bool" if isinstance(value, bool) else "int"
     return f"  constexpr {kind} {name} = {str(value).lower()};\n"
