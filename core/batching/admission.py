@@ -24,7 +24,7 @@ class Admission:
         source: a ``LanguageModel``, or a ``core.nn.Decoder``.
         template: what a row's cache is made of.
         max_bytes: of all caches together.
-        bounded: caches hold the last tokens alone, so that a request may be longer than they are.
+        bounded: caches keep only the last tokens, so a request may be longer than its cache.
     """
 
     def __init__(self, source: LanguageModel | Any, template: RowTemplate, max_bytes: int, *, bounded: bool) -> None:

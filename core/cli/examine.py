@@ -28,7 +28,7 @@ from core.cli.locate import locate
 from core.cli.recipe import MLX, count_parameters, recipe_of
 from core.device import describe
 from core.errors import CoreError, UsageError
-from core.loading import Prepared, context_of, memory_fit, prepare_opened
+from core.loading import Prepared, memory_fit, prepare_opened, stated_context
 from core.loading.configure import read_config
 from core.registry import Claim, choose, claims, status
 from core.weights.dtypes import spelling
@@ -189,7 +189,7 @@ def _plugin_facts(claim: Claim, model_type: str | None) -> PluginFacts:
 
 def _plan_facts(prepared: Prepared) -> PlanFacts:
     plan = prepared.plan
-    context = context_of(prepared.config)
+    context = stated_context(prepared.config)
     windows = {spec.window for spec in plan.cache_specs if spec.window is not None}
     return PlanFacts(
         layout=plan.layout,

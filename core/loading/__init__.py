@@ -5,7 +5,7 @@ between architectures is asked of the plugin that the registry has bound.
 """
 
 from core.loading.entry import load, load_config, load_tokenizer, plan
-from core.loading.memory import MemoryFit, MemoryWarning, context_of, memory_fit
+from core.loading.memory import MemoryFit, MemoryWarning, memory_fit, stated_context
 from core.loading.origin import Origin
 from core.loading.prepared import Prepared, prepare, prepare_opened
 from core.loading.report import LoadReport
@@ -19,7 +19,7 @@ __all__ = [
     "Origin",
     "Prepared",
     "build",
-    "context_of",
+    "stated_context",
     "load",
     "load_config",
     "load_tokenizer",

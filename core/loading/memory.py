@@ -43,11 +43,11 @@ class MemoryFit:
 
 def memory_fit(plan: Plan, config: ModelConfig) -> MemoryFit:
     """Whether a planned model fits the default device."""
-    tokens = min(_CONTEXT, context_of(config) or _CONTEXT)
+    tokens = min(_CONTEXT, stated_context(config) or _CONTEXT)
     return MemoryFit(tokens, plan.bytes + plan.kv_bytes(tokens), *memory_limits())
 
 
-def context_of(config: ModelConfig) -> int | None:
+def stated_context(config: ModelConfig) -> int | None:
     """Positions that a model is made for; None where its config does not say."""
     context = getattr(config, "max_position_embeddings", None)
     return context if isinstance(context, int) and context > 0 else None

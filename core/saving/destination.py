@@ -129,7 +129,7 @@ def _give_name(partial: Path, place: Path, *, force: bool, empty: bool) -> None:
 
 
 def _replace(partial: Path, place: Path) -> None:
-    """Takes a checkpoint's place; ``partial`` is then the name of what was there, or of nothing."""
+    """Moves ``partial`` to ``place``; a checkpoint that was there then has the name ``partial``."""
     _check_replaceable(place, place)
     if exchange(partial, place):
         try:

@@ -50,7 +50,7 @@ def _check_header(path: Path, shard: Shard) -> None:
     """
     with path.open("rb") as file:
         found = _complaint(file.read(len(shard.header)))
-    # How a release of safetensors says it is known from a header that is right for certain.
+    # A header that is right shows how this release of safetensors words its complaint.
     expected = _complaint(_ONE_BYTE.header) if shard.nbytes > len(shard.header) else None
     if found != expected:
         raise _refused(path, found or "a file without data")

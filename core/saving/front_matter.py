@@ -53,7 +53,7 @@ class FrontMatter:
         """Other values for some keys, None for none at all, and one tag more.
 
         Raises:
-            ValueError: what comes of it would not be read as it is meant.
+            ValueError: a YAML reader would not give these values back.
         """
         lines = {key: found for key, found in self._lines.items() if changes.get(key, "") is not None}
         written = {key: value for key, value in changes.items() if value is not None}

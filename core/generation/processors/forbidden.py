@@ -79,7 +79,7 @@ class Forbidden:
         return found
 
     def _completing(self, history: History) -> mx.array:
-        """The last tokens of forbidden words that the history ends with the rest of."""
+        """The last token of each forbidden word, where the history ends with all the tokens before it."""
         length = self._begun.shape[1]
         places = column([history.lengths[row] - length for row, _ in self._words], mx.int32) + mx.arange(length)
         tail = mx.take_along_axis(history.tokens[self._word_rows], mx.maximum(places, 0), axis=1)
