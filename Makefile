@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 EXTRA ?= cpu
 PYTEST_ARGS ?= -n 2 --dist loadfile
-PYTEST_GPU_ARGS ?= -n 10 --dist loadfile
+PYTEST_GPU_ARGS ?= -n 15 --dist worksteal
 GPU_TESTS := fast kernels nn generation batching prompt_cache weights loading evaluation chat saving
 
 BIN := $(VENV)/bin

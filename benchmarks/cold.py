@@ -6,8 +6,8 @@ A checkpoint with random weights is written as mlx-lm would, unless ``--folder``
 Each line is a process of its own: seconds to import, to load, from there to the first token, and to the 64th. "first"
 has no compiled code on disk, neither ours nor MLX's; "second" has what the first has left. ``--batch`` adds a batch of
 so many prompts of 512 tokens, with and without ``Batch.warm()``: seconds to the first token and to that of the last
-request, and the longest step beside the median, while all decode and while others come and go. ``--demo`` times
-``corelm generate``.
+request, and the longest time between two tokens of one request beside the median, while all decode and while others
+come and go. ``--demo`` times ``corelm generate``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ for _ in generate_step(mx.array(list(range(1, 33))), model, max_tokens=64): mark
 print(json.dumps([imported - start, loaded - imported, marks[0] - loaded, marks[-1] - loaded]))
 """
 BATCH = """
-import json, statistics, sys, time, core
+import itertools, json, statistics, sys, time, core
 rows, warm, steps = int(sys.argv[2]), sys.argv[3] == "warm", int(sys.argv[4])
 lm = core.load(sys.argv[1], tokenizer=False); loaded = time.perf_counter()
 batch = core.Batch(lm.model, max_rows=rows)
@@ -64,14 +64,19 @@ while len(seen) < rows:
             seen.add(event.request.id)
             firsts.append(time.perf_counter() - warmed)
 def gaps(count, refill):
-    found = []
-    while len(found) < count and (refill or batch.pending):
+    last, found = {}, []
+    for _ in range(count):
+        if not (refill or batch.pending): break
         requests[:] = [request for request in requests if not request.done]
         while refill and len(requests) < rows:
-            place = len(found) + 100
+            place = next(places)
             requests.append(submit(place, 1 + 37 * place % 900, 20 + 11 * place % 90))
-        began = time.perf_counter(); batch.step(); found.append(1e3 * (time.perf_counter() - began))
+        told = {event.request.id for event in batch.step()}
+        now = time.perf_counter()
+        found += [1e3 * (now - last[id]) for id in told & last.keys()]
+        last.update(dict.fromkeys(told, now))
     return max(found), statistics.median(found)
+places = itertools.count(100)
 steady = gaps(steps - 10, False)
 for request in requests: request.cancel()
 print(json.dumps([warmed - loaded, firsts[0], firsts[-1], *steady, *gaps(steps // 4, True)]))
@@ -183,7 +188,7 @@ def main() -> None:
             for what, longest, median in (("all decode", *gaps[:2]), ("others come and go", *gaps[2:])):
                 ratio = longest / median
                 print(
-                    f"    {what}: longest step {longest:.1f} ms, median {median:.1f} ms, {ratio:.1f} times", flush=True
+                    f"    {what}: longest gap {longest:.1f} ms, median {median:.1f} ms, {ratio:.1f} times", flush=True
                 )
         for _ in range(2 if arguments.demo else 0):
             code = "import sys; from core.cli import main; print([main(sys.argv[1:])])"
