@@ -24,7 +24,7 @@ RUNS = {
         ("--config CONFIG --bits 4 --requests 2 --prompt 4 --join 8 --before 2 --generate 30 --repeats 1", "core: "),
     ],
     "cold.py": [
-        ("--config CONFIG --layers 2 --bits 4 --runs 1 --batch 2 --steps 14 --folder WORK/cold", "  core    first")
+        ("--config CONFIG --layers 2 --bits 4 --runs 1 --batch 2 --steps 40 --folder WORK/cold", "  core    first")
     ],
     "convert.py": [("--layers 1 --repeats 1 --divisor 16 --directory WORK", "  core ")],
     "discovery.py": [("--distributions 2 --repeats 1", "added: ")],
