@@ -16,6 +16,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTHON_GPU ?= $(BIN)/python
 
+# What the CPU library is compiled from. Without a C compiler nothing is compiled, and everything works more slowly.
+CPU_LIBRARY := core/cpu/source $(wildcard core/cpu/source/*) $(addprefix core/cpu/,build.py compiler.py levels.py)
+
 .PHONY: demo test test-gpu lint clean
 
 demo: $(VENV)/.installed
@@ -37,13 +40,17 @@ lint: $(VENV)/.installed-test
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.cpu-library: $(CPU_LIBRARY) | $(BIN)/python
+	$(BIN)/python -m core.cpu.build
+	touch $@
+
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt | $(VENV)/.cpu-library
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[$(EXTRA)]"
 	touch $@
 
-$(VENV)/.installed-test: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.installed-test: $(BIN)/python pyproject.toml constraints.txt | $(VENV)/.cpu-library
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[$(EXTRA),test]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis core/cpu/lib

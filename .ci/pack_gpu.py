@@ -10,6 +10,7 @@ which MLX's wheel asks for, are gigabytes and not packed: an installed torch bri
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -55,6 +56,8 @@ def download(folder: Path, python: str, packages: list[str]) -> None:
     chosen = [f"--platform={platform}" for platform in PLATFORMS]
     target = ["--only-binary=:all:", f"--python-version={python}", "--implementation=cp", *chosen]
     pip("download", "--quiet", "--no-deps", "--constraint", str(CONSTRAINTS), "--dest", str(folder), *target, *packages)
+    # The machine may have an older C library than this one, and computes on its GPU: core's wheel is the pure one.
+    os.environ["CORELM_NO_CPU_BUILD"] = "1"
     pip("wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
 
 

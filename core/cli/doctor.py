@@ -83,6 +83,19 @@ def _memory() -> list[str]:
     return memory
 
 
+def _cpu_library(problems: list[str]) -> str:
+    """The level in use, and why none that is better; an installation without any is slower, and in order."""
+    from core.cpu.library import library_status
+
+    try:
+        status = library_status()
+    except CoreError as error:
+        problems.append(str(error))
+        return "none"
+    problems += status.problems
+    return str(status)
+
+
 def _machine(problems: list[str], computes: bool) -> Iterator[str]:
     from core.cli.environment import dependencies, environment
 
@@ -96,6 +109,7 @@ def _machine(problems: list[str], computes: bool) -> Iterator[str]:
         "core": here.core,
         "plugin API": here.plugin_api,
         "device": ", ".join([here.device, *memory]),
+        "CPU library": _cpu_library(problems),
         "python": here.python,
         "system": here.system,
         "packages": ", ".join(map(str, packages)) or "unknown",

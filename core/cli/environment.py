@@ -16,7 +16,7 @@ from core.registry.choose import OVERRIDE_VARIABLE
 from core.registry.claim import BLOCK_VARIABLE
 from core.registry.requirement import DISTRIBUTION
 
-_VARIABLES = (BLOCK_VARIABLE, "CORE_KERNELS", "CORE_KERNEL_CACHE", OVERRIDE_VARIABLE)
+_VARIABLES = (BLOCK_VARIABLE, "CORE_CPU", "CORE_KERNELS", "CORE_KERNEL_CACHE", OVERRIDE_VARIABLE)
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ def test_all_is_well(corelm: Run, demos: Path) -> None:
     assert outcome.out.endswith("\nall is well\n")
     assert re.search(rf"^core +{re.escape(core.__version__)}\n", outcome.out)
     assert re.search(r"\ndevice +(cpu|metal|cuda) \(.+\), [\d.]+ [GT]iB", outcome.out)
+    assert re.search(r"\nCPU library  (none|[\w.-]+ \(/.+\.so\))", outcome.out)
     assert re.search(r"\npackages +.*\bmlx [\d.]+.*\btokenizers [\d.]+", outcome.out)
     assert re.search(r"\n  mixtral +builtin +corelm .* active\n", outcome.out)
     assert re.search(
