@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.cpu.compiler import Compiler, CompilerError, find_compiler
-from core.cpu.levels import Level, levels_of
+from core.cpu.levels import LEVELS, Level, levels_of
 from core.cpu.manifest import (
     FOLDER,
     SOURCE,
@@ -57,6 +57,7 @@ class Built:
 def build(folder: Path = FOLDER, *, source: Path = SOURCE, environment: Mapping[str, str] = os.environ) -> Built:
     """Compiles the library for all levels of the compiler's machine into a folder, and removes what is stale there.
 
+    Libraries for other machines stay as they are, so that a wheel can be cross-compiled in a checkout that is in use.
     Without a compiler nothing changes in the folder.
 
     Raises:
@@ -119,9 +120,11 @@ def _compile_all(compiler: Compiler, levels: tuple[Level, ...], source: Path, fo
             made.notes.append(f"{level.name}: {said}")
             if entry is not None:
                 made.entries[level.name] = entry
-    if made.entries != before:
-        write_manifest(folder, made.entries)
-    kept = {level.file_name for level in levels if level.name in made.entries}
+    others = {level.name for level in LEVELS if level not in levels}
+    entries = {name: entry for name, entry in before.items() if name in others} | made.entries
+    if entries != before:
+        write_manifest(folder, entries)
+    kept = {level.file_name for level in LEVELS if level.name in others | made.entries.keys()}
     for path in folder.glob("libcorelm-*.so"):
         if path.name not in kept:
             path.unlink()

@@ -65,6 +65,16 @@ def test_it_compiles_for_all_levels_without_a_warning(built: Built) -> None:
     assert tag.endswith("_aarch64")
 
 
+def test_what_is_built_for_this_machine_stays(tmp_path: Path, built: Built) -> None:
+    plain = {name: value for name, value in ENVIRONMENT.items() if name != "CC"}
+    native = build(tmp_path, environment=plain)
+    cross = build(tmp_path, environment=ENVIRONMENT)
+    assert {path.name for path in tmp_path.glob("*.so")} == {path.name for path in native.libraries + cross.libraries}
+    again = build(tmp_path, environment=plain)
+    assert {note.split(": ")[1] for note in again.notes} == {"unchanged"}
+    assert again.libraries == native.libraries
+
+
 @pytest.mark.parametrize(("cpu", "level"), [("cortex-a53", "armv8"), ("neoverse-n1", "armv8.2"), ("max", "armv8.6")])
 def test_each_processor_runs_the_levels_that_its_features_allow(
     built: Built, tmp_path: Path, cpu: str, level: str
