@@ -90,6 +90,7 @@ def test_a_level_that_the_compiler_does_not_know_is_left_out(
 
 
 def test_sources_that_do_not_compile(tmp_path: Path, source: Path) -> None:
+    assert build(tmp_path / "lib", source=source, environment=PLAIN).libraries
     (source / "wrong.c").write_text("int wrong(void) { return nothing; }\n")
     built = build(tmp_path / "lib", source=source, environment=PLAIN)
     assert (built.machine, built.libraries) == (None, ())
@@ -103,9 +104,10 @@ def test_sources_that_do_not_compile(tmp_path: Path, source: Path) -> None:
     "text",
     [
         "static int unused(void) { return 1; }\n",
+        "int f(int unused);\nint f(int unused) { return 1; }\n",
         "int missing(void);\nint f(void);\nint f(void) { return missing(); }\n",
     ],
-    ids=["warning", "undefined"],
+    ids=["all", "extra", "undefined"],
 )
 def test_strict_takes_no_warning_and_no_symbol_that_is_nowhere(tmp_path: Path, source: Path, text: str) -> None:
     (source / "more.c").write_text(text)
