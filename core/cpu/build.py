@@ -127,7 +127,7 @@ def _compile_all(compiler: Compiler, levels: tuple[Level, ...], source: Path, fo
     kept = {level.file_name for level in LEVELS if level.name in others | made.entries.keys()}
     for path in folder.glob("libcorelm-*.so"):
         if path.name not in kept:
-            path.unlink()
+            path.unlink(missing_ok=True)
     return made
 
 
