@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import mlx.core as mx
 
+from core.cpu.library import load_library
 from core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,6 +63,17 @@ def current_device() -> KernelDevice | None:
     return gpu
 
 
+def cpu_sources() -> bool:
+    """Whether the CPU library computes what it can: on the CPU, where there is one, and nobody asked for references.
+
+    Raises:
+        UsageError: ``CORE_KERNELS`` or ``CORE_CPU`` holds a value that nobody knows.
+    """
+    if _override.get() is not None or mx.default_device().type != mx.DeviceType.cpu:
+        return False
+    return _mode() != "reference" and load_library() is not None
+
+
 @contextmanager
 def use_device(device: KernelDevice | None) -> Iterator[None]:
     """Kernels called inside use ``device``, or their references when it is None.
@@ -105,13 +117,18 @@ def in_inference() -> bool:
 
 
 @functools.cache
-def _gpu() -> KernelDevice | None:
+def _mode() -> str:
     mode = os.environ.get("CORE_KERNELS", "auto")
     if mode not in ("auto", "reference"):
         raise UsageError(
             "the environment variable CORE_KERNELS has an unknown value", expected="auto or reference", found=repr(mode)
         )
-    if mode == "reference":
+    return mode
+
+
+@functools.cache
+def _gpu() -> KernelDevice | None:
+    if _mode() == "reference":
         return None
     if mx.metal.is_available():
         return KernelDevice(_gpu_name("Metal GPU"), "metal", mx.fast.metal_kernel)

@@ -11,9 +11,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from core.errors import UsageError
+from core.cpu import forward
 from core.nn.cache import Cache
 from core.nn.embedding import embed
-from core.nn.groups import CacheGroups
+from core.nn.groups import CacheGroups, GroupsPlan
 from core.nn.linear import Linear
 from core.nn.pacing import Pace
 from core.nn.rope import rotation_limit
@@ -100,20 +101,29 @@ class Decoder(nn.Module):
             raise UsageError("tokens must be integers", found=str(tokens.dtype))
         batch, seq = tokens.shape
         blocks = len(self.layers)
+        plan: StepPlan | GroupsPlan
         if isinstance(cache, CacheGroups):
-            steps: Sequence[Step] = cache.plan(batch, seq, blocks).steps()
+            plan = cache.plan(batch, seq, blocks)
         else:
-            steps = StepPlan(batch, seq, blocks, cache, lengths).steps()
-        pace = Pace(batch * seq)
-        x = embed(self.embed_tokens, tokens)
-        for layer, step in zip(self.layers, steps, strict=True):
-            x = layer(x, step)
-            pace.after(x)
+            plan = StepPlan(batch, seq, blocks, cache, lengths)
+        x = forward.hidden_states(self, tokens, plan.plans)
+        x = self._through_blocks(tokens, plan.steps()) if x is None else x.reshape(batch, seq, -1)
         if cache is not None:
             cache.commit()
         return x
 
+    def _through_blocks(self, tokens: mx.array, steps: Sequence[Step]) -> mx.array:
+        pace = Pace(tokens.size)
+        x = embed(self.embed_tokens, tokens)
+        for layer, step in zip(self.layers, steps, strict=True):
+            x = layer(x, step)
+            pace.after(x)
+        return x
+
     def head(self, x: mx.array) -> mx.array:
         """Final norm and language head: ``[..., hidden_size]`` → ``[..., vocab_size]``."""
+        logits = forward.head(self, x)
+        if logits is not None:
+            return logits
         x = self.norm(x)
         return self.lm_head(x) if "lm_head" in self else self.embed_tokens.as_linear(x)

@@ -67,10 +67,14 @@ class CacheGroups:
 
 
 class GroupsPlan:
-    """The plans of several caches as one, in which every token is a row."""
+    """The plans of several caches as one, in which every token is a row.
+
+    Attributes:
+        plans: in the order of the caches.
+    """
 
     def __init__(self, plans: Sequence[StepPlan]) -> None:
-        self._plans = plans
+        self.plans = plans
         ends = list(itertools.accumulate(plan.batch * plan.seq for plan in plans))
         self._bounds = list(zip([0, *ends], ends, strict=False))
         positions = [start + i for plan in plans for start in plan.starts for i in range(plan.seq)]
@@ -82,8 +86,8 @@ class GroupsPlan:
 
     def steps(self) -> list[GroupsStep]:
         """The step as each block sees it."""
-        each = zip(*(plan.steps() for plan in self._plans), strict=True)
-        seqs = [plan.seq for plan in self._plans]
+        each = zip(*(plan.steps() for plan in self.plans), strict=True)
+        seqs = [plan.seq for plan in self.plans]
         return [GroupsStep(steps, seqs, self._bounds, self._positions, self._lengths) for steps in each]
 
 

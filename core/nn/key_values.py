@@ -101,6 +101,34 @@ class KeyValues:
         self._owned = True
         return buffers
 
+    @property
+    def dtype(self) -> mx.Dtype | None:
+        """Of the keys and values held; None before the first write."""
+        return None if self._keys is None else self._keys.dtype
+
+    def open_in_place(self, batch: int, write: Write) -> tuple[mx.array, mx.array]:
+        """Keys and values with room for a step, for code that writes them in memory; ``close_in_place`` ends it.
+
+        They are to be evaluated first. Nobody else holds them: what is shared is copied here.
+        """
+        self._settle()
+        held = self._keys, self._values
+        if write.before is not None:
+            dims = self.spec.head_dim, self.spec.value_head_dim
+            likes = [mx.zeros((batch, self.spec.heads, 0, dim), self.spec.dtype or mx.float32) for dim in dims]
+            held = tuple(move_slots(array, write.before, like) for array, like in zip(held, likes, strict=True))
+        elif not self._owned:
+            held = tuple(_copied(array) for array in held)
+        self._keys, self._values = held
+        self._owned = True
+        assert self._keys is not None and self._values is not None
+        return self._keys, self._values
+
+    def close_in_place(self, write: Write) -> None:
+        """Drops what the step's window leaves behind."""
+        if write.after is not None and self._keys is not None and self._values is not None:
+            self._keys, self._values = move_slots(self._keys, write.after), move_slots(self._values, write.after)
+
     def disown(self) -> None:
         """The next step is an ordinary one: what was taken back may still be computed, and must not write over it."""
         self._owned = False
@@ -138,3 +166,8 @@ class KeyValues:
         twin = KeyValues(self.spec, self.reach)
         twin.replace([array[:] for array in self.arrays()])  # an assignment to a slice changes a Python object
         return twin
+
+
+def _copied(array: mx.array | None) -> mx.array:
+    assert array is not None
+    return mx.concatenate([array[:, :, :1], array[:, :, 1:]], axis=2)

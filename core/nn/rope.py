@@ -84,6 +84,13 @@ class RoPE:
         parts = range(0, x.shape[0], rows)
         return mx.concatenate([self._rotate(x[i : i + rows], positions[i : i + rows], wavelengths) for i in parts])
 
+    def frequencies(self, length: int) -> list[float]:
+        """Radians a position of each feature pair, in a step whose longest sequence then has ``length`` tokens."""
+        if self.base is not None:
+            return [self.scale * self.base ** (-i / self.dims) for i in range(0, self.dims, 2)]
+        wavelengths: list[float] = self._frequencies(mx.array([length], dtype=mx.int32), 0).tolist()  # type: ignore[assignment]
+        return [1 / wavelength for wavelength in wavelengths]
+
     def _rotate(self, x: mx.array, positions: mx.array, wavelengths: mx.array | None) -> mx.array:
         return mx.fast.rope(
             x,

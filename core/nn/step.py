@@ -87,6 +87,8 @@ class StepPlan:
     Attributes:
         batch, seq, counts: as given.
         starts: position of each row's first token.
+        writes: for each reach, how its blocks write.
+        blocks: the cache of each block; None where there is none.
     """
 
     def __init__(
@@ -104,8 +106,13 @@ class StepPlan:
         self.starts = [0] * batch if cache is None else list(cache.lengths)
         self.positions = mx.zeros((batch,), dtype=mx.int32) if cache is None else cache.positions()
         self.writes: dict[Reach, Write] = {} if cache is None else cache.begin(batch, seq, counts)
-        self._blocks: Sequence[BlockCache | None] = [None] * blocks if cache is None else cache.blocks
+        self.blocks: Sequence[BlockCache | None] = [None] * blocks if cache is None else cache.blocks
         self._views: dict[tuple[Reach, int | None], View] = {}
+
+    @property
+    def plans(self) -> Sequence[StepPlan]:
+        """This plan alone."""
+        return [self]
 
     @property
     def real(self) -> Sequence[int]:
@@ -114,7 +121,7 @@ class StepPlan:
 
     def steps(self) -> list[Step]:
         """The step as each block sees it."""
-        return [Step(self, block) for block in self._blocks]
+        return [Step(self, block) for block in self.blocks]
 
     def view(self, reach: Reach, window: int | None) -> View:
         """What queries with this window see of the caches with this reach, built once a step."""

@@ -1,0 +1,21 @@
+"""Where an MLX array lies in memory. MLX's CPU backend computes in ordinary memory, so C code can read and write it."""
+
+from __future__ import annotations
+
+import ctypes
+
+import mlx.core as mx
+
+
+def address(array: mx.array) -> int | None:
+    """The address of an array's first element; None where it is not row-major and contiguous.
+
+    Evaluates the array. The address holds as long as somebody holds the array.
+    """
+    view = memoryview(array)
+    if not view.c_contiguous:
+        return None
+    return ctypes.addressof(_BYTE.from_buffer(view))
+
+
+_BYTE = ctypes.c_char

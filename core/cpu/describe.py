@@ -1,0 +1,248 @@
+"""A model as the CPU library takes it: its matrices and numbers, or why it is none of the models that it computes.
+
+Modules are recognised by exact type, as the fast decode step on CUDA recognises them: a subclass, an adapter in a
+layer's place, or a block that does not state its parts is computed by MLX.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from core.cpu.arrays import address
+from core.cpu.structures import Layer, Matrix, Model
+from core.nn.attention import Attention
+from core.nn.experts import Experts
+from core.nn.linear import ExpertLinear, FusedLinear, Linear
+from core.nn.mlp import MLP
+from core.nn.parts import PreNorm, SparseExperts, stated_parts
+from core.nn.quantized import QuantizedExpertLinear, QuantizedLinear
+from core.nn.rope import RoPE
+
+FLOAT_TYPES = {mx.float32: 0, mx.bfloat16: 1, mx.float16: 2}
+_AFFINE, _MXFP4 = 3, 4
+_MOST_EXPERTS = 512
+_LINEARS = (nn.Linear, Linear), (nn.QuantizedLinear, QuantizedLinear)
+_EXPERTS = (ExpertLinear,), (QuantizedExpertLinear,)
+_EMBEDDINGS = (nn.Embedding,), (nn.QuantizedEmbedding,)
+
+
+class UnsupportedError(Exception):
+    """The CPU library does not compute this; the message says what, to follow "because of"."""
+
+
+@dataclass
+class Description:
+    """A model's structure for the library, and what it was made from.
+
+    Attributes:
+        model: the C structure; it points into arrays of the model.
+        ropes: the rotary embeddings, in the order of the layers' ``rotation``.
+        layers: the blocks' C structures, which the model's points to.
+        windows: what the blocks of each kind see of their cache; in the order of the layers' ``view``.
+    """
+
+    model: Model
+    ropes: list[RoPE]
+    windows: list[int | None]
+    layers: ctypes.Array[Layer]
+    _held: list[object] = field(default_factory=list)
+    _seen: list[tuple[Any, Any, object]] = field(default_factory=list)
+
+    def holds(self) -> bool:
+        """Whether the model still has the modules, arrays and settings that this was made from."""
+        return all(holder.get(key) is value for holder, key, value in self._seen)
+
+
+def describe(decoder: nn.Module) -> Description:
+    """Describes a decoder, whose parameters are evaluated for that.
+
+    Raises:
+        UnsupportedError: what the library does not compute.
+    """
+    return _Describer(decoder).description
+
+
+class _Describer:
+    def __init__(self, decoder: nn.Module) -> None:
+        self._held: list[object] = []
+        self._seen: list[tuple[Any, Any, object]] = []
+        self._ropes: list[RoPE] = []
+        self._windows: list[int | None] = []
+        self._half = False
+        blocks = self._child(decoder, "layers")
+        layers = (Layer * len(blocks))(*[self._layer(block) for block in blocks])
+        for index, block in enumerate(blocks):
+            self._seen.append((_List(blocks), index, block))
+        model = Model(layers=len(blocks), layer=ctypes.addressof(layers))
+        embedding = self._child(decoder, "embed_tokens")
+        model.embedding = self._matrix(embedding, _EMBEDDINGS)
+        model.head = self._matrix(self._child(decoder, "lm_head"), _LINEARS) if "lm_head" in decoder else model.embedding
+        if "lm_head" not in decoder:
+            self._seen.append((decoder, "lm_head", None))
+        model.norm, model.epsilon = self._norm(self._child(decoder, "norm"))
+        model.hidden = model.embedding.columns
+        model.precision = int(self._half)
+        self.description = Description(model, self._ropes, self._windows, layers, self._held, self._seen)
+
+    def _child(self, module: nn.Module, name: str) -> Any:
+        """A part of a module, which must stay the same object."""
+        value = module[name]
+        self._seen.append((module, name, value))
+        return value
+
+    def _setting(self, module: object, name: str) -> Any:
+        value = getattr(module, name)
+        self._seen.append((vars(module), name, value))
+        return value
+
+    def _layer(self, block: nn.Module) -> Layer:
+        parts = stated_parts(block)
+        if not isinstance(parts, PreNorm):
+            raise UnsupportedError(f"blocks of type {type(block).__name__}, which do not state their parts")
+        for name, child in block.items():
+            self._seen.append((block, name, child))
+        attention = parts.attention
+        if type(attention) is not Attention:
+            raise UnsupportedError(f"attention of type {type(attention).__name__}")
+        layer = Layer()
+        layer.attention_norm, layer.attention_epsilon = self._norm(parts.attention_norm)
+        layer.feed_forward_norm, layer.feed_forward_epsilon = self._norm(parts.feed_forward_norm)
+        layer.heads = self._setting(attention, "num_attention_heads")
+        layer.kv_heads = self._setting(attention, "num_key_value_heads")
+        layer.head_dim = self._setting(attention, "head_dim")
+        layer.scale = layer.head_dim**-0.5
+        layer.rotation = _place(self._ropes, self._rope(attention))
+        layer.view = _place(self._windows, self._setting(attention, "sliding_window"))
+        layer.qkv = self._whole(self._child(attention, "qkv_proj"), _LINEARS)
+        layer.output = self._matrix(self._child(attention, "o_proj"), _LINEARS)
+        feed_forward = self._feed_forward(parts.feed_forward, layer)
+        kinds = _EXPERTS if layer.experts else _LINEARS
+        layer.gate_up = self._whole(self._child(feed_forward, "gate_up_proj"), kinds)
+        layer.down = self._matrix(self._child(feed_forward, "down_proj"), kinds)
+        return layer
+
+    def _feed_forward(self, module: nn.Module, layer: Layer) -> nn.Module:
+        if type(module) is MLP:
+            return module
+        parts = stated_parts(module)
+        if not isinstance(parts, SparseExperts) or type(parts.experts) is not Experts:
+            raise UnsupportedError(f"a feed-forward layer of type {type(module).__name__}")
+        router = parts.router
+        if not isinstance(router, nn.Linear) or type(router).__call__ is not nn.Linear.__call__:
+            raise UnsupportedError(f"a router of type {type(router).__name__}")
+        for name, child in module.items():
+            self._seen.append((module, name, child))
+        layer.router = self._matrix(router, ((type(router),), ()))
+        layer.experts, layer.chosen = layer.router.rows, parts.experts_per_token
+        if layer.experts > _MOST_EXPERTS:
+            raise UnsupportedError(f"{layer.experts} experts (at most {_MOST_EXPERTS} are supported)")
+        return parts.experts
+
+    def _rope(self, attention: Attention) -> RoPE:
+        rope = self._setting(attention, "rope")
+        if type(rope) is not RoPE:
+            raise UnsupportedError(f"a rotary embedding of type {type(rope).__name__}")
+        return next((one for one in self._ropes if one is rope or _same(one, rope)), rope)
+
+    def _whole(self, fused: nn.Module, kinds: tuple[tuple[type, ...], tuple[type, ...]]) -> Matrix:
+        if type(fused) is not FusedLinear:
+            raise UnsupportedError(f"a projection of type {type(fused).__name__}")
+        linears = self._child(fused, "linears")
+        if len(linears) != 1:
+            raise UnsupportedError("projections of one input that are quantized differently")
+        self._seen.append((_List(linears), 0, linears[0]))
+        return self._matrix(linears[0], kinds)
+
+    def _matrix(self, module: nn.Module, kinds: tuple[tuple[type, ...], tuple[type, ...]]) -> Matrix:
+        plain, packed = kinds
+        if type(module) not in (*plain, *packed):
+            raise UnsupportedError(f"a layer of type {type(module).__name__}")
+        weight = self._child(module, "weight")
+        matrix = Matrix(weight=self._address(weight), rows=weight.shape[-2], columns=weight.shape[-1])
+        if type(module) in plain:
+            matrix.type = self._float_type(weight)
+        else:
+            self._packed(module, matrix)
+        if "bias" in module:
+            if weight.ndim > 2:
+                raise UnsupportedError("experts with biases")
+            matrix.bias = self._floats(self._child(module, "bias"))
+        else:
+            self._seen.append((module, "bias", None))
+        return matrix
+
+    def _packed(self, module: nn.Module, matrix: Matrix) -> None:
+        bits, group = self._setting(module, "bits"), self._setting(module, "group_size")
+        mode = self._setting(module, "mode")
+        if (mode, bits, group) != ("mxfp4", 4, 32) and mode != "affine":
+            raise UnsupportedError(f"quantization of the mode {mode}")
+        scales = self._child(module, "scales")
+        matrix.columns = matrix.columns * 32 // bits
+        matrix.bits, matrix.group = bits, group
+        matrix.type = _AFFINE if mode == "affine" else _MXFP4
+        matrix.scales = self._address(scales)
+        if mode == "affine":
+            biases = self._child(module, "biases")
+            matrix.scale_type = self._float_type(scales)
+            if biases.dtype != scales.dtype:
+                raise UnsupportedError("scales and biases of different dtypes")
+            matrix.biases = self._address(biases)
+
+    def _norm(self, module: nn.Module) -> tuple[int, float]:
+        if type(module) is not nn.RMSNorm:
+            raise UnsupportedError(f"a norm of type {type(module).__name__}")
+        weight = self._child(module, "weight")
+        self._half = self._half or weight.dtype != mx.float32
+        return self._floats(weight), self._setting(module, "eps")
+
+    def _float_type(self, array: mx.array) -> int:
+        if array.dtype not in FLOAT_TYPES:
+            raise UnsupportedError(f"parameters in {str(array.dtype).rpartition('.')[2]}")
+        self._half = self._half or array.dtype != mx.float32
+        return FLOAT_TYPES[array.dtype]
+
+    def _floats(self, array: mx.array) -> int:
+        """The address of a small array's numbers in float32; a copy where it is in another dtype."""
+        wide = array if array.dtype == mx.float32 else array.astype(mx.float32)
+        mx.eval(wide)
+        return self._address(wide)
+
+    def _address(self, array: mx.array) -> int:
+        found = address(array)
+        if found is None:
+            raise UnsupportedError("a parameter that is not contiguous in memory")
+        self._held.append(array)
+        return found
+
+
+class _List:
+    """A list that is asked as a dictionary is."""
+
+    def __init__(self, values: list[Any]) -> None:
+        self._values = values
+
+    def get(self, index: int) -> Any:
+        return self._values[index] if index < len(self._values) else None
+
+
+def _place(values: list[Any], value: object) -> int:
+    """Where a value is in a list, to which it is added if it is not there."""
+    for index, one in enumerate(values):
+        if one is value or one == value:
+            return index
+    values.append(value)
+    return len(values) - 1
+
+
+def _same(a: RoPE, b: RoPE) -> bool:
+    """Whether two embeddings rotate alike."""
+    settings: Callable[[RoPE], tuple[object, ...]] = lambda rope: (  # noqa: E731
+        rope.dims, rope.parameters, rope.traditional, rope.attention_factor, rope.limit,
+    )
+    return settings(a) == settings(b)

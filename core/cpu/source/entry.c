@@ -1,0 +1,45 @@
+/* What Python calls. */
+#include <pthread.h>
+
+#include "model.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+EXPORT int corelm_version(void) { return 1; }
+
+EXPORT void corelm_threads(int count) { pool_resize(count); }
+
+typedef struct {
+  const Product *products;
+  int count, add, precision;
+} Multiplication;
+
+static void multiply_task(Place place, void *argument) {
+  const Multiplication *m = argument;
+  multiply(place, m->products, m->count, m->add, m->precision);
+}
+
+EXPORT void corelm_multiply(const Product *products, int count, int add, int precision) {
+  Multiplication m = {products, count, add, precision};
+  pool_run(multiply_task, &m);
+}
+
+static pthread_mutex_t passes = PTHREAD_MUTEX_INITIALIZER; /* one at a time: they share memory */
+
+EXPORT void corelm_forward(const Model *model, const Pass *pass) {
+  pthread_mutex_lock(&passes);
+  forward(model, pass);
+  pthread_mutex_unlock(&passes);
+}
+
+EXPORT void corelm_head(const Model *model, const float *x, int64_t rows, float *logits) {
+  pthread_mutex_lock(&passes);
+  head(model, x, rows, logits);
+  pthread_mutex_unlock(&passes);
+}
+
+/* Bytes of the structures, for Python to compare with its own. */
+EXPORT int corelm_size(int which) {
+  const size_t sizes[] = {sizeof(Matrix), sizeof(Product), sizeof(Layer), sizeof(Model), sizeof(Rotation), sizeof(Run), sizeof(View), sizeof(Pass)};
+  return which >= 0 && which < (int)(sizeof sizes / sizeof *sizes) ? (int)sizes[which] : 0;
+}

@@ -1,0 +1,206 @@
+/* Products of a few rows: weights are read once, from memory into registers, and turned into floats there. */
+#include "matrix.h"
+
+/* The rows of a matrix that are worked on together, so that their sums do not wait for each other. */
+#define TOGETHER(M) ((M) == 1 ? 4 : 2)
+
+static int in_words(const Matrix *a) {
+  return a->type == MXFP4 || (a->type == AFFINE && (a->bits == 2 || a->bits == 4 || a->bits == 8));
+}
+
+/* Columns that one step of the inner loop takes, and so what rows of x are padded to. */
+static int64_t step_of(const Matrix *a) {
+  if (in_words(a)) return WIDTH * (32 / a->bits);
+  return a->type == BFLOAT16 ? 2 * WIDTH : WIDTH;
+}
+
+static int64_t padded(const Matrix *a) {
+  const int64_t step = step_of(a);
+  return (a->columns + step - 1) / step * step;
+}
+
+static int64_t groups(const Matrix *a) { return a->type >= AFFINE ? a->columns / a->group : 0; }
+
+/* Each row of x in the order in which registers meet its weights, and the sums of its groups. */
+size_t shuffled_floats(const Matrix *a, int64_t m) { return (size_t)(m * (padded(a) + groups(a) + WIDTH)); }
+
+void shuffle(const Matrix *a, const float *x, int64_t m, int64_t ldx, float *out) {
+  const int64_t size = padded(a), columns = a->columns, stride = in_words(a) ? 32 / a->bits : a->type == BFLOAT16 ? 2 : 1;
+  for (int64_t row = 0; row < m; ++row, x += ldx, out += size + groups(a) + WIDTH) {
+    for (int64_t block = 0; block < size; block += WIDTH * stride)
+      for (int64_t i = 0; i < stride; ++i)
+        for (int64_t j = 0; j < WIDTH; ++j) {
+          const int64_t from = block + j * stride + i;
+          out[block + i * WIDTH + j] = from < columns ? x[from] : 0;
+        }
+    float *sums = out + size;
+    for (int64_t group = 0; group < groups(a); ++group) {
+      float total = 0;
+      for (int64_t i = 0; i < a->group; ++i) total += x[group * a->group + i];
+      sums[group] = total;
+    }
+    for (int64_t i = 0; i < WIDTH; ++i) sums[groups(a) + i] = 0;
+  }
+}
+
+/* A step's words: those behind the end of a row are zeros. */
+INLINE vuint words_at(const uint8_t *row, int64_t at, int64_t bytes) {
+  if (at + 4 * WIDTH <= bytes) return load_words(row + at);
+  vuint words = {0};
+  memcpy(&words, row + at, (size_t)(bytes - at));
+  return words;
+}
+
+INLINE vfloat decode(vuint words, int bits, int mxfp4, int i) {
+#if WIDTH == 16
+  if (bits == 4) { /* a table of 16 floats, of which the lowest 4 bits choose one */
+    const vfloat table = mxfp4 ? load(MXFP4_VALUES) : (vfloat){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return spread(table, (vint)(words >> (uint32_t)(4 * i)));
+  }
+#endif
+  vuint number = words >> (uint32_t)(bits * i);
+  if (bits * (i + 1) < 32) number &= (1u << bits) - 1;
+  if (!mxfp4) return to_float(number);
+  vfloat value; /* of sign, two bits of exponent, one of mantissa */
+  UNROLL for (int j = 0; j < WIDTH; ++j) value[j] = MXFP4_VALUES[number[j]];
+  return value;
+}
+
+INLINE void packed_rows(const Product *p, int64_t row, int count, int m, int bits, int mxfp4, const float *shuffled, float *y) {
+  const Matrix *a = p->matrix;
+  const int64_t size = padded(a), all = groups(a), bytes = row_bytes(a), line = size + all + WIDTH;
+  const int64_t words = a->group * bits / 32; /* of a group */
+  const uint8_t *from[4];
+  float *scales[4];
+  float *scratch = pool_scratch(3, sizeof(float) * 4 * (size_t)(all + WIDTH) * 2), *biases[4];
+  for (int r = 0; r < count; ++r) {
+    from[r] = weight_row(a, p->expert, row + r);
+    scales[r] = scratch + 2 * r * (all + WIDTH);
+    biases[r] = scales[r] + all + WIDTH;
+    const int64_t at = (p->expert * a->rows + row + r) * all;
+    read_scales(a->scales, mxfp4 ? MXFP4 : a->scale_type, at, all, scales[r]);
+    memset(scales[r] + all, 0, 4 * WIDTH);
+    if (a->biases != NULL) read_scales(a->biases, a->scale_type, at, all, biases[r]);
+    memset(biases[r] + all, 0, 4 * WIDTH);
+  }
+  vint lanes;
+  UNROLL for (int j = 0; j < WIDTH; ++j) lanes[j] = (int)(j / words);
+  vfloat total[4][FEW];
+  for (int r = 0; r < count; ++r)
+    for (int i = 0; i < m; ++i) total[r][i] = splat(0);
+  for (int64_t block = 0; block * 4 * WIDTH < bytes; ++block) {
+    const float *x = shuffled + block * WIDTH * (32 / bits);
+    UNROLL for (int r = 0; r < count; ++r) {
+      const vuint word = words_at(from[r], block * 4 * WIDTH, bytes);
+      vfloat part[FEW];
+      UNROLL for (int i = 0; i < m; ++i) part[i] = splat(0);
+      UNROLL for (int k = 0; k < 32 / bits; ++k) {
+        const vfloat number = decode(word, bits, mxfp4, k);
+        UNROLL for (int i = 0; i < m; ++i) part[i] += number * load(x + i * line + k * WIDTH);
+      }
+      const int64_t group = block * WIDTH / words;
+      const vfloat factor = words >= WIDTH ? splat(scales[r][group]) : spread(load(scales[r] + group), lanes);
+      UNROLL for (int i = 0; i < m; ++i) total[r][i] += part[i] * factor;
+    }
+  }
+  if (a->biases != NULL)
+    for (int64_t group = 0; group < all; group += WIDTH)
+      UNROLL for (int r = 0; r < count; ++r)
+        UNROLL for (int i = 0; i < m; ++i) total[r][i] += load(biases[r] + group) * load(shuffled + i * line + size + group);
+  UNROLL for (int r = 0; r < count; ++r)
+    UNROLL for (int i = 0; i < m; ++i) y[r * FEW + i] = sum(total[r][i]);
+}
+
+INLINE void float_rows(const Product *p, int64_t row, int count, int m, int type, const float *shuffled, float *y) {
+  const Matrix *a = p->matrix;
+  const int64_t columns = a->columns, line = padded(a) + WIDTH, width = type == BFLOAT16 ? 2 * WIDTH : WIDTH;
+  const uint8_t *from[4];
+  vfloat total[4][FEW];
+  for (int r = 0; r < count; ++r) {
+    from[r] = weight_row(a, p->expert, row + r);
+    UNROLL for (int i = 0; i < m; ++i) total[r][i] = splat(0);
+  }
+  int64_t k = 0;
+  for (; k + width <= columns; k += width)
+    UNROLL for (int r = 0; r < count; ++r) {
+      if (type == BFLOAT16) {
+        const vuint pairs = load_words(from[r] + 2 * k);
+        const vfloat even = as_float(pairs << 16), odd = as_float(pairs & 0xffff0000u);
+        UNROLL for (int i = 0; i < m; ++i) total[r][i] += even * load(shuffled + i * line + k) + odd * load(shuffled + i * line + k + WIDTH);
+      } else {
+        const vfloat number = type == FLOAT32 ? load((const float *)from[r] + k) : load_float16((const uint16_t *)from[r] + k);
+        UNROLL for (int i = 0; i < m; ++i) total[r][i] += number * load(shuffled + i * line + k);
+      }
+    }
+  for (int r = 0; r < count; ++r)
+    for (int i = 0; i < m; ++i) {
+      float rest = 0;
+      for (int64_t j = k; j < columns; ++j) {
+        const int64_t at = type == BFLOAT16 ? k + (j - k) / 2 + (j & 1 ? WIDTH : 0) : j;
+        const float number = type == FLOAT32    ? ((const float *)from[r])[j]
+                             : type == BFLOAT16 ? from_bfloat16(((const uint16_t *)from[r])[j])
+                                                : from_float16(((const uint16_t *)from[r])[j]);
+        rest += number * shuffled[i * line + at];
+      }
+      y[r * FEW + i] = sum(total[r][i]) + rest;
+    }
+}
+
+/* Types without a loop of their own: a row is made floats of first. */
+static void other_row(const Product *p, int64_t row, int64_t m, const float *shuffled, float *y) {
+  const Matrix *a = p->matrix;
+  const int64_t line = padded(a) + groups(a) + WIDTH;
+  float *numbers = pool_scratch(3, sizeof(float) * (size_t)a->columns);
+  unpack(a, p->expert, row, 0, a->columns, numbers);
+  for (int64_t i = 0; i < m; ++i) {
+    const float *x = shuffled + i * line;
+    vfloat total = splat(0);
+    int64_t k = 0;
+    for (; k + WIDTH <= a->columns; k += WIDTH) total += load(numbers + k) * load(x + k);
+    float rest = 0;
+    for (; k < a->columns; ++k) rest += numbers[k] * x[k];
+    y[i] = sum(total) + rest;
+  }
+}
+
+static void some_rows(const Product *p, int64_t row, int count, const float *shuffled, float *y) {
+  const Matrix *a = p->matrix;
+#define CASE(M, COUNT)                                                                              \
+  if (p->m == M && count == COUNT) {                                                                \
+    if (a->type == FLOAT32) float_rows(p, row, COUNT, M, FLOAT32, shuffled, y);                     \
+    else if (a->type == BFLOAT16) float_rows(p, row, COUNT, M, BFLOAT16, shuffled, y);              \
+    else if (a->type == FLOAT16) float_rows(p, row, COUNT, M, FLOAT16, shuffled, y);                \
+    else if (a->type == MXFP4) packed_rows(p, row, COUNT, M, 4, 1, shuffled, y);                    \
+    else if (a->bits == 4) packed_rows(p, row, COUNT, M, 4, 0, shuffled, y);                        \
+    else if (a->bits == 8) packed_rows(p, row, COUNT, M, 8, 0, shuffled, y);                        \
+    else packed_rows(p, row, COUNT, M, 2, 0, shuffled, y);                                          \
+    return;                                                                                         \
+  }
+  CASE(1, 4)
+  CASE(1, 1)
+  CASE(2, 2)
+  CASE(2, 1)
+  CASE(3, 2)
+  CASE(3, 1)
+  CASE(4, 2)
+  CASE(4, 1)
+#undef CASE
+}
+
+void few_rows(const Product *p, int64_t first, int64_t last, const float *shuffled, int add) {
+  const Matrix *a = p->matrix;
+  const int ordinary = a->type != AFFINE || in_words(a), most = ordinary ? TOGETHER(p->m) : 1;
+  for (int64_t row = first; row < last;) {
+    const int count = last - row >= most ? most : 1;
+    float y[4 * FEW];
+    if (ordinary)
+      some_rows(p, row, count, shuffled, y);
+    else
+      other_row(p, row, p->m, shuffled, y);
+    for (int r = 0; r < count; ++r, ++row)
+      for (int64_t i = 0; i < p->m; ++i) {
+        float *to = p->y + i * p->ldy + row;
+        *to = y[r * FEW + i] + (a->bias != NULL ? a->bias[row] : 0) + (add ? *to : 0);
+      }
+  }
+}

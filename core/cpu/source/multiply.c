@@ -1,0 +1,95 @@
+/* Which way a product is computed, and how its rows of weights are shared out to the team. */
+#include <stdlib.h>
+
+#include "matrix.h"
+
+#define SHARE 32     /* rows of weights of an item, where x has few rows */
+#define MOST 512     /* products of one call */
+#define TILES_FROM 8 /* rows of x */
+
+#if defined(TILES)
+static int tiles_are_there(void) {
+  static int known = -1;
+  if (known < 0) known = tiles_begin();
+  return known;
+}
+#endif
+
+enum Way { FEW_ROWS, MANY_ROWS, TILE_ROWS };
+
+static enum Way way_of(const Product *p, int precision) {
+  (void)precision;
+  if (p->m <= FEW) return FEW_ROWS;
+#if defined(TILES)
+  if (p->m >= TILES_FROM && tiles_are_there()) return TILE_ROWS;
+#endif
+  return MANY_ROWS;
+}
+
+/* Bytes in which x is put in order. */
+static size_t ordered_bytes(const Product *p, int precision) {
+  switch (way_of(p, precision)) {
+    case FEW_ROWS: return (sizeof(float) * shuffled_floats(p->matrix, p->m) + 63) & ~(size_t)63;
+#if defined(TILES)
+    case TILE_ROWS: return tiled_bytes(p->m, p->matrix->columns, precision);
+#endif
+    default: return 0;
+  }
+}
+
+static void *shared; /* x in order, for all products of a call; only one task runs at a time */
+static size_t shared_size;
+
+void multiply(Place place, const Product *products, int count, int add, int precision) {
+  static size_t starts[MOST];
+  if (place.index == 0) {
+    size_t size = 0;
+    for (int i = 0; i < count; ++i) {
+      starts[i] = size;
+      size += ordered_bytes(products + i, precision);
+    }
+    if (size > shared_size) {
+      free(shared);
+      shared_size = (size + 4095) & ~(size_t)4095;
+      shared = aligned_alloc(4096, shared_size);
+      if (shared == NULL) abort();
+    }
+  }
+  pool_barrier(place);
+  for (int i = 0; i < count; ++i) {
+    const Product *p = products + i;
+    uint8_t *ordered = (uint8_t *)shared + starts[i];
+    switch (way_of(p, precision)) {
+      case FEW_ROWS:
+        if (place.index == i % place.count) shuffle(p->matrix, p->x, p->m, p->ldx, (float *)ordered);
+        break;
+#if defined(TILES)
+      case TILE_ROWS:
+        tile(p->x, p->m, p->ldx, p->matrix->columns, precision, ordered, place.index, place.count);
+        break;
+#endif
+      default: break;
+    }
+  }
+  pool_barrier(place);
+  int64_t item = pool_next(place), before = 0;
+  for (int i = 0; i < count; ++i) {
+    const Product *p = products + i;
+    const void *ordered = (const uint8_t *)shared + starts[i];
+    const enum Way way = way_of(p, precision);
+    const int64_t share = way == FEW_ROWS ? SHARE : PANEL, items = (p->matrix->rows + share - 1) / share;
+    for (; item < before + items; item = pool_next(place)) {
+      const int64_t first = (item - before) * share;
+      const int64_t last = first + share < p->matrix->rows ? first + share : p->matrix->rows;
+      switch (way) {
+        case FEW_ROWS: few_rows(p, first, last, ordered, add); break;
+#if defined(TILES)
+        case TILE_ROWS: tile_rows(p, first, last, ordered, add, precision); break;
+#endif
+        default: many_rows(p, first, last, add);
+      }
+    }
+    before += items;
+  }
+  pool_barrier(place);
+}

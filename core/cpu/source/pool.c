@@ -1,0 +1,161 @@
+#define _GNU_SOURCE
+#include "pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#define MOST_THREADS 256
+#define SPINS 2000 /* of a thread that has nothing to do, before it sleeps: about 0.1 ms */
+#define YIELD 256  /* spins at a barrier, before it lets other threads run */
+
+static struct {
+  pthread_mutex_t running; /* one task at a time */
+  pthread_mutex_t lock;
+  pthread_cond_t wake;
+  Task task;
+  void *argument;
+  atomic_uint generation; /* of tasks */
+  int wanted, started;    /* threads of the team, and those that exist beside the caller */
+  unsigned born[MOST_THREADS]; /* the last task before each thread began */
+  _Alignas(64) atomic_int busy;
+  _Alignas(64) atomic_int arrived;
+  _Alignas(64) atomic_uint phase;
+  _Alignas(64) atomic_llong next;
+} pool = {.running = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .wanted = 1};
+
+static inline void relax(void) {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+void pool_barrier(Place place) {
+  if (place.count == 1) {
+    atomic_store_explicit(&pool.next, 0, memory_order_relaxed);
+    return;
+  }
+  const unsigned phase = atomic_load_explicit(&pool.phase, memory_order_acquire);
+  if (atomic_fetch_add_explicit(&pool.arrived, 1, memory_order_acq_rel) + 1 == place.count) {
+    atomic_store_explicit(&pool.arrived, 0, memory_order_relaxed);
+    atomic_store_explicit(&pool.next, 0, memory_order_relaxed);
+    atomic_store_explicit(&pool.phase, phase + 1, memory_order_release);
+    return;
+  }
+  for (int i = 0; atomic_load_explicit(&pool.phase, memory_order_acquire) == phase; ++i) {
+    if (i < YIELD)
+      relax();
+    else
+      sched_yield();
+  }
+}
+
+int64_t pool_next(Place place) {
+  (void)place;
+  return atomic_fetch_add_explicit(&pool.next, 1, memory_order_relaxed);
+}
+
+static void *work(void *number) {
+  const int index = (int)(intptr_t)number;
+  unsigned seen = pool.born[index];
+  for (;;) {
+    int spins = 0;
+    while (atomic_load_explicit(&pool.generation, memory_order_acquire) == seen && spins < SPINS) {
+      relax();
+      ++spins;
+    }
+    if (spins == SPINS) {
+      pthread_mutex_lock(&pool.lock);
+      while (atomic_load_explicit(&pool.generation, memory_order_acquire) == seen)
+        pthread_cond_wait(&pool.wake, &pool.lock);
+      pthread_mutex_unlock(&pool.lock);
+    }
+    seen = atomic_load_explicit(&pool.generation, memory_order_acquire);
+    if (index < pool.wanted) {
+      pool.task((Place){index, pool.wanted}, pool.argument);
+    }
+    atomic_fetch_sub_explicit(&pool.busy, 1, memory_order_release);
+  }
+  return NULL;
+}
+
+/* A forked process has none of its parent's threads. */
+static void forked(void) {
+  pthread_mutex_init(&pool.running, NULL);
+  pthread_mutex_init(&pool.lock, NULL);
+  pthread_cond_init(&pool.wake, NULL);
+  pool.started = 0;
+  atomic_store(&pool.busy, 0);
+  atomic_store(&pool.arrived, 0);
+}
+
+__attribute__((constructor)) static void prepare(void) { pthread_atfork(NULL, NULL, forked); }
+
+/* Starts what is missing of the team. */
+static void hire(void) {
+  if (pool.started + 1 >= pool.wanted) return;
+  sigset_t all, before; /* signals belong to the threads of the program */
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+  while (pool.started + 1 < pool.wanted) {
+    pool.born[pool.started + 1] = atomic_load(&pool.generation);
+    pthread_t thread;
+    if (pthread_create(&thread, &attributes, work, (void *)(intptr_t)(pool.started + 1))) {
+      pool.wanted = pool.started + 1;
+      break;
+    }
+    ++pool.started;
+  }
+  pthread_attr_destroy(&attributes);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+void pool_run(Task task, void *argument) {
+  pthread_mutex_lock(&pool.running);
+  hire();
+  atomic_store_explicit(&pool.next, 0, memory_order_relaxed);
+  if (pool.wanted > 1) {
+    pool.task = task;
+    pool.argument = argument;
+    atomic_store_explicit(&pool.busy, pool.started, memory_order_relaxed);
+    pthread_mutex_lock(&pool.lock);
+    atomic_fetch_add_explicit(&pool.generation, 1, memory_order_release);
+    pthread_cond_broadcast(&pool.wake);
+    pthread_mutex_unlock(&pool.lock);
+  }
+  task((Place){0, pool.wanted}, argument);
+  for (int i = 0; pool.wanted > 1 && atomic_load_explicit(&pool.busy, memory_order_acquire) > 0; ++i) {
+    if (i < YIELD)
+      relax();
+    else
+      sched_yield();
+  }
+  pthread_mutex_unlock(&pool.running);
+}
+
+void pool_resize(int threads) {
+  pthread_mutex_lock(&pool.running);
+  pool.wanted = threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads;
+  pthread_mutex_unlock(&pool.running);
+}
+
+void *pool_scratch(int slot, size_t bytes) {
+  static _Thread_local struct {
+    void *memory;
+    size_t bytes;
+  } held[4];
+  if (held[slot].bytes < bytes) {
+    free(held[slot].memory);
+    held[slot].bytes = (bytes + bytes / 4 + 4095) & ~(size_t)4095;
+    held[slot].memory = aligned_alloc(4096, held[slot].bytes);
+    if (held[slot].memory == NULL) abort(); /* as MLX ends a process whose memory is spent */
+  }
+  return held[slot].memory;
+}

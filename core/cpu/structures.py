@@ -1,0 +1,98 @@
+"""The C structures of ``source/matrix.h`` and ``source/model.h``, field by field."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import ClassVar
+
+_POINTER = ctypes.c_void_p
+_LONG = ctypes.c_int64
+_INT = ctypes.c_int32
+_FLOAT = ctypes.c_float
+Fields = list[tuple[str, type]]
+
+
+class Matrix(ctypes.Structure):
+    """A matrix of weights, or a stack of them."""
+
+    _fields_: ClassVar[Fields] = [  # type: ignore[misc]
+        *((name, _POINTER) for name in ("weight", "scales", "biases", "bias")),
+        *((name, _LONG) for name in ("rows", "columns")),
+        *((name, _INT) for name in ("type", "bits", "group", "scale_type")),
+    ]
+
+
+class Product(ctypes.Structure):
+    """Rows of numbers by the transpose of a matrix."""
+
+    _fields_: ClassVar[Fields] = [  # type: ignore[misc]
+        ("matrix", _POINTER),
+        ("expert", _LONG),
+        ("x", _POINTER),
+        ("y", _POINTER),
+        *((name, _LONG) for name in ("m", "ldx", "ldy")),
+    ]
+
+
+class Layer(ctypes.Structure):
+    """A pre-norm block."""
+
+    _fields_: ClassVar[Fields] = [  # type: ignore[misc]
+        *((name, Matrix) for name in ("qkv", "output", "gate_up", "down", "router")),
+        *((name, _POINTER) for name in ("attention_norm", "feed_forward_norm")),
+        *((name, _FLOAT) for name in ("attention_epsilon", "feed_forward_epsilon", "scale")),
+        *((name, _INT) for name in ("heads", "kv_heads", "head_dim", "experts", "chosen", "rotation", "view")),
+    ]
+
+
+class Model(ctypes.Structure):
+    """A decoder: embedding, blocks, norm, head."""
+
+    _fields_: ClassVar[Fields] = [  # type: ignore[misc]
+        ("embedding", Matrix),
+        ("head", Matrix),
+        ("norm", _POINTER),
+        ("epsilon", _FLOAT),
+        *((name, _INT) for name in ("layers", "hidden", "precision")),
+        ("layer", _POINTER),
+    ]
+
+
+class Rotation(ctypes.Structure):
+    """A rotary embedding, and room for its cosines and sines."""
+
+    _fields_: ClassVar[Fields] = [  # type: ignore[misc]
+        ("frequencies", _POINTER),
+        ("factor", _FLOAT),
+        *((name, _INT) for name in ("dims", "traditional")),
+        *((name, _POINTER) for name in ("cosines", "sines")),
+    ]
+
+
+class Run(ctypes.Structure):
+    """Tokens that follow each other in one sequence of one cache."""
+
+    _fields_: ClassVar[Fields] = [(name, _INT) for name in ("first", "count", "cache", "sequence")]  # type: ignore[misc]
+
+
+class View(ctypes.Structure):
+    """What the blocks of one kind see of their caches."""
+
+    _fields_: ClassVar[Fields] = [  # type: ignore[misc]
+        *((name, _POINTER) for name in ("slots", "slot")),
+        *((name, _INT) for name in ("front", "recent")),
+    ]
+
+
+class Pass(ctypes.Structure):
+    """One pass over some tokens."""
+
+    _fields_: ClassVar[Fields] = [  # type: ignore[misc]
+        *((name, _POINTER) for name in ("tokens", "positions")),
+        *((name, _INT) for name in ("rows", "runs", "caches", "rotations", "views")),
+        *((name, _POINTER) for name in ("run", "rotation", "view", "keys", "values", "hidden")),
+    ]
+
+
+ALL = (Matrix, Product, Layer, Model, Rotation, Run, View, Pass)
+"""In the order of ``corelm_size``."""
