@@ -12,7 +12,7 @@ def address(array: mx.array) -> int | None:
 
     Evaluates the array. The address holds as long as somebody holds the array.
     """
-    view = memoryview(array)
+    view = memoryview(array)  # type: ignore[arg-type]  # it has the buffer protocol
     if not view.c_contiguous:
         return None
     return ctypes.addressof(_BYTE.from_buffer(view))

@@ -82,7 +82,9 @@ class _Describer:
         model = Model(layers=len(blocks), layer=ctypes.addressof(layers))
         embedding = self._child(decoder, "embed_tokens")
         model.embedding = self._matrix(embedding, _EMBEDDINGS)
-        model.head = self._matrix(self._child(decoder, "lm_head"), _LINEARS) if "lm_head" in decoder else model.embedding
+        model.head = (
+            self._matrix(self._child(decoder, "lm_head"), _LINEARS) if "lm_head" in decoder else model.embedding
+        )
         if "lm_head" not in decoder:
             self._seen.append((decoder, "lm_head", None))
         model.norm, model.epsilon = self._norm(self._child(decoder, "norm"))
@@ -243,6 +245,10 @@ def _place(values: list[Any], value: object) -> int:
 def _same(a: RoPE, b: RoPE) -> bool:
     """Whether two embeddings rotate alike."""
     settings: Callable[[RoPE], tuple[object, ...]] = lambda rope: (  # noqa: E731
-        rope.dims, rope.parameters, rope.traditional, rope.attention_factor, rope.limit,
+        rope.dims,
+        rope.parameters,
+        rope.traditional,
+        rope.attention_factor,
+        rope.limit,
     )
     return settings(a) == settings(b)

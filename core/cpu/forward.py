@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import threading
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -86,8 +88,12 @@ def _description(decoder: nn.Module) -> Description | str:
     except UnsupportedError as error:
         return str(error)
     key = id(decoder)
-    _descriptions[key] = weakref.ref(decoder, lambda _: _descriptions.pop(key, None)), found
+    _descriptions[key] = weakref.ref(decoder, functools.partial(_forget, key, _descriptions)), found
     return found
+
+
+def _forget(key: int, descriptions: dict[int, Any], _: object) -> None:
+    descriptions.pop(key, None)
 
 
 def _fits(description: Description, plan: StepPlan) -> bool:
@@ -156,7 +162,7 @@ class _Passage:
         keys, values, slots = self._caches()
         rotations = (Rotation * len(description.ropes))(*[self._rotation(rope) for rope in description.ropes])
         views = (View * len(description.windows))(*[self._view(i, slots) for i in range(len(description.windows))])
-        runs = (Run * len(self._runs))(*self._runs)
+        runs = (Run * len(self._runs))(*[Run(*run) for run in self._runs])
         call = Pass(
             address(tokens),
             ctypes.addressof(self._integers(self._positions)),

@@ -15,7 +15,7 @@ Fields = list[tuple[str, type]]
 class Matrix(ctypes.Structure):
     """A matrix of weights, or a stack of them."""
 
-    _fields_: ClassVar[Fields] = [  # type: ignore[misc]
+    _fields_: ClassVar[Fields] = [
         *((name, _POINTER) for name in ("weight", "scales", "biases", "bias")),
         *((name, _LONG) for name in ("rows", "columns")),
         *((name, _INT) for name in ("type", "bits", "group", "scale_type")),
@@ -25,7 +25,7 @@ class Matrix(ctypes.Structure):
 class Product(ctypes.Structure):
     """Rows of numbers by the transpose of a matrix."""
 
-    _fields_: ClassVar[Fields] = [  # type: ignore[misc]
+    _fields_: ClassVar[Fields] = [
         ("matrix", _POINTER),
         ("expert", _LONG),
         ("x", _POINTER),
@@ -37,7 +37,7 @@ class Product(ctypes.Structure):
 class Layer(ctypes.Structure):
     """A pre-norm block."""
 
-    _fields_: ClassVar[Fields] = [  # type: ignore[misc]
+    _fields_: ClassVar[Fields] = [
         *((name, Matrix) for name in ("qkv", "output", "gate_up", "down", "router")),
         *((name, _POINTER) for name in ("attention_norm", "feed_forward_norm")),
         *((name, _FLOAT) for name in ("attention_epsilon", "feed_forward_epsilon", "scale")),
@@ -48,7 +48,7 @@ class Layer(ctypes.Structure):
 class Model(ctypes.Structure):
     """A decoder: embedding, blocks, norm, head."""
 
-    _fields_: ClassVar[Fields] = [  # type: ignore[misc]
+    _fields_: ClassVar[Fields] = [
         ("embedding", Matrix),
         ("head", Matrix),
         ("norm", _POINTER),
@@ -61,7 +61,7 @@ class Model(ctypes.Structure):
 class Rotation(ctypes.Structure):
     """A rotary embedding, and room for its cosines and sines."""
 
-    _fields_: ClassVar[Fields] = [  # type: ignore[misc]
+    _fields_: ClassVar[Fields] = [
         ("frequencies", _POINTER),
         ("factor", _FLOAT),
         *((name, _INT) for name in ("dims", "traditional")),
@@ -72,13 +72,13 @@ class Rotation(ctypes.Structure):
 class Run(ctypes.Structure):
     """Tokens that follow each other in one sequence of one cache."""
 
-    _fields_: ClassVar[Fields] = [(name, _INT) for name in ("first", "count", "cache", "sequence")]  # type: ignore[misc]
+    _fields_: ClassVar[Fields] = [(name, _INT) for name in ("first", "count", "cache", "sequence")]
 
 
 class View(ctypes.Structure):
     """What the blocks of one kind see of their caches."""
 
-    _fields_: ClassVar[Fields] = [  # type: ignore[misc]
+    _fields_: ClassVar[Fields] = [
         *((name, _POINTER) for name in ("slots", "slot")),
         *((name, _INT) for name in ("front", "recent")),
     ]
@@ -87,7 +87,7 @@ class View(ctypes.Structure):
 class Pass(ctypes.Structure):
     """One pass over some tokens."""
 
-    _fields_: ClassVar[Fields] = [  # type: ignore[misc]
+    _fields_: ClassVar[Fields] = [
         *((name, _POINTER) for name in ("tokens", "positions")),
         *((name, _INT) for name in ("rows", "runs", "caches", "rotations", "views")),
         *((name, _POINTER) for name in ("run", "rotation", "view", "keys", "values", "hidden")),

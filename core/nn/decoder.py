@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from core.errors import UsageError
 from core.cpu import forward
+from core.errors import UsageError
 from core.nn.cache import Cache
 from core.nn.embedding import embed
 from core.nn.groups import CacheGroups, GroupsPlan

@@ -112,16 +112,16 @@ class KeyValues:
         They are to be evaluated first. Nobody else holds them: what is shared is copied here.
         """
         self._settle()
-        held = self._keys, self._values
         if write.before is not None:
-            dims = self.spec.head_dim, self.spec.value_head_dim
-            likes = [mx.zeros((batch, self.spec.heads, 0, dim), self.spec.dtype or mx.float32) for dim in dims]
-            held = tuple(move_slots(array, write.before, like) for array, like in zip(held, likes, strict=True))
-        elif not self._owned:
-            held = tuple(_copied(array) for array in held)
-        self._keys, self._values = held
+            dtype = self.spec.dtype or mx.float32
+            rows = [mx.zeros((batch, self.spec.heads, 0, dim), dtype) for dim in self._dims]
+            self._keys = move_slots(self._keys, write.before, rows[0])
+            self._values = move_slots(self._values, write.before, rows[1])
+        assert self._keys is not None
+        assert self._values is not None
+        if write.before is None and not self._owned:
+            self._keys, self._values = _copied(self._keys), _copied(self._values)
         self._owned = True
-        assert self._keys is not None and self._values is not None
         return self._keys, self._values
 
     def close_in_place(self, write: Write) -> None:
@@ -152,9 +152,13 @@ class KeyValues:
         self._owned = False
         return [self._keys, self._values]
 
+    @property
+    def _dims(self) -> tuple[int, int]:
+        return self.spec.head_dim, self.spec.value_head_dim
+
     def layout(self, slots: int) -> list[tuple[str, tuple[int, ...]]]:
         """Kind (``float``) and shape of ``arrays()`` for one row with so many slots."""
-        return [("float", (1, self.spec.heads, slots, dim)) for dim in (self.spec.head_dim, self.spec.value_head_dim)]
+        return [("float", (1, self.spec.heads, slots, dim)) for dim in self._dims]
 
     def replace(self, arrays: Sequence[mx.array]) -> None:
         """Holds these arrays instead, in the order of ``arrays()``; the span must know of what has changed."""
@@ -168,6 +172,5 @@ class KeyValues:
         return twin
 
 
-def _copied(array: mx.array | None) -> mx.array:
-    assert array is not None
+def _copied(array: mx.array) -> mx.array:
     return mx.concatenate([array[:, :, :1], array[:, :, 1:]], axis=2)
