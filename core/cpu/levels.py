@@ -32,16 +32,19 @@ class Level:
 _V2 = frozenset(["cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"])
 _V3 = _V2 | frozenset(["abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"])
 _V4 = _V3 | frozenset(["avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"])
-_AMX = _V4 | frozenset(["amx_bf16", "amx_int8", "amx_tile", "avx512_bf16", "avx512_vnni"])
+_BF16 = _V4 | frozenset(["avx512_bf16", "avx512_vnni"])
+_AMX = _BF16 | frozenset(["amx_bf16", "amx_int8", "amx_tile"])
 _ARM = frozenset({"asimd"})
 _ARM_2 = _ARM | frozenset(["asimddp", "asimdhp", "asimdrdm", "atomics", "crc32", "fphp"])
 _ARM_6 = _ARM_2 | frozenset({"bf16", "i8mm"})
-_AMX_FLAGS = ("-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16", "-mamx-int8")
+_BF16_FLAGS = ("-mavx512bf16", "-mavx512vnni")
+_AMX_FLAGS = (*_BF16_FLAGS, "-mamx-tile", "-mamx-bf16", "-mamx-int8")
 
 # ``armv8.6`` is ARMv8.2 with the two extensions, not all of ARMv8.6: Neoverse V1 has these two and not the rest.
 LEVELS = (
     Level("x86-64-v3", "x86_64", ("-march=x86-64-v3",), _V3),
     Level("x86-64-v4", "x86_64", ("-march=x86-64-v4",), _V4),
+    Level("avx512-bf16", "x86_64", ("-march=x86-64-v4", *_BF16_FLAGS), _BF16),
     Level("amx", "x86_64", ("-march=x86-64-v4", *_AMX_FLAGS), _AMX),
     Level("armv8", "aarch64", ("-march=armv8-a",), _ARM),
     Level("armv8.2", "aarch64", ("-march=armv8.2-a+dotprod+fp16",), _ARM_2),

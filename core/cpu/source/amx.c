@@ -24,6 +24,7 @@ static void configure(void) {
     uint8_t rows[16];
   } __attribute__((packed)) shape = {.palette = 1};
   for (int i = 0; i < 8; ++i) shape.bytes[i] = 64, shape.rows[i] = TILE;
+  __asm__ volatile("" : : "r"(&shape) : "memory"); /* GCC 12 does not see that all of it is read */
   _tile_loadconfig(&shape);
 }
 

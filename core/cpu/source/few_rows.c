@@ -22,9 +22,7 @@ static int64_t padded(const Matrix *a) {
 static int64_t groups(const Matrix *a) { return a->type >= AFFINE ? a->columns / a->group : 0; }
 
 /* Each row of x in the order in which registers meet its weights, and the sums of its groups. */
-size_t shuffled_floats(const Matrix *a, int64_t m) { return (size_t)(m * (padded(a) + groups(a) + WIDTH)); }
-
-void shuffle(const Matrix *a, const float *x, int64_t m, int64_t ldx, float *out) {
+static void shuffle(const Matrix *a, const float *x, int64_t m, int64_t ldx, float *out) {
   const int64_t size = padded(a), columns = a->columns, stride = in_words(a) ? 32 / a->bits : a->type == BFLOAT16 ? 2 : 1;
   for (int64_t row = 0; row < m; ++row, x += ldx, out += size + groups(a) + WIDTH) {
     for (int64_t block = 0; block < size; block += WIDTH * stride)
@@ -43,12 +41,16 @@ void shuffle(const Matrix *a, const float *x, int64_t m, int64_t ldx, float *out
   }
 }
 
-/* A step's words: those behind the end of a row are zeros. */
-INLINE vuint words_at(const uint8_t *row, int64_t at, int64_t bytes) {
-  if (at + 4 * WIDTH <= bytes) return load_words(row + at);
-  vuint words = {0};
-  memcpy(&words, row + at, (size_t)(bytes - at));
-  return words;
+size_t ordered_bytes(const Matrix *a, int64_t m, int precision) {
+  if (precision == ROUNDED && takes_integers(a)) return integer_bytes(a, m);
+  return sizeof(float) * (size_t)(m * (padded(a) + groups(a) + WIDTH));
+}
+
+void put_in_order(const Matrix *a, const float *x, int64_t m, int64_t ldx, int precision, void *out) {
+  if (precision == ROUNDED && takes_integers(a))
+    make_integers(a, x, m, ldx, out);
+  else
+    shuffle(a, x, m, ldx, out);
 }
 
 INLINE vfloat decode(vuint words, int bits, int mxfp4, int i) {
@@ -66,49 +68,53 @@ INLINE vfloat decode(vuint words, int bits, int mxfp4, int i) {
   return value;
 }
 
+/* A vector of words of each of `count` rows by the same columns of `m` rows of x. */
+INLINE void one_block(const Matrix *a, int type, int count, int m, int bits, int mxfp4, const vuint *words, const float *x, int64_t line,
+                      const int64_t *scales, int64_t group, const Groups *groups, vfloat total[4][FEW]) {
+  UNROLL for (int r = 0; r < count; ++r) {
+    vfloat part[FEW];
+    UNROLL for (int i = 0; i < m; ++i) part[i] = splat(0);
+    UNROLL for (int k = 0; k < 32 / bits; ++k) {
+      const vfloat number = decode(words[r], bits, mxfp4, k);
+      UNROLL for (int i = 0; i < m; ++i) part[i] += number * load(x + i * line + k * WIDTH);
+    }
+    const vfloat factor = scale_lanes(a->scales, type, scales[r] + group, a->columns / a->group - group, groups);
+    UNROLL for (int i = 0; i < m; ++i) total[r][i] += part[i] * factor;
+  }
+}
+
 INLINE void packed_rows(const Product *p, int64_t row, int count, int m, int bits, int mxfp4, const float *shuffled, float *y) {
   const Matrix *a = p->matrix;
-  const int64_t size = padded(a), all = groups(a), bytes = row_bytes(a), line = size + all + WIDTH;
-  const int64_t words = a->group * bits / 32; /* of a group */
+  const int64_t size = padded(a), all = a->columns / a->group, bytes = row_bytes(a), line = size + all + WIDTH;
+  const int64_t step = WIDTH * (32 / bits);
+  const int type = mxfp4 ? MXFP4 : a->scale_type;
+  const Groups groups = groups_of(a);
   const uint8_t *from[4];
-  float *scales[4];
-  float *scratch = pool_scratch(3, sizeof(float) * 4 * (size_t)(all + WIDTH) * 2), *biases[4];
-  for (int r = 0; r < count; ++r) {
-    from[r] = weight_row(a, p->expert, row + r);
-    scales[r] = scratch + 2 * r * (all + WIDTH);
-    biases[r] = scales[r] + all + WIDTH;
-    const int64_t at = (p->expert * a->rows + row + r) * all;
-    read_scales(a->scales, mxfp4 ? MXFP4 : a->scale_type, at, all, scales[r]);
-    memset(scales[r] + all, 0, 4 * WIDTH);
-    if (a->biases != NULL) read_scales(a->biases, a->scale_type, at, all, biases[r]);
-    memset(biases[r] + all, 0, 4 * WIDTH);
-  }
-  vint lanes;
-  UNROLL for (int j = 0; j < WIDTH; ++j) lanes[j] = (int)(j / words);
+  int64_t scales[4]; /* of the row's first group */
   vfloat total[4][FEW];
-  for (int r = 0; r < count; ++r)
-    for (int i = 0; i < m; ++i) total[r][i] = splat(0);
-  for (int64_t block = 0; block * 4 * WIDTH < bytes; ++block) {
-    const float *x = shuffled + block * WIDTH * (32 / bits);
-    UNROLL for (int r = 0; r < count; ++r) {
-      const vuint word = words_at(from[r], block * 4 * WIDTH, bytes);
-      vfloat part[FEW];
-      UNROLL for (int i = 0; i < m; ++i) part[i] = splat(0);
-      UNROLL for (int k = 0; k < 32 / bits; ++k) {
-        const vfloat number = decode(word, bits, mxfp4, k);
-        UNROLL for (int i = 0; i < m; ++i) part[i] += number * load(x + i * line + k * WIDTH);
-      }
-      const int64_t group = block * WIDTH / words;
-      const vfloat factor = words >= WIDTH ? splat(scales[r][group]) : spread(load(scales[r] + group), lanes);
-      UNROLL for (int i = 0; i < m; ++i) total[r][i] += part[i] * factor;
-    }
+  vuint words[4];
+  UNROLL for (int r = 0; r < count; ++r) {
+    from[r] = weight_row(a, p->expert, row + r);
+    scales[r] = (p->expert * a->rows + row + r) * all;
+    UNROLL for (int i = 0; i < m; ++i) total[r][i] = splat(0);
   }
-  if (a->biases != NULL)
-    for (int64_t group = 0; group < all; group += WIDTH)
-      UNROLL for (int r = 0; r < count; ++r)
-        UNROLL for (int i = 0; i < m; ++i) total[r][i] += load(biases[r] + group) * load(shuffled + i * line + size + group);
+  int64_t at = 0, block = 0;
+  for (; at + 4 * WIDTH <= bytes; at += 4 * WIDTH, ++block) {
+    UNROLL for (int r = 0; r < count; ++r) words[r] = load_words(from[r] + at);
+    one_block(a, type, count, m, bits, mxfp4, words, shuffled + block * step, line, scales, block * WIDTH >> groups.shift, &groups, total);
+  }
+  if (at < bytes) { /* the rest of a row, and zeros */
+    UNROLL for (int r = 0; r < count; ++r) {
+      words[r] = (vuint){0};
+      memcpy(words + r, from[r] + at, (size_t)(bytes - at));
+    }
+    one_block(a, type, count, m, bits, mxfp4, words, shuffled + block * step, line, scales, block * WIDTH >> groups.shift, &groups, total);
+  }
   UNROLL for (int r = 0; r < count; ++r)
-    UNROLL for (int i = 0; i < m; ++i) y[r * FEW + i] = sum(total[r][i]);
+    UNROLL for (int i = 0; i < m; ++i) {
+      if (!mxfp4) total[r][i] = add_biases(total[r][i], a->biases, type, scales[r], all, shuffled + i * line + size);
+      y[r * FEW + i] = sum(total[r][i]);
+    }
 }
 
 INLINE void float_rows(const Product *p, int64_t row, int count, int m, int type, const float *shuffled, float *y) {
@@ -187,16 +193,19 @@ static void some_rows(const Product *p, int64_t row, int count, const float *shu
 #undef CASE
 }
 
-void few_rows(const Product *p, int64_t first, int64_t last, const float *shuffled, int add) {
+void few_rows(const Product *p, int64_t first, int64_t last, const void *ordered, int add, int precision) {
   const Matrix *a = p->matrix;
+  const int integers = precision == ROUNDED && takes_integers(a);
   const int ordinary = a->type != AFFINE || in_words(a), most = ordinary ? TOGETHER(p->m) : 1;
   for (int64_t row = first; row < last;) {
     const int count = last - row >= most ? most : 1;
     float y[4 * FEW];
-    if (ordinary)
-      some_rows(p, row, count, shuffled, y);
+    if (integers)
+      integer_rows(p, row, count, ordered, y);
+    else if (ordinary)
+      some_rows(p, row, count, ordered, y);
     else
-      other_row(p, row, p->m, shuffled, y);
+      other_row(p, row, p->m, ordered, y);
     for (int r = 0; r < count; ++r, ++row)
       for (int64_t i = 0; i < p->m; ++i) {
         float *to = p->y + i * p->ldy + row;

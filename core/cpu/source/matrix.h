@@ -26,7 +26,9 @@ typedef struct {
   int64_t m, ldx, ldy; /* rows of x and y, and floats between them */
 } Product;
 
-enum Precision { EXACT = 0, ROUNDED = 1 }; /* ROUNDED: many rows are multiplied as bfloat16, and added as float32 */
+/* ROUNDED: many rows are multiplied as bfloat16 and added as float32, and few rows with packed weights as integers of
+   16 bits. Both are much nearer to the float32 result than a model in bfloat16 is to it. */
+enum Precision { EXACT = 0, ROUNDED = 1 };
 
 /* All products, shared out to the team; every thread calls it, and all are done when it returns in any.
    add: to what y holds. Products of one call must not overlap. */
@@ -37,9 +39,13 @@ void unpack(const Matrix *matrix, int64_t expert, int64_t row, int64_t first, in
 
 /* Parts of `multiply`. */
 #define FEW 4 /* rows of x up to which weights are unpacked in registers */
-void few_rows(const Product *product, int64_t first, int64_t last, const float *shuffled, int add);
-size_t shuffled_floats(const Matrix *matrix, int64_t m);
-void shuffle(const Matrix *matrix, const float *x, int64_t m, int64_t ldx, float *shuffled);
+void few_rows(const Product *product, int64_t first, int64_t last, const void *ordered, int add, int precision);
+size_t ordered_bytes(const Matrix *matrix, int64_t m, int precision);
+void put_in_order(const Matrix *matrix, const float *x, int64_t m, int64_t ldx, int precision, void *ordered);
+int takes_integers(const Matrix *matrix);
+size_t integer_bytes(const Matrix *matrix, int64_t m);
+void make_integers(const Matrix *matrix, const float *x, int64_t m, int64_t ldx, void *integers);
+void integer_rows(const Product *product, int64_t row, int count, const void *integers, float *y);
 void many_rows(const Product *product, int64_t first, int64_t last, int add);
 #define PANEL 32 /* output features that are computed at once for many rows */
 
@@ -78,6 +84,63 @@ INLINE void read_scales(const void *array, int type, int64_t at, int64_t n, floa
       memcpy(out + i, &bits, 4);
     }
   }
+}
+
+INLINE float scale_at(const void *array, int type, int64_t at) {
+  if (type == FLOAT32) return ((const float *)array)[at];
+  if (type == BFLOAT16) return from_bfloat16(((const uint16_t *)array)[at]);
+  if (type == FLOAT16) return from_float16(((const uint16_t *)array)[at]);
+  const uint32_t exponent = ((const uint8_t *)array)[at]; /* of MXFP4 */
+  return as_float(splat_words(exponent ? exponent << 23 : 1u << 22))[0];
+}
+
+/* `count` of them, at most WIDTH, and zeros; nothing else is read. */
+INLINE vfloat scales_at(const void *array, int type, int64_t at, int64_t count) {
+#if WIDTH == 16
+  const __mmask16 mask = (__mmask16)((1u << count) - 1);
+  if (type == FLOAT32) return (vfloat)_mm512_maskz_loadu_ps(mask, (const float *)array + at);
+  if (type == BFLOAT16)
+    return (vfloat)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, (const uint16_t *)array + at)), 16);
+  if (type == FLOAT16) return (vfloat)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, (const uint16_t *)array + at));
+  const __m512i exponents = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, (const uint8_t *)array + at));
+  const __m512i numbers = _mm512_slli_epi32(exponents, 23);
+  return (vfloat)_mm512_mask_mov_epi32(numbers, _mm512_cmpeq_epi32_mask(exponents, _mm512_setzero_si512()), _mm512_set1_epi32(1 << 22));
+#else
+  vfloat numbers = splat(0);
+  if (count == WIDTH && type == FLOAT32) return load((const float *)array + at);
+  if (count == WIDTH && type == BFLOAT16) return load_bfloat16((const uint16_t *)array + at);
+  if (count == WIDTH && type == FLOAT16) return load_float16((const uint16_t *)array + at);
+  UNROLL for (int i = 0; i < WIDTH; ++i)
+    if (i < count) numbers[i] = scale_at(array, type, at + i);
+  return numbers;
+#endif
+}
+
+/* How a vector of words lies in groups: 2**shift words to a group, or 2**-shift vectors. */
+typedef struct {
+  int shift;
+  int64_t count; /* groups of a vector, at least one */
+  vint lanes;    /* the group of each word among them */
+} Groups;
+
+INLINE Groups groups_of(const Matrix *a) {
+  const int64_t words = (int64_t)a->group * a->bits / 32;
+  Groups groups = {__builtin_ctzll((uint64_t)words), words >= WIDTH ? 1 : WIDTH / words, {0}};
+  UNROLL for (int i = 0; i < WIDTH; ++i) groups.lanes[i] = i >> groups.shift;
+  return groups;
+}
+
+/* The scale of each word of a vector, of which `left` groups are in the row. */
+INLINE vfloat scale_lanes(const void *array, int type, int64_t at, int64_t left, const Groups *groups) {
+  if (groups->count == 1) return splat(scale_at(array, type, at));
+  return spread(scales_at(array, type, at, left < groups->count ? left : groups->count), groups->lanes);
+}
+
+/* y += the products of a row's biases with the sums of x's groups. */
+INLINE vfloat add_biases(vfloat y, const void *biases, int type, int64_t at, int64_t all, const float *sums) {
+  for (int64_t group = 0; group < all; group += WIDTH)
+    y += scales_at(biases, type, at + group, all - group < WIDTH ? all - group : WIDTH) * load(sums + group);
+  return y;
 }
 
 extern const float MXFP4_VALUES[16];

@@ -27,9 +27,9 @@ static enum Way way_of(const Product *p, int precision) {
 }
 
 /* Bytes in which x is put in order. */
-static size_t ordered_bytes(const Product *p, int precision) {
+static size_t bytes_of(const Product *p, int precision) {
   switch (way_of(p, precision)) {
-    case FEW_ROWS: return (sizeof(float) * shuffled_floats(p->matrix, p->m) + 63) & ~(size_t)63;
+    case FEW_ROWS: return (ordered_bytes(p->matrix, p->m, precision) + 63) & ~(size_t)63;
 #if defined(TILES)
     case TILE_ROWS: return tiled_bytes(p->m, p->matrix->columns, precision);
 #endif
@@ -46,7 +46,7 @@ void multiply(Place place, const Product *products, int count, int add, int prec
     size_t size = 0;
     for (int i = 0; i < count; ++i) {
       starts[i] = size;
-      size += ordered_bytes(products + i, precision);
+      size += bytes_of(products + i, precision);
     }
     if (size > shared_size) {
       free(shared);
@@ -61,7 +61,7 @@ void multiply(Place place, const Product *products, int count, int add, int prec
     uint8_t *ordered = (uint8_t *)shared + starts[i];
     switch (way_of(p, precision)) {
       case FEW_ROWS:
-        if (place.index == i % place.count) shuffle(p->matrix, p->x, p->m, p->ldx, (float *)ordered);
+        if (place.index == i % place.count) put_in_order(p->matrix, p->x, p->m, p->ldx, precision, ordered);
         break;
 #if defined(TILES)
       case TILE_ROWS:
@@ -82,7 +82,7 @@ void multiply(Place place, const Product *products, int count, int add, int prec
       const int64_t first = (item - before) * share;
       const int64_t last = first + share < p->matrix->rows ? first + share : p->matrix->rows;
       switch (way) {
-        case FEW_ROWS: few_rows(p, first, last, ordered, add); break;
+        case FEW_ROWS: few_rows(p, first, last, ordered, add, precision); break;
 #if defined(TILES)
         case TILE_ROWS: tile_rows(p, first, last, ordered, add, precision); break;
 #endif

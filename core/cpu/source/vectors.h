@@ -34,6 +34,7 @@ INLINE vfloat load(const float *p) { return *(const vfloat_u *)p; }
 INLINE void store(float *p, vfloat v) { *(vfloat_u *)p = v; }
 INLINE vuint load_words(const void *p) { return *(const vuint_u *)p; }
 INLINE vfloat splat(float x) { return (vfloat){0} + x; }
+INLINE vuint splat_words(uint32_t x) { return (vuint){0} + x; }
 INLINE vfloat as_float(vuint v) { return (vfloat)v; }
 INLINE vuint as_words(vfloat v) { return (vuint)v; }
 INLINE vfloat to_float(vuint v) { return __builtin_convertvector((vint)v, vfloat); }

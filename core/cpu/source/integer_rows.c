@@ -1,0 +1,155 @@
+/* Products of a few rows with 4-bit and 8-bit weights in integers: each group of x becomes 16-bit numbers with a scale
+   of its own, whose high and low bytes are multiplied by the weights' bytes apart. The error of a number is at most
+   the largest of its group divided by 65,000; a bfloat16 would be off by up to its own size divided by 512. */
+#include "matrix.h"
+
+#define BYTES (4 * WIDTH) /* of a vector */
+#define LARGEST 32639     /* 127 * 256 + 127: its high byte fits as well */
+
+typedef int8_t vbytes __attribute__((vector_size(4 * WIDTH)));
+
+/* sums[i] += the four products of bytes 4 i to 4 i + 3; the left bytes are unsigned. */
+INLINE vint dot(vint sums, vuint left, vbytes right) {
+#if defined(__AVX512VNNI__)
+  return (vint)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)left, (__m512i)right);
+#elif WIDTH == 16
+  const __m512i pairs = _mm512_maddubs_epi16((__m512i)left, (__m512i)right);
+  return sums + (vint)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+#elif WIDTH == 8
+  const __m256i pairs = _mm256_maddubs_epi16((__m256i)left, (__m256i)right);
+  return sums + (vint)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return (vint)vdotq_s32((int32x4_t)sums, (int8x16_t)left, (int8x16_t)right);
+#else
+  (void)left, (void)right;
+  return sums;
+#endif
+}
+
+/* Pairs of 8-bit products would not fit into 16 bits, nor unsigned bytes into signed ones. */
+int takes_integers(const Matrix *a) {
+  if (a->type != AFFINE) return 0;
+#if defined(__AVX512VNNI__)
+  return a->bits == 4 || a->bits == 8;
+#elif defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
+  return a->bits == 4;
+#else
+  return 0;
+#endif
+}
+
+/* x in this order: for each vector of weights its planes of bytes [high, low] of each place in a byte's bits, and a
+   scale for each sum; then the sums of the groups. */
+static int64_t planes(const Matrix *a) { return 16 / a->bits; }
+static int64_t blocks(const Matrix *a) { return (row_bytes(a) + BYTES - 1) / BYTES; }
+static int64_t block_bytes(const Matrix *a) { return planes(a) * BYTES + sizeof(float) * WIDTH; }
+static int64_t line_bytes(const Matrix *a) {
+  return (blocks(a) * block_bytes(a) + (int64_t)sizeof(float) * (a->columns / a->group + WIDTH) + 63) / 64 * 64;
+}
+
+size_t integer_bytes(const Matrix *a, int64_t m) { return (size_t)(m * line_bytes(a)); }
+
+void make_integers(const Matrix *a, const float *x, int64_t m, int64_t ldx, void *out) {
+  const int64_t in_byte = 8 / a->bits, groups = a->columns / a->group;
+  for (int64_t row = 0; row < m; ++row, x += ldx) {
+    uint8_t *line = (uint8_t *)out + row * line_bytes(a);
+    float *sums = (float *)(line + blocks(a) * block_bytes(a));
+    memset(line, 0, (size_t)line_bytes(a));
+    for (int64_t group = 0; group < groups; ++group) {
+      const float *from = x + group * a->group;
+      float most = 0, total = 0;
+      for (int64_t i = 0; i < a->group; ++i) {
+        const float size = from[i] < 0 ? -from[i] : from[i];
+        most = size > most ? size : most;
+        total += from[i];
+      }
+      /* A group with NaN or infinity gives NaN: its scale is one. */
+      const float scale = most > 1e-30f ? most / LARGEST : 0, inverse = most > 1e-30f ? LARGEST / most : 0;
+      const int finite = total - total == 0 && most - most == 0;
+      sums[group] = total;
+      for (int64_t i = 0; i < a->group; ++i) {
+        const int64_t column = group * a->group + i, byte = column / in_byte, block = byte / BYTES;
+        uint8_t *at = line + block * block_bytes(a);
+        const float scaled = finite ? from[i] * inverse : 0;
+        const int32_t number = (int32_t)(scaled + (scaled < 0 ? -0.5f : 0.5f)), high = (number + 128) >> 8;
+        int8_t *plane = (int8_t *)at + column % in_byte * 2 * BYTES + byte % BYTES;
+        plane[0] = (int8_t)high;
+        plane[BYTES] = (int8_t)(number - high * 256);
+        ((float *)(at + planes(a) * BYTES))[byte % BYTES / 4] = finite ? scale : total - total;
+      }
+    }
+  }
+}
+
+/* A vector of words of each of `count` rows by the same columns of `m` rows of x. */
+INLINE void one_block(const Matrix *a, int count, int m, int bits, const vuint *words, const uint8_t *x, int64_t line,
+                      const int64_t *scales, int64_t group, const Groups *groups, vfloat total[4][FEW]) {
+  UNROLL for (int r = 0; r < count; ++r) {
+    const vfloat factor = scale_lanes(a->scales, a->scale_type, scales[r] + group, a->columns / a->group - group, groups);
+    UNROLL for (int i = 0; i < m; ++i) {
+      const uint8_t *mine = x + i * line;
+      vint high = {0}, low = {0};
+      UNROLL for (int k = 0; k < 8 / bits; ++k) {
+        const vuint part = bits == 8 ? words[r] : (k ? words[r] >> 4 : words[r]) & 0x0f0f0f0fu;
+        high = dot(high, part, (vbytes)load_words(mine + 2 * k * BYTES));
+        low = dot(low, part, (vbytes)load_words(mine + (2 * k + 1) * BYTES));
+      }
+      const vfloat scale = load((const float *)(mine + (16 / bits) * BYTES));
+      total[r][i] += __builtin_convertvector((high << 8) + low, vfloat) * (factor * scale);
+    }
+  }
+}
+
+INLINE void rows_of(const Product *p, int64_t row, int count, int m, int bits, const uint8_t *x, float *y) {
+  const Matrix *a = p->matrix;
+  const int64_t all = a->columns / a->group, bytes = row_bytes(a), line = line_bytes(a);
+  const int64_t step = (16 / bits) * BYTES + (int64_t)sizeof(float) * WIDTH;
+  const Groups groups = groups_of(a);
+  const uint8_t *from[4];
+  int64_t scales[4]; /* of the row's first group */
+  vfloat total[4][FEW];
+  vuint words[4];
+  UNROLL for (int r = 0; r < count; ++r) {
+    from[r] = weight_row(a, p->expert, row + r);
+    scales[r] = (p->expert * a->rows + row + r) * all;
+    UNROLL for (int i = 0; i < m; ++i) total[r][i] = splat(0);
+  }
+  int64_t at = 0, block = 0;
+  for (; at + BYTES <= bytes; at += BYTES, ++block) {
+    UNROLL for (int r = 0; r < count; ++r) words[r] = load_words(from[r] + at);
+    one_block(a, count, m, bits, words, x + block * step, line, scales, block * WIDTH >> groups.shift, &groups, total);
+  }
+  if (at < bytes) { /* the rest of a row, and zeros */
+    UNROLL for (int r = 0; r < count; ++r) {
+      words[r] = (vuint){0};
+      memcpy(words + r, from[r] + at, (size_t)(bytes - at));
+    }
+    one_block(a, count, m, bits, words, x + block * step, line, scales, block * WIDTH >> groups.shift, &groups, total);
+    ++block;
+  }
+  const uint8_t *sums = x + block * step;
+  UNROLL for (int r = 0; r < count; ++r)
+    UNROLL for (int i = 0; i < m; ++i)
+      y[r * FEW + i] = sum(add_biases(total[r][i], a->biases, a->scale_type, scales[r], all, (const float *)(sums + i * line)));
+}
+
+#define CASE(M, COUNT)                             \
+  if (p->m == M && count == COUNT) {               \
+    if (p->matrix->bits == 4)                      \
+      rows_of(p, row, COUNT, M, 4, x, y);          \
+    else                                           \
+      rows_of(p, row, COUNT, M, 8, x, y);          \
+    return;                                        \
+  }
+
+void integer_rows(const Product *p, int64_t row, int count, const void *integers, float *y) {
+  const uint8_t *x = integers;
+  CASE(1, 4)
+  CASE(1, 1)
+  CASE(2, 2)
+  CASE(2, 1)
+  CASE(3, 2)
+  CASE(3, 1)
+  CASE(4, 2)
+  CASE(4, 1)
+}
