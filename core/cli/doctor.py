@@ -96,7 +96,7 @@ def _blas(problems: list[str]) -> str:
     if found is None:
         return ""
     if not found.used and found.hint is not None:
-        problems.append(f"matrix products are slow: they run through {found}")
+        problems.append(f"matrix products are slow, because {found.reason}. {found.hint}")
     return f"{found} ({gigaflops():,.0f} GFLOP/s in float32)"
 
 
