@@ -135,7 +135,7 @@ def _bind(setting: str) -> Status:
 def _library(setting: str) -> Library | Status:
     """The library that the user, or else the package, has; or why there is none."""
     global _refused
-    file = Path(setting) if setting else packaged()
+    file = Path(setting).absolute() if setting else packaged()
     if file is None:
         return own(f"the package {PACKAGE} is not installed", _INSTALL)
     try:

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+import core
 from core import blas
 from core.blas.library import packaged
 from tests.registry.children import child
 
 LIBRARY = packaged()
+ROOT = Path(core.__file__).parents[1]
 pytestmark = [
     pytest.mark.skipif(blas.status() is None, reason="MLX does not compute on a CPU of Linux"),
     pytest.mark.skipif(LIBRARY is None, reason="scipy-openblas32 is not installed"),
@@ -42,8 +44,11 @@ def mapped(name):
     ["import mlx.core", "import core.nn", "import mlx.core as mx; mx.eval(mx.ones((9, 9)) @ mx.ones((9, 9)))"],
     ids=["mlx first", "core first", "mlx has multiplied"],
 )
-def test_mlx_before_and_after_core(first: str) -> None:
-    facts = child(f"{_PRODUCT}\n{first}\nimport mlx.core, core.nn\nreport(status=status(), right=product())")
+@pytest.mark.parametrize("eager", ["", "1"])
+def test_mlx_before_and_after_core(first: str, eager: str) -> None:
+    """With ``LD_BIND_NOW`` the dynamic linker fills all slots at once."""
+    code = f"{_PRODUCT}\n{first}\nimport mlx.core, core.nn\nreport(status=status(), right=product())"
+    facts = child(code, environment={"LD_BIND_NOW": eager})
     used, text = facts["status"]
     assert used
     assert text.startswith("OpenBLAS ")
@@ -124,13 +129,16 @@ def test_off() -> None:
     assert not facts["mapped"]
 
 
-def test_a_library_by_its_path(tmp_path: Path) -> None:
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_library_by_its_path(relative: bool, tmp_path: Path) -> None:
     library = tmp_path / "libother.so"
     library.symlink_to(LIBRARY or "")
     facts = child(
         f"{_PRODUCT}\nimport core.nn\nfrom core import blas\nblas.check()\n"
         "report(path=blas.bind().path, right=product())",
-        environment={"CORE_BLAS": str(library)},
+        environment={"CORE_BLAS": library.name if relative else str(library)},
+        path=[ROOT],
+        cwd=tmp_path,
     )
     assert facts == {"path": str(library), "right": True}
 
