@@ -5,38 +5,14 @@ Each test has a process of its own, because a process binds once.
 
 from __future__ import annotations
 
-import _ctypes
 import os
-from pathlib import Path
 
 import pytest
 
-import core
-from core import blas
-from core.blas.library import packaged
+from tests.blas.process import PRODUCT, needs_library
 from tests.registry.children import child
 
-LIBRARY = packaged()
-ROOT = Path(core.__file__).parents[1]
-pytestmark = [
-    pytest.mark.skipif(blas.status() is None, reason="MLX does not compute on a CPU of Linux"),
-    pytest.mark.skipif(LIBRARY is None, reason="scipy-openblas32 is not installed"),
-]
-_PRODUCT = """
-def product():
-    import mlx.core as mx
-    a = mx.arange(40 * 300, dtype=mx.float32).reshape(40, 300) % 7
-    b = mx.arange(300 * 50, dtype=mx.float32).reshape(300, 50) % 5
-    return mx.matmul(a, b, stream=mx.cpu).tolist() == [
-        [sum((i * 300 + k) % 7 * ((k * 50 + j) % 5) for k in range(300)) for j in range(50)] for i in range(40)
-    ]
-def status():
-    from core import blas
-    found = blas.status()
-    return None if found is None else [found.used, str(found)]
-def mapped(name):
-    return name in open("/proc/self/maps").read()
-"""
+pytestmark = needs_library
 
 
 @pytest.mark.parametrize(
@@ -47,7 +23,7 @@ def mapped(name):
 @pytest.mark.parametrize("eager", ["", "1"])
 def test_mlx_before_and_after_core(first: str, eager: str) -> None:
     """With ``LD_BIND_NOW`` the dynamic linker fills all slots at once."""
-    code = f"{_PRODUCT}\n{first}\nimport mlx.core, core.nn\nreport(status=status(), right=product())"
+    code = f"{PRODUCT}\n{first}\nimport mlx.core, core.nn\nreport(status=status(), right=product())"
     facts = child(code, environment={"LD_BIND_NOW": eager})
     used, text = facts["status"]
     assert used
@@ -58,7 +34,7 @@ def test_mlx_before_and_after_core(first: str, eager: str) -> None:
 def test_mlx_calls_what_is_in_the_slots() -> None:
     """A function of our own takes the library's place: MLX calls it, and its wrong product is noticed."""
     facts = child(
-        f"""{_PRODUCT}
+        f"""{PRODUCT}
 import ctypes, warnings
 import core.nn
 from core import blas
@@ -99,7 +75,7 @@ report(
 @pytest.mark.parametrize("first", ["numpy", "core.nn"])
 def test_numpy_keeps_its_own(first: str) -> None:
     facts = child(
-        f"""{_PRODUCT}
+        f"""{PRODUCT}
 import importlib
 importlib.import_module({first!r})
 import core.nn, numpy as np
@@ -115,134 +91,9 @@ report(status=status(), right=product(), numpy=before + numpy_right(), own=mappe
     assert facts["numpy"] == [True] * 8
 
 
-def test_off() -> None:
-    facts = child(
-        f"{_PRODUCT}\nimport core.nn\nfrom core import blas\nblas.check()\n"
-        "report(status=status(), right=product(), mapped=mapped('openblas'))",
-        environment={"CORE_BLAS": "off"},
-    )
-    assert facts["status"] == [
-        False,
-        "MLX's own, on one thread and slow: the environment variable CORE_BLAS is off",
-    ]
-    assert facts["right"]
-    assert not facts["mapped"]
-
-
-@pytest.mark.parametrize("relative", [False, True])
-def test_a_library_by_its_path(relative: bool, tmp_path: Path) -> None:
-    library = tmp_path / "libother.so"
-    library.symlink_to(LIBRARY or "")
-    facts = child(
-        f"{_PRODUCT}\nimport core.nn\nfrom core import blas\nblas.check()\n"
-        "report(path=blas.bind().path, right=product())",
-        environment={"CORE_BLAS": library.name if relative else str(library)},
-        path=[ROOT],
-        cwd=tmp_path,
-    )
-    assert facts == {"path": str(library), "right": True}
-
-
-@pytest.mark.parametrize("kind", ["absent", "text", "without products", "a word"])
-def test_a_bad_path_is_an_error_at_first_use_and_never_at_import(kind: str, tmp_path: Path) -> None:
-    path, said = str(tmp_path / "libblas.so"), "is no file"
-    if kind == "text":
-        Path(path).write_text("no library")
-        said = "cannot be loaded"
-    elif kind == "without products":
-        path = _ctypes.__file__
-        said = "has no function cblas_sgemm"
-    elif kind == "a word":
-        path = "fast"
-    facts = child(
-        f"""{_PRODUCT}
-import contextlib, io
-import core.nn
-from core.cli import main
-from core.errors import UsageError
-try:
-    core.load("demo:mistral", tokenizer=False)
-except UsageError as error:
-    said = str(error)
-def run(*arguments):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(arguments)
-    return [code, err.getvalue()]
-report(said=said, right=product(), inspect=run("inspect", "demo:mistral"), status=status())
-""",
-        environment={"CORE_BLAS": path},
-    )
-    assert facts["right"]
-    assert facts["status"][0] is False
-    assert facts["said"].startswith("the environment variable CORE_BLAS names no library that can be used (found ")
-    assert said in facts["said"]
-    code, err = facts["inspect"]
-    assert code == 2
-    assert facts["said"] in err
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ("binding.packaged = lambda: None", "the package scipy-openblas32 is not installed. Install it: pip install"),
-        ("import sys; sys.modules['scipy_openblas32'] = None", "the package scipy-openblas32 is not installed"),
-        ("binding.packaged = lambda: 1 / 0", "no other can be put in its place (ZeroDivisionError: "),
-        ("library.multiplies = lambda name, function: name != 'cblas_cgemm'", "cblas_cgemm computes a wrong product"),
-        ("binding.Imports.slots = lambda self, names: {}", "it does not call cblas_sgemm"),
-        ("binding.Memory.is_code = lambda self, address: False", "is not the address of a function"),
-    ],
-)
-def test_in_doubt_mlx_keeps_its_own(change: str, words: str) -> None:
-    facts = child(
-        f"""{_PRODUCT}
-from core.blas import binding, library
-import mlx.core
-{change}
-import core.nn
-from core import blas
-blas.check()
-report(status=status(), right=product())
-"""
-    )
-    used, text = facts["status"]
-    assert not used
-    assert words in text
-    assert facts["right"]
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ("binding.Memory.files = lambda self, name: {'/a', '/b'}", "2 of MLX's library libmlx.so are loaded"),
-        ("binding._has_gpu = lambda: True", "MLX computes on a GPU"),
-        ("binding._GPU_LIBRARIES = ('libblas',)", "MLX computes on a GPU"),
-        ("binding.sys = type('', (), {'platform': 'darwin'})", "this is not Linux"),
-        ("binding.os.confstr = lambda name: None", "without the GNU C library"),
-    ],
-)
-def test_elsewhere_nothing_is_loaded_and_nothing_is_said(change: str, words: str) -> None:
-    facts = child(
-        f"""{_PRODUCT}
-from core.blas import binding
-import mlx.core
-{change}
-import core.nn
-from core import blas
-blas.check()
-report(status=status(), text=str(blas.bind()), right=product(), mapped=mapped("openblas"))
-""",
-        environment={"CORE_BLAS": "/no/such/library"},
-    )
-    assert facts["status"] is None
-    assert words in facts["text"]
-    assert facts["right"]
-    assert not facts["mapped"]
-
-
 def test_a_slot_that_cannot_be_written_undoes_the_others() -> None:
     facts = child(
-        f"""{_PRODUCT}
+        f"""{PRODUCT}
 from core.blas import binding, memory
 import mlx.core
 write, count = memory.Memory.write_pointer, 0
@@ -264,7 +115,7 @@ report(used=binding.bind().used, right=product(), same=written[0] == written[2],
 def test_forked_children() -> None:
     """One that computes before its parent does may; one that comes later may do everything but use a model."""
     facts = child(
-        f"""{_PRODUCT}
+        f"""{PRODUCT}
 import os
 import core.nn, numpy as np
 from core import device
@@ -323,5 +174,5 @@ def test_loading_leaves_the_process_its_cores() -> None:
 
 
 def test_importing_core_alone_loads_nothing() -> None:
-    facts = child(f"{_PRODUCT}\nimport core, sys\nreport(mapped=mapped('openblas'), blas='core.blas' in sys.modules)")
+    facts = child(f"{PRODUCT}\nimport core, sys\nreport(mapped=mapped('openblas'), blas='core.blas' in sys.modules)")
     assert facts == {"mapped": False, "blas": False}
