@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import mlx.core as mx
 
+from core import blas
 from core.errors import UsageError
 
 _wired_lock = threading.Lock()
@@ -30,7 +31,7 @@ def check_process() -> None:
     """To be called before MLX computes: its threads do not come along into a forked process, which would hang.
 
     Raises:
-        UsageError: this process was forked from one that has computed.
+        UsageError: this process was forked from one that has computed, or ``CORE_BLAS`` names no usable library.
     """
     global _used
     if _unusable:
@@ -39,6 +40,7 @@ def check_process() -> None:
             hint='Fork before the first model is loaded, or use multiprocessing.get_context("spawn").',
         )
     _used = True
+    blas.check()
 
 
 @contextlib.contextmanager

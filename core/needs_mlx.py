@@ -7,3 +7,7 @@ except ImportError:
 
     check_mlx()
     raise
+
+from core.blas import bind
+
+bind()

@@ -4,6 +4,9 @@ import os
 
 # Comparisons with a float32 reference need float32 products; MLX's CUDA backend rounds them to TF32 unless told not to.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
+# Workers of pytest-xdist share the cores: threads of one that wait for another's would take longer than one alone.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import mlx.core as mx
 import pytest

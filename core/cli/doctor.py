@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from core.cli.terminal import clean, fold, put, size
-from core.errors import CoreError, InstallationError
+from core.errors import CoreError, InstallationError, UsageError
 
 if TYPE_CHECKING:
     from core import LanguageModel
@@ -96,6 +96,23 @@ def _cpu_library(problems: list[str]) -> str:
     return str(status)
 
 
+def _blas(problems: list[str]) -> str:
+    """What multiplies matrices on the CPU and how fast; that it is slow for want of a package is a problem."""
+    from core import blas
+    from core.blas.measure import gigaflops
+
+    try:
+        blas.check()
+    except UsageError as error:
+        problems.append(str(error))
+    found = blas.status()
+    if found is None:
+        return ""
+    if not found.used and found.hint is not None:
+        problems.append(f"matrix products are slow, because {found.reason}. {found.hint}")
+    return f"{found} ({gigaflops():,.0f} GFLOP/s in float32)"
+
+
 def _machine(problems: list[str], computes: bool) -> Iterator[str]:
     from core.cli.environment import dependencies, environment
 
@@ -110,13 +127,15 @@ def _machine(problems: list[str], computes: bool) -> Iterator[str]:
         "plugin API": here.plugin_api,
         "device": ", ".join([here.device, *memory]),
         "CPU library": _cpu_library(problems),
+        "BLAS": _blas(problems) if computes else "",
         "python": here.python,
         "system": here.system,
         "packages": ", ".join(map(str, packages)) or "unknown",
         "environment": ", ".join(f"{name}={value}" for name, value in here.variables.items()) or "nothing set",
     }
     for label, text in facts.items():
-        yield f"{label:13}{clean(text)}"
+        if text:
+            yield f"{label:13}{clean(text)}"
 
 
 def _name(claim: ClaimFacts) -> str:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from packaging.requirements import Requirement
 
 import core
+from core.blas import VARIABLE as BLAS_VARIABLE
 from core.errors import InstallationError
 from core.installation import check_mlx, installed
 from core.registry.choose import OVERRIDE_VARIABLE
 from core.registry.claim import BLOCK_VARIABLE
 from core.registry.requirement import DISTRIBUTION
 
-_VARIABLES = (BLOCK_VARIABLE, "CORE_CPU", "CORE_KERNELS", "CORE_KERNEL_CACHE", OVERRIDE_VARIABLE)
+_VARIABLES = (BLAS_VARIABLE, BLOCK_VARIABLE, "CORE_CPU", "CORE_KERNELS", "CORE_KERNEL_CACHE", OVERRIDE_VARIABLE)
 
 
 @dataclass(frozen=True)

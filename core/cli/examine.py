@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
+from core import blas
 from core.checkpoint import Checkpoint, open_checkpoint
 from core.cli.inspection import (
     SCHEMA,
@@ -57,8 +58,10 @@ def examine(
     """Inspects a checkpoint. Arguments are those of ``core.plan``; ``keys`` asks for the table of tensors.
 
     Raises:
-        UsageError: the arguments contradict each other. Every other error is in the inspection.
+        UsageError: the arguments contradict each other, or ``CORE_BLAS`` names no usable library. Every other error is
+            in the inspection.
     """
+    blas.check_setting()
     attempt = _Attempts()
     checkpoint = attempt(lambda: open_checkpoint(source, revision=revision, download=False, format=format))
     if checkpoint is None:
@@ -81,6 +84,7 @@ def examine(
         plugin=None if claim is None else _plugin_facts(claim, facts.model_type),
         plan=None if prepared is None else _plan_facts(prepared),
         memory=None if prepared is None else _memory_facts(prepared),
+        blas=None if prepared is None else blas.status(),
         keys=key_table(attempt(lambda: checkpoint.tensors) or {}, plan) if keys else None,
     )
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from core.blas import Status
+
 SCHEMA = 1
 
 
@@ -25,6 +27,7 @@ class Inspection:
         checkpoint: null where it cannot be opened.
         plugin: null where none loads this type.
         plan, memory: null where an error came before.
+        blas: what multiplies matrices on a CPU of Linux, as ``core.blas.Status`` describes it; else null.
         keys: every tensor, with ``--keys``; else null.
     """
 
@@ -36,6 +39,7 @@ class Inspection:
     plugin: PluginFacts | None = None
     plan: PlanFacts | None = None
     memory: MemoryFacts | None = None
+    blas: Status | None = None
     keys: tuple[Key, ...] | None = None
 
 

@@ -104,6 +104,8 @@ def _plan(plan: PlanFacts, found: Inspection) -> Lines:
     yield "in memory", f"{size(plan.bytes)}, {plan.parameters:,} parameters"
     device = "" if found.memory is None else f" on {found.memory.device}"
     yield "computes in", plan.compute_dtype + device
+    if found.blas is not None:
+        yield "products by", str(found.blas)
     yield "cache", _cache(plan)
     for group in plan.fused:
         stacked = f", {group.stacked} stacked" if group.stacked else ""

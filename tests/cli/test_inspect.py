@@ -63,6 +63,7 @@ def masked(text: str) -> str:
     text = text.replace(str(ROOT), "ROOT").replace(f"ROOT/{MIXTRAL.relative_to(ROOT)}", "SOURCE")
     text = re.sub(r"\(corelm [^,]+,", "(corelm VERSION,", text)
     text = re.sub(r"(computes in +\w+) on .*", r"\1 on DEVICE", text)
+    text = re.sub(r"\n  products by +\w.*", "", text)
     return re.sub(r"of [\d.]+ [GT]iB,", "of MEMORY,", text)
 
 

@@ -99,11 +99,15 @@ def feed(kind: str, cache: Cache, ids: Sequence[int]) -> np.ndarray:
 
 
 def assert_holds(kind: str, cache: Cache, ids: Sequence[int]) -> None:
-    """Continued, it answers as one that was given ``ids``; for long enough that a window slides."""
+    """Continued, it answers as one that was given ``ids``; for long enough that a window slides.
+
+    A packed number that lies between two levels may be rounded to either, as the products before it are.
+    """
     assert cache.length == len(ids)
+    atol = max(ATOL, 1e-3) if kind.startswith("packed") else ATOL
     fresh = processed(kind, ids)
     for probe in ([4, 8, 15], [16], [23], list(range(40)), [42]):
-        np.testing.assert_allclose(feed(kind, cache, probe), feed(kind, fresh, probe), atol=ATOL, rtol=1e-5)
+        np.testing.assert_allclose(feed(kind, cache, probe), feed(kind, fresh, probe), atol=atol, rtol=1e-5)
 
 
 def scribble(cache: Cache) -> None:
