@@ -14,7 +14,8 @@ from mlx.utils import tree_flatten
 
 import core
 from core.benchmark import Shape, decode_chart, read_shape
-from core.benchmark.bandwidth import copy_bandwidth
+from core.benchmark.bandwidth import memory_bandwidth
+from core.benchmark.peer_kinds import PEERS
 from core.benchmark.random_model import random_model
 from core.benchmark.result import Spread
 from core.benchmark.settings import Settings, prompt
@@ -90,12 +91,12 @@ def test_a_peer_that_fails() -> None:
 
 
 def test_a_peer_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(core.benchmark.peer.PEERS, "mlx-lm", ("no_such_module", "mlx_lm_side.py"))
+    monkeypatch.setitem(PEERS, "mlx-lm", dataclasses.replace(PEERS["mlx-lm"], modules=("no_such_module",)))
     with pytest.raises(BenchmarkError, match="mlx-lm is not installed") as raised:
         core.bench("/nowhere", against="mlx-lm")
     assert "pip install mlx-lm" in str(raised.value)
     with pytest.raises(UsageError, match="nothing is known of"):
-        core.bench("/nowhere", against="llama.cpp")
+        core.bench("/nowhere", against="ollama")
 
 
 @pytest.mark.usefixtures("peer")
@@ -162,7 +163,7 @@ def test_shapes_of_files(config: Path, tmp_path: Path) -> None:
 
 
 def test_the_bandwidth_is_a_rate() -> None:
-    rates, how = copy_bandwidth(1 << 20)
+    rates, how = memory_bandwidth(1 << 20)
     assert rates.min > 0
     assert "1 MiB" in how
 
