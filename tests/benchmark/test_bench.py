@@ -13,7 +13,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 import core
-from core.benchmark import Shape, decode_chart, read_shape
+from core.benchmark import Shape, bandwidth, decode_chart, read_shape
 from core.benchmark.bandwidth import memory_bandwidth
 from core.benchmark.peer_kinds import PEERS
 from core.benchmark.random_model import random_model
@@ -166,6 +166,24 @@ def test_the_bandwidth_is_a_rate() -> None:
     rates, how = memory_bandwidth(1 << 20)
     assert rates.min > 0
     assert "1 MiB" in how
+
+
+def test_a_cpu_reads_with_all_usable_cores_or_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {1: 2.0, 3: 5.0}
+    monkeypatch.setattr(bandwidth, "backend", lambda: "cpu")
+    monkeypatch.setattr(bandwidth, "usable_cores", lambda: 3)
+    monkeypatch.setattr(bandwidth, "_host_reads", lambda size, threads: Spread.of([rates[threads]]))
+    found, how = memory_bandwidth(3 << 20)
+    assert (found.median, how) == (5.0, "reads of 3 MiB by 3 threads")
+    rates[1] = 6.0
+    assert memory_bandwidth(3 << 20)[1] == "reads of 3 MiB by 1 thread"
+
+
+def test_small_shapes_are_read() -> None:
+    folder = Path(__file__).parents[2] / "benchmarks"
+    shape = read_shape(str(folder / "small-moe.json"), bits=4)
+    assert (shape.config["model_type"], shape.config["num_local_experts"]) == ("mixtral", 8)
+    assert read_shape(str(folder / "small.json")).config["model_type"] == "mistral"
 
 
 def test_spreads() -> None:
