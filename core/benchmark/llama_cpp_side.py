@@ -4,6 +4,7 @@ Run by ``peer_program``. Writes the weights as a GGUF file, and calls llama.cpp'
 Python package around them. Imports nothing of core.
 """
 
+import contextlib
 import ctypes
 import json
 import runpy
@@ -61,6 +62,8 @@ class Side:
 
         self._write(task["config"], task["format"], weight)
         self._open()
+        with contextlib.suppress(OSError):  # a system may refuse, as the file is mapped; it then goes with its folder
+            self.file.unlink()
         return {}
 
     def run(self, task: dict[str, Any]) -> dict[str, Any]:

@@ -111,6 +111,15 @@ def test_random_weights(name: str, config: dict[str, Any]) -> None:
 
 
 @installed("llama.cpp")
+def test_a_file_of_random_weights_is_gone_once_it_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with PeerProcess("llama.cpp") as process:
+        process.make(Shape("tiny", TINY))
+        assert not list(tmp_path.rglob("*.gguf"))
+        process.run([1, 2, 3], 5)
+
+
+@installed("llama.cpp")
 def test_what_llama_cpp_would_compute_otherwise_is_refused() -> None:
     with PeerProcess("llama.cpp") as process:
         process.make(Shape("tiny", TINY | {"sliding_window": 8}))
