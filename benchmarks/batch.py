@@ -23,7 +23,8 @@ import mlx.core as mx
 
 import core
 from core.batching import Batch
-from core.benchmark.peer import PeerProcess, check_peer
+from core.benchmark.peer import PeerProcess
+from core.benchmark.peer_kinds import check_peer
 from core.benchmark.random_model import random_model
 from core.benchmark.settings import prompt
 from core.benchmark.shapes import read_shape

@@ -1,6 +1,7 @@
-"""How fast the device copies memory: the yardstick of decoding, which reads all weights for each token.
+"""How fast the device moves memory: the yardstick of decoding, which reads all weights for each token.
 
-Knows bytes and seconds; knows nothing of models.
+A GPU copies, through MLX. A CPU only reads, with all usable cores and without MLX: MLX copies with one thread there,
+and writing costs bandwidth that a decode step does not need.
 """
 
 from __future__ import annotations
@@ -12,32 +13,34 @@ import time
 
 import mlx.core as mx
 
+from core.benchmark.cores import usable_cores
 from core.benchmark.result import Spread
 from core.device import backend, memory_limits
 
 _REPEATS = 7
 _GPU_BYTES, _GPU_CHAIN = 1 << 30, 8
-_CPU_BYTES = 1 << 28  # larger than any cache
-_SHARE = 8  # of the memory, at most one part in so many is copied
+_CPU_BYTES = 1 << 30  # larger than most caches: some servers share 300 MB among their cores
+_SHARE = 8  # of the memory, at most one part in so many is taken
+_FILLED, _ABSENT = 1, 2  # bytes
 
 
-def copy_bandwidth(largest: int | None = None) -> tuple[Spread, str]:
-    """Bytes a second of a large copy, each byte counted when it is read and when it is written; and what was copied.
+def memory_bandwidth(largest: int | None = None) -> tuple[Spread, str]:
+    """Bytes a second that the memory gives, and how that was measured.
 
-    On a GPU, integers through MLX, a chain of additions of one, so that the launch does not count. On a CPU, memory
-    that exists already, by all cores at once: MLX takes new memory for each result there, and would measure how fast
-    the system hands out pages.
+    On a GPU, copies of integers through MLX, a chain of additions of one, so that the launch does not count; each byte
+    counts when it is read and when it is written. On a CPU, reads of memory that exists already, by one thread and by a
+    thread for each usable core; the faster of the two counts.
 
     Args:
-        largest: bytes to copy at most, for tests.
+        largest: bytes to move at most, for tests.
     """
     available = memory_limits()[1]
     if backend() == "cpu":
         size = _bounded(_CPU_BYTES, available, largest)
-        # Clouds slow single cores down, and one core may fill the memory's channels: the faster of the two counts.
-        found = {threads: _host_copies(size, threads) for threads in {1, os.cpu_count() or 1}}
+        # Clouds slow single cores down, and one core may use all of the memory's channels.
+        found = {threads: _host_reads(size, threads) for threads in {1, usable_cores()}}
         threads = max(found, key=lambda count: found[count].median)
-        return found[threads], f"a copy of {size >> 20:,} MiB by {threads} thread{'s' if threads > 1 else ''}"
+        return found[threads], f"reads of {size >> 20:,} MiB by {threads} thread{'s' if threads > 1 else ''}"
     size = _bounded(_GPU_BYTES, available, largest)
     rates = _device_copies(size)
     mx.clear_cache()
@@ -65,16 +68,18 @@ def _device_copies(size: int) -> Spread:
     return Spread.of(2 * source.nbytes * _GPU_CHAIN / seconds() for _ in range(_REPEATS))
 
 
-def _host_copies(size: int, threads: int) -> Spread:
+def _host_reads(size: int, threads: int) -> Spread:
+    """Rates of looking for a byte that is not there, which reads every byte: the C library's search is vectorised."""
     part = size // threads
-    source, target = (ctypes.create_string_buffer(part * threads) for _ in range(2))
-    for number, buffer in enumerate((source, target)):
-        ctypes.memset(buffer, number + 1, part * threads)  # pages of zeros may all be one
-    places = [(ctypes.addressof(target) + n * part, ctypes.addressof(source) + n * part, part) for n in range(threads)]
+    buffer = ctypes.create_string_buffer(part * threads)
+    ctypes.memset(buffer, _FILLED, part * threads)  # pages of zeros may all be one
+    search = ctypes.CDLL(None if os.name == "posix" else "msvcrt").memchr
+    search.argtypes, search.restype = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t), ctypes.c_void_p
+    places = [(ctypes.addressof(buffer) + number * part, _ABSENT, part) for number in range(threads)]
 
     def seconds() -> float:
         # ctypes lets other threads run during a foreign call.
-        workers = [threading.Thread(target=ctypes.memmove, args=place) for place in places]
+        workers = [threading.Thread(target=search, args=place) for place in places]
         started = time.perf_counter()
         for worker in workers:
             worker.start()
@@ -83,4 +88,4 @@ def _host_copies(size: int, threads: int) -> Spread:
         return time.perf_counter() - started
 
     seconds()
-    return Spread.of(2 * part * threads / seconds() for _ in range(_REPEATS))
+    return Spread.of(part * threads / seconds() for _ in range(_REPEATS))

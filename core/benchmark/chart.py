@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from html import escape
@@ -10,7 +11,7 @@ from core.benchmark.result import Benchmark, Spread
 
 _WIDTH, _HEIGHT = 720, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 24, 64, 56
-_COLOURS = ("#0b66c3", "#c2410c")
+_COLOURS = ("#0b66c3", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be185d")
 _STYLE = "font-family:system-ui,sans-serif;font-size:13px"
 
 
@@ -22,8 +23,8 @@ def decode_chart(result: Benchmark) -> str:
     """
     contexts = [length.context for length in result.lengths]
     sides: dict[str, list[Spread]] = {"core": [length.speed.decode for length in result.lengths]}
-    if result.peer is not None:
-        sides[result.peer.name] = [length.peer.decode for length in result.lengths if length.peer is not None]
+    for place, peer in enumerate(result.peers):
+        sides[peer.name] = [length.peers[place].decode for length in result.lengths]
     limits = [length.decode_limit for length in result.lengths]
     highest = max(spread.max for spreads in sides.values() for spread in spreads)
     shows_limit = max(limits) <= 2 * highest
@@ -31,7 +32,7 @@ def decode_chart(result: Benchmark) -> str:
     parts = [*_frame(result, scale, contexts)]
     if shows_limit:
         parts += _line([(scale.x(c), scale.y(v)) for c, v in zip(contexts, limits, strict=True)], "#888", dashed=True)
-    for colour, spreads in zip(_COLOURS, sides.values(), strict=False):
+    for colour, spreads in zip(itertools.cycle(_COLOURS), sides.values(), strict=False):
         points = [(scale.x(c), scale.y(s.median)) for c, s in zip(contexts, spreads, strict=True)]
         parts += _line(points, colour)
         for (x, y), spread in zip(points, spreads, strict=True):
@@ -39,7 +40,10 @@ def decode_chart(result: Benchmark) -> str:
                 f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{scale.y(spread.min):.1f}" y2="{scale.y(spread.max):.1f}" '
                 f'stroke="{colour}"/><circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>'
             )
-    legend = [*zip(sides, _COLOURS, strict=False), *([("limit of the copy bandwidth", "#888")] if shows_limit else [])]
+    legend = [
+        *zip(sides, itertools.cycle(_COLOURS), strict=False),
+        *([("limit of the bandwidth", "#888")] if shows_limit else []),
+    ]
     at = float(_LEFT)
     for name, colour in legend:
         parts.append(f'<rect x="{at}" y="42" width="10" height="10" fill="{colour}"/>' + _text(at + 15, 51, name))

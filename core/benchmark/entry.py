@@ -6,13 +6,14 @@ import contextlib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import core
-from core.benchmark.bandwidth import copy_bandwidth
+from core.benchmark.bandwidth import memory_bandwidth
 from core.benchmark.measure import Run, run_once, speed
-from core.benchmark.peer import PeerProcess, check_peer
+from core.benchmark.peer import PeerProcess
+from core.benchmark.peer_kinds import check_peer
 from core.benchmark.result import SCHEMA, Benchmark, Length, Machine, Peer, Ratio
 from core.benchmark.settings import Settings, prompt
 from core.benchmark.shapes import Shape
@@ -34,22 +35,24 @@ def bench(
     prompt_tokens: Sequence[int] | None = None,
     generate: int = 128,
     iterations: int = 10,
-    against: str | None = None,
+    against: str | Sequence[str] | None = None,
     progress: Progress | None = None,
     **loading: Any,
 ) -> Benchmark:
     """Measures how fast a model loads, reads prompts and generates: one sequence, greedily.
 
     A checkpoint is loaded three times, or ``iterations`` times where that is less. Before the counted runs of each
-    prompt length, a short one compiles what is to be compiled. With a peer, the two sides take turns, run by run, each
-    in a process of its own with its own copy of the weights; ratios are of neighbours in time.
+    prompt length, a short one compiles what is to be compiled. With peers, all sides take turns, run by run, each in a
+    process of its own with its own copy of the weights; ratios are of neighbours in time.
 
     Args:
         source: as for ``core.load``, or a shape to fill with random weights.
         prompt_tokens: lengths of prompts; None takes 32, 512, 2,048 and 8,192, as far as the model was made for them.
         generate: new tokens of each run.
         iterations: counted runs of each length.
-        against: ``"mlx-lm"`` or ``"transformers"`` (bfloat16 only), which must be installed, or None.
+        against: a peer or several, which must be installed: ``"mlx-lm"``, ``"transformers"``, ``"llama.cpp"`` (on the
+            CPU). The last two take a format of their weights after a colon: ``"transformers:float32"`` (else bfloat16),
+            ``"llama.cpp:Q4_0"`` (else BF16, Q8_0 or Q4_0, by our bits); it is what they have, whatever ours is.
         progress: called with the runs done so far and in all.
         loading: options of ``core.load``; of them, a shape takes ``dtype``.
 
@@ -59,21 +62,14 @@ def bench(
         CoreError: whatever ``core.load`` raises.
     """
     settings = Settings.checked(prompt_tokens, generate, iterations)
-    if against is not None:
-        check_peer(against)
-        changed = [name for name in _CHANGE_WEIGHTS if loading.get(name)]
-        if changed:
-            raise UsageError(
-                f"{changed[0]} would change the weights on our side only",
-                hint=f"Convert first, or leave {against} out.",
-            )
+    names = _names(against, loading)
     with contextlib.ExitStack() as stack:
         # First of all: some systems count in a process's memory what the one that started it held.
-        peer = None if against is None else stack.enter_context(PeerProcess(against))
+        peers = [stack.enter_context(PeerProcess(name)) for name in names]
         if isinstance(source, Shape):
-            measured = from_shape(source, peer, loading.get("dtype"))
+            measured = from_shape(source, peers, loading.get("dtype"))
         else:
-            measured = from_checkpoint(source, peer, min(iterations, _LOADS), loading)
+            measured = from_checkpoint(source, peers, min(iterations, _LOADS), loading)
         machine = _machine()
         lengths, notes = settings.fitting(measured.limit)
         found = []
@@ -81,9 +77,10 @@ def bench(
             done = place * iterations
             if progress is not None:
                 progress(done, len(lengths) * iterations)
-            found.append(_length(measured, machine, peer, length, settings))
+            found.append(_length(measured, machine, peers, length, settings))
         if progress is not None:
             progress(len(lengths) * iterations, len(lengths) * iterations)
+        others = _peers(peers, measured)
         return Benchmark(
             schema=SCHEMA,
             subject=measured.subject,
@@ -92,25 +89,42 @@ def bench(
             iterations=iterations,
             generate=generate,
             lengths=tuple(found),
-            peer=None if peer is None else _peer(peer, measured),
+            peer=others[0] if others else None,
             notes=notes,
+            peers=others,
         )
 
 
+def _names(against: str | Sequence[str] | None, loading: Mapping[str, Any]) -> tuple[str, ...]:
+    """The peers to measure, each checked before anything is loaded."""
+    names = () if against is None else (against,) if isinstance(against, str) else tuple(against)
+    if len(set(names)) < len(names):
+        raise UsageError("a peer is named twice", found=", ".join(names))
+    changed = [option for option in _CHANGE_WEIGHTS if loading.get(option)]
+    for name in names:
+        if check_peer(name).format is None and changed:
+            raise UsageError(
+                f"{changed[0]} would change the weights on our side only",
+                hint=f"Convert first, leave {name} out, or name a format of its own, as in transformers:bfloat16.",
+            )
+    return names
+
+
 def _length(
-    measured: Measured, machine: Machine, peer: PeerProcess | None, prompt_tokens: int, settings: Settings
+    measured: Measured, machine: Machine, peers: Sequence[PeerProcess], prompt_tokens: int, settings: Settings
 ) -> Length:
     """The runs of one prompt length."""
     ids, generate = prompt(prompt_tokens, measured.model.vocab_size), settings.generate
     ours: list[Run] = []
-    theirs: list[Run] = []
+    theirs: list[list[Run]] = [[] for _ in peers]
     for number in range(settings.iterations + 1):
         count = min(generate, _WARM_UP) if number == 0 else generate
         ours.append(run_once(measured.model, ids, count))
-        if peer is not None:
-            theirs.append(peer.run(ids, count))
+        for runs, peer in zip(theirs, peers, strict=True):
+            runs.append(peer.run(ids, count))
     mine = speed(ours[1:], prompt_tokens, generate)
-    other = speed(theirs[1:], prompt_tokens, generate) if theirs else None
+    others = tuple(speed(runs[1:], prompt_tokens, generate) for runs in theirs)
+    ratios = tuple(Ratio(mine.prefill.over(other.prefill), mine.decode.over(other.decode)) for other in others)
     # The steps after the first token: the first of them attends to the prompt and itself, and so on.
     context = prompt_tokens + generate // 2
     step_bytes = measured.step_bytes(context)
@@ -122,13 +136,15 @@ def _length(
         decode_limit=limit,
         fraction=mine.decode.median / limit,
         speed=mine,
-        peer=other,
-        ratio=None if other is None else Ratio(mine.prefill.over(other.prefill), mine.decode.over(other.decode)),
+        peer=others[0] if others else None,
+        ratio=ratios[0] if ratios else None,
+        peers=others,
+        ratios=ratios,
     )
 
 
 def _machine() -> Machine:
-    bandwidth, how = copy_bandwidth()
+    bandwidth, how = memory_bandwidth()
     return Machine(
         device=describe(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -140,7 +156,12 @@ def _machine() -> Machine:
     )
 
 
-def _peer(peer: PeerProcess, measured: Measured) -> Peer:
-    mine, theirs = measured.loading, measured.peer_loading
-    ratio = None if mine is None or theirs is None else mine.seconds.over(theirs.seconds)
-    return Peer(name=peer.name, version=peer.version, loading=theirs, load_ratio=ratio)
+def _peers(peers: Sequence[PeerProcess], measured: Measured) -> tuple[Peer, ...]:
+    found = []
+    for place, peer in enumerate(peers):
+        loading, ratio = None, None
+        if measured.loading is not None:
+            loading = measured.peer_loadings[place]
+            ratio = measured.loading.seconds.over(loading.seconds)
+        found.append(Peer(peer.name, peer.version, loading, ratio, peer.weights))
+    return tuple(found)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,42 +13,33 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from core.benchmark.cores import usable_cores
 from core.benchmark.measure import Run
+from core.benchmark.peer_kinds import check_peer
 from core.benchmark.shapes import Shape
-from core.errors import BenchmarkError, UsageError
-
-PEERS = {"mlx-lm": ("mlx_lm", "mlx_lm_side.py"), "transformers": ("transformers", "transformers_side.py")}
-"""Name → the module that must be installed, and the file with its side."""
-
-
-def check_peer(name: str) -> None:
-    """Whether a peer is known and installed.
-
-    Raises:
-        UsageError: there is no such peer.
-        BenchmarkError: it is not installed.
-    """
-    if name not in PEERS:
-        raise UsageError(f"nothing is known of {name!r} to measure against", expected=", ".join(PEERS), found=name)
-    if importlib.util.find_spec(PEERS[name][0]) is None:
-        raise BenchmarkError(
-            f"{name} is not installed beside core",
-            where=sys.prefix,
-            hint=f"pip install {name}; core needs it for this comparison only.",
-        )
+from core.errors import BenchmarkError
 
 
 class PeerProcess:
-    """A peer in a process of its own, waiting while we run.
+    """A peer in a process of its own, waiting while we run. It may use as many cores as we may.
 
     Args:
-        name: one of ``PEERS``, installed.
+        name: one of ``PEERS``, installed; after a colon, the format of its weights.
+
+    Attributes:
+        version: of its package.
+        weights: the format of its weights; None where they are in ours.
+
+    Raises:
+        UsageError, BenchmarkError: as for ``check_peer``, or the peer fails to start.
     """
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name, self._named = name, check_peer(name)
+        self.weights: str | None = None
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
-        program, side = (Path(__file__).with_name(file) for file in ("peer_program.py", PEERS[name][1]))
+        self._folder = tempfile.TemporaryDirectory(prefix="corelm-peer-")  # for the files that the peer writes
+        program, side = (Path(__file__).parent / file for file in ("peer_program.py", self._named.kind.side))
         # -P: the files beside the program are core's, and must not shadow anything.
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(program), str(side)],
@@ -56,21 +47,39 @@ class PeerProcess:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
+            env=os.environ | {"TMPDIR": self._folder.name, "TEMP": self._folder.name},
         )
         try:
-            self.version: str = self._ask(do="hello")["version"]
+            self.version: str = self._ask(do="hello", threads=usable_cores())["version"]
         except BaseException:
             self.close()
             raise
 
-    def load(self, path: Path) -> tuple[float, int]:
-        """Loads a checkpoint; returns seconds, and bytes that MLX held at most."""
-        answer = self._ask(do="load", path=str(path))
+    @property
+    def reads_floats(self) -> bool:
+        """Whether it loads checkpoints of floats in Hugging Face's layout only."""
+        return bool(self._named.kind.formats)
+
+    def load(self, path: Path, bits: frozenset[int] = frozenset()) -> tuple[float, int]:
+        """Loads a checkpoint; returns seconds, and bytes that the peer held at most.
+
+        Args:
+            bits: of our quantized matrices.
+        """
+        self.weights = self._named.format_beside(bits)
+        answer = self._ask(do="load", path=str(path), format=self.weights)
         return answer["seconds"], answer["peak_memory"]
 
     def make(self, shape: Shape) -> None:
         """Makes a model of random weights."""
-        self._ask(do="make", config=dict(shape.config), bits=shape.bits, group_size=shape.group_size)
+        self.weights = self._named.format_beside(frozenset() if shape.bits is None else frozenset({shape.bits}))
+        self._ask(
+            do="make",
+            config=dict(shape.config),
+            bits=shape.bits,
+            group_size=shape.group_size,
+            format=self.weights,
+        )
 
     def run(self, ids: Sequence[int], generate: int) -> Run:
         """One generation."""
@@ -89,6 +98,7 @@ class PeerProcess:
                     stream.close()
         self._process.wait()
         self._stderr.close()
+        self._folder.cleanup()
 
     def __enter__(self) -> Self:
         return self

@@ -40,8 +40,9 @@ class Machine:
     Attributes:
         device: backend and name; system, python: of the host.
         core, mlx: versions.
-        bandwidth: bytes a second of a large copy on the device, reads and writes counted.
-        bandwidth_how: what was copied.
+        bandwidth: bytes a second of the device's memory: on a GPU of a large copy, reads and writes counted, on a CPU
+            of reads.
+        bandwidth_how: what was copied or read.
     """
 
     device: str
@@ -98,7 +99,8 @@ class Speed:
         first_token: seconds until the first new token was there.
         prefill: prompt tokens a second until then.
         decode: new tokens a second after the first.
-        peak_memory: bytes, the most that MLX held during a run, weights included.
+        peak_memory: bytes, the most that MLX or PyTorch held on the device during a run, weights included; of a peer
+            without MLX on a CPU, the most that its process had resident.
     """
 
     first_token: Spread
@@ -122,9 +124,11 @@ class Length:
     Attributes:
         prompt_tokens: its tokens; context: tokens that a decode step attended to, on average.
         step_bytes: bytes that such a step must read: weights, of the experts only those a token uses, and the cache.
-        decode_limit: tokens a second if a step took no longer than to read these, at the machine's copy bandwidth.
+        decode_limit: tokens a second if a step took no longer than to read these, at the machine's bandwidth.
         fraction: of that limit, reached by the median decode speed.
-        speed: ours; peer, ratio: null without a peer.
+        speed: ours.
+        peers, ratios: one for each of the benchmark's peers, in their order.
+        peer, ratio: the first of them; null without a peer.
     """
 
     prompt_tokens: int
@@ -135,6 +139,8 @@ class Length:
     speed: Speed
     peer: Speed | None = None
     ratio: Ratio | None = None
+    peers: tuple[Speed, ...] = ()
+    ratios: tuple[Ratio, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,15 +148,17 @@ class Peer:
     """Who else ran, in a process of its own, in turns with us.
 
     Attributes:
-        name, version: of the package.
+        name: as it was asked for; version: of the package.
         loading: of the same checkpoint; null for random weights.
         load_ratio: our seconds over the peer's.
+        weights: the format of its weights; null where they are in ours.
     """
 
     name: str
     version: str
     loading: Loading | None
     load_ratio: Spread | None
+    weights: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +170,7 @@ class Benchmark:
         loading: null for random weights.
         iterations, generate: counted runs of each length, after one that is not, and new tokens of each.
         lengths: in ascending order.
-        peer: null without one.
+        peers: in the order in which they were asked for; peer: the first of them, null without one.
         notes: what else a reader should know, one sentence each.
     """
 
@@ -175,3 +183,4 @@ class Benchmark:
     lengths: tuple[Length, ...]
     peer: Peer | None = None
     notes: tuple[str, ...] = ()
+    peers: tuple[Peer, ...] = ()

@@ -1,15 +1,18 @@
-"""What is measured: a checkpoint loaded a few times, or a shape filled with random weights, by us and by the peer.
+"""What is measured: a checkpoint loaded a few times, or a shape filled with random weights, by us and by peers.
 
 Knows how a model comes to be there, and what it holds; knows nothing of runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -21,24 +24,28 @@ from core.benchmark.shapes import Shape
 from core.benchmark.traffic import parameter_count, step_cache_bytes, step_weight_bytes, weight_bytes
 from core.loading import BuiltModel, load
 from core.nn import Decoder
+from core.saving.conversion import convert
 from core.weights.dtypes import dtype_from, spelling
 from core.weights.quantization import settings_of
+
+_READING = ("plugin", "revision", "format", "strict")  # options of a load that choose what is read
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A model that is ready to run, on our side and, where there is one, on the peer's.
+    """A model that is ready to run, on our side and, where there are some, on the peers'.
 
     Attributes:
         subject: what a report says of it.
         limit: tokens that the model was made for; None where it does not say.
-        loading, peer_loading: None for random weights, and without a peer.
+        loading: None for random weights.
+        peer_loadings: of each peer; empty for random weights.
     """
 
     subject: Subject
     limit: int | None
     loading: Loading | None
-    peer_loading: Loading | None
+    peer_loadings: tuple[Loading, ...]
     built: BuiltModel = field(repr=False)
     compute_dtype: mx.Dtype = field(repr=False)
 
@@ -56,32 +63,43 @@ class Measured:
 
 
 def from_checkpoint(
-    source: str | os.PathLike[str], peer: PeerProcess | None, loads: int, options: Mapping[str, Any]
+    source: str | os.PathLike[str], peers: Sequence[PeerProcess], loads: int, options: Mapping[str, Any]
 ) -> Measured:
-    """Loads a checkpoint ``loads`` times, in turns with the peer; the last load is kept.
+    """Loads a checkpoint ``loads`` times, in turns with the peers; the last load is kept.
+
+    A peer that reads only floats in Hugging Face's layout gets a conversion where the checkpoint is something else; it
+    is written before its first load, and its time does not count.
 
     Raises:
-        CoreError: whatever ``core.load`` raises, or the peer fails.
+        CoreError: whatever ``core.load`` or ``core.convert`` raises, or a peer fails.
     """
     ours: list[float] = []
-    theirs: list[float] = []
-    peak = peer_peak = 0
-    for _ in range(loads):
-        lm = None
-        gc.collect()
-        mx.clear_cache()
-        mx.reset_peak_memory()
-        started = time.perf_counter()
-        lm = load(source, **options)
-        ours.append(time.perf_counter() - started)
-        peak = max(peak, mx.get_peak_memory())
-        assert lm.origin is not None
-        if peer is not None:
+    theirs: list[list[tuple[float, int]]] = [[] for _ in peers]
+    peak = 0
+    with contextlib.ExitStack() as stack:
+        floats: Path | None = None
+        for _ in range(loads):
+            lm = None
+            gc.collect()
+            mx.clear_cache()
+            mx.reset_peak_memory()
+            started = time.perf_counter()
+            lm = load(source, **options)
+            ours.append(time.perf_counter() - started)
+            peak = max(peak, mx.get_peak_memory())
+            assert lm.origin is not None
             path = lm.origin.checkpoint.path
             assert path is not None  # what is loaded is local
-            seconds, held = peer.load(path)
-            theirs.append(seconds)
-            peer_peak = max(peer_peak, held)
+            bits = frozenset(setting.bits for setting in settings_of(lm.model))
+            for found, peer in zip(theirs, peers, strict=True):
+                if peer.reads_floats and floats is None:
+                    floats = path
+                    if bits or lm.report.plan.layout != "hf":
+                        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="corelm-floats-"))
+                        floats = Path(folder) / "checkpoint"
+                        named = {name: options[name] for name in _READING if name in options}
+                        convert(source, floats, layout="hf", dequantize=True, **named)
+                found.append(peer.load(floats if peer.reads_floats and floats is not None else path, bits))
     assert lm is not None
     assert lm.origin is not None
     built = BuiltModel(lm.model, lm.config, lm.origin.plugin)
@@ -91,20 +109,22 @@ def from_checkpoint(
         name=os.fspath(source),
         random=False,
         loading=Loading(Spread.of(ours), peak),
-        peer_loading=Loading(Spread.of(theirs), peer_peak) if theirs else None,
+        peer_loadings=tuple(
+            Loading(Spread.of(seconds for seconds, _ in found), max(held for _, held in found)) for found in theirs
+        ),
     )
 
 
-def from_shape(shape: Shape, peer: PeerProcess | None, dtype: mx.Dtype | str | None) -> Measured:
-    """Fills a shape with random weights, on both sides.
+def from_shape(shape: Shape, peers: Sequence[PeerProcess], dtype: mx.Dtype | str | None) -> Measured:
+    """Fills a shape with random weights, on all sides.
 
     Raises:
-        CoreError: the config is refused, or the peer fails.
+        CoreError: the config is refused, or a peer fails.
     """
     built, compute = random_model(shape, dtype_from(dtype))
-    if peer is not None:
+    for peer in peers:
         peer.make(shape)
-    return _measured(built, compute, name=shape.name, random=True, loading=None, peer_loading=None)
+    return _measured(built, compute, name=shape.name, random=True, loading=None, peer_loadings=())
 
 
 def _measured(
@@ -114,7 +134,7 @@ def _measured(
     name: str,
     random: bool,
     loading: Loading | None,
-    peer_loading: Loading | None,
+    peer_loadings: tuple[Loading, ...],
 ) -> Measured:
     subject = Subject(
         name=name,
@@ -128,4 +148,4 @@ def _measured(
         compute_dtype=spelling(compute),
     )
     limit = getattr(built.config, "max_position_embeddings", None)
-    return Measured(subject, limit, loading, peer_loading, built, compute)
+    return Measured(subject, limit, loading, peer_loadings, built, compute)

@@ -1,10 +1,11 @@
 """transformers' side of a benchmark, on PyTorch: in a process of its own, which core starts and never imports.
 
-Run by ``peer_program``. Generates with a static cache, for which transformers compiles the decode step; bfloat16 only.
-Imports nothing of core.
+Run by ``peer_program``. On a GPU, generates with a static cache, for which transformers compiles the decode step. On a
+CPU, calls the model itself, step by step, with a cache that grows, and nothing is compiled. Imports nothing of core.
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 _ROUND = 1024  # a static cache of another size is compiled anew
@@ -16,10 +17,11 @@ class Side:
     model: Any = None
 
     def hello(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Imports both packages."""
+        """Imports both packages; takes the number of threads."""
         import torch
         import transformers
 
+        torch.set_num_threads(task["threads"])
         return {"version": f"{transformers.__version__} (torch {torch.__version__})"}
 
     def load(self, task: dict[str, Any]) -> dict[str, Any]:
@@ -29,50 +31,85 @@ class Side:
 
         self.model = None
         started = time.perf_counter()
-        self.model = AutoModelForCausalLM.from_pretrained(task["path"], dtype=torch.bfloat16).to(_device()).eval()
+        dtype = getattr(torch, task["format"])
+        model: Any = AutoModelForCausalLM.from_pretrained(task["path"], dtype=dtype)
+        self.model = model.to(_device()).eval()
         _synchronize()
-        return {"seconds": time.perf_counter() - started, "peak_memory": _peak()}
+        return {"seconds": time.perf_counter() - started, **_peak()}
 
     def make(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Makes a model of random bfloat16 weights."""
+        """Makes a model of random weights."""
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        if task["bits"] is not None:
-            raise ValueError("this side has bfloat16 weights only")
         torch.manual_seed(0)
         config = AutoConfig.for_model(**task["config"])
         with torch.device(_device()):
-            self.model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+            self.model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, task["format"])).eval()
         return {}
 
     def run(self, task: dict[str, Any]) -> dict[str, Any]:
         """One greedy generation of exactly ``generate`` tokens; a token has come when its id is on the host."""
         import torch
-        from transformers import StaticCache
 
         ids, count = torch.tensor([task["prompt"]], device=_device()), task["generate"]
+        with torch.inference_mode():
+            return self._on_gpu(ids, count) if torch.cuda.is_available() else self._on_cpu(ids, count)
+
+    def logits(self, task: dict[str, Any]) -> dict[str, Any]:
+        """Logits after each of ``parts``, lists of token ids that are read one list after the other."""
+        import torch
+
+        steps = self._steps()
+        with torch.inference_mode():
+            found = [steps(torch.tensor([part], device=_device())) for part in task["parts"]]
+        return {"logits": [logits.float().tolist() for logits in found]}
+
+    def _steps(self) -> Callable[[Any], Any]:
+        """A function from the next tokens to the logits after the last of them, with a cache of its own."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.model.config)
+
+        def step(ids: Any) -> Any:
+            return self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+
+        return step
+
+    def _on_cpu(self, ids: Any, count: int) -> dict[str, Any]:
+        step = self._steps()
+        started = time.perf_counter()
+        token = step(ids).argmax().reshape(1, 1)
+        token.item()
+        first = time.perf_counter()
+        for _ in range(count - 1):
+            token = step(token).argmax().reshape(1, 1)
+            token.item()
+        return {"first_token": first - started, "decode": time.perf_counter() - first}
+
+    def _on_gpu(self, ids: Any, count: int) -> dict[str, Any]:
+        import torch
+        from transformers import StaticCache
+
         size = -(-(ids.shape[1] + count) // _ROUND) * _ROUND
         cache = StaticCache(config=self.model.config, max_cache_len=size)
         clock = _Clock()
         _synchronize()
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
-        with torch.inference_mode():
-            self.model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                past_key_values=cache,
-                max_new_tokens=count,
-                min_new_tokens=count,
-                do_sample=False,
-                pad_token_id=0,
-                streamer=clock,
-            )
+        self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            pad_token_id=0,
+            streamer=clock,
+        )
         assert len(clock.times) == count
         first, last = clock.times[0], clock.times[-1]
-        return {"first_token": first - started, "decode": last - first, "peak_memory": _peak()}
+        return {"first_token": first - started, "decode": last - first, **_peak()}
 
 
 class _Clock:
@@ -105,7 +142,8 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def _peak() -> int:
+def _peak() -> dict[str, int]:
+    """Of a GPU; on a CPU, whoever runs this side adds what its process held."""
     import torch
 
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return {"peak_memory": torch.cuda.max_memory_allocated()} if torch.cuda.is_available() else {}

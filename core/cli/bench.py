@@ -16,7 +16,7 @@ from core.errors import BenchmarkError, UsageError
 
 if TYPE_CHECKING:
     from core.benchmark import Benchmark, Shape
-    from core.benchmark.result import Loading, Speed, Spread
+    from core.benchmark.result import Loading, Peer, Speed, Spread
 
 SUMMARY = "measure a model's speed here: load, first token, prefill, decode, memory"
 _LABEL = 11
@@ -34,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--generate", type=natural, default=128, metavar="N", help="new tokens of a run")
     parser.add_argument(
-        "--against", metavar="PEER", help="measure mlx-lm or transformers too, in turns, in a process of its own"
+        "--against",
+        metavar="PEER",
+        action="append",
+        help="measure mlx-lm, transformers or llama.cpp too, in turns, in a process of its own; a format of its "
+        "weights may follow, as in transformers:float32 or llama.cpp:Q4_0; may be given more than once",
     )
     parser.add_argument("--chart", type=Path, metavar="FILE.svg", help="draw decode speed against context length")
     parser.add_argument("--json", action="store_true", help="one JSON object, as core/benchmark/result.py describes it")
@@ -129,19 +133,17 @@ def _report(found: Benchmark) -> list[str]:
     }
     if found.loading is not None:
         facts["load"] = _loading(found.loading)
-    if found.peer is not None:
-        facts["peer"] = f"{found.peer.name} {found.peer.version}, in turns, in a process of its own"
-        if found.peer.loading is not None and found.peer.load_ratio is not None:
-            facts["peer's load"] = f"{_loading(found.peer.loading)}; ours takes {_ratio(found.peer.load_ratio)}"
-    facts["runs"] = f"{found.iterations} of each length, {found.generate:,} new tokens; median (lowest–highest)"
+    facts_of_peers = [fact for peer in found.peers for fact in _peer(peer)]
+    runs = f"{found.iterations} of each length, {found.generate:,} new tokens; median (lowest–highest)"
     rows: list[tuple[str, ...]] = [("prompt", "", "first token", "prefill tok/s", "decode tok/s", "of limit", "memory")]
     for length in found.lengths:
         rows.append((f"{length.prompt_tokens:,}", "core", *_speed(length.speed, f"{length.fraction:.1%}")))
-        if found.peer is not None and length.peer is not None and length.ratio is not None:
-            share = length.peer.decode.median / length.decode_limit
-            rows.append(("", found.peer.name, *_speed(length.peer, f"{share:.1%}")))
-            rows.append(("", "ratio", "", _ratio(length.ratio.prefill), _ratio(length.ratio.decode), "", ""))
-    lines = [clean(subject.name), *(f"  {label:{_LABEL}} {clean(text)}" for label, text in facts.items()), ""]
+        for peer, speed, ratio in zip(found.peers, length.peers, length.ratios, strict=True):
+            share = speed.decode.median / length.decode_limit
+            rows.append(("", peer.name, *_speed(speed, f"{share:.1%}")))
+            rows.append(("", "ratio", "", _ratio(ratio.prefill), _ratio(ratio.decode), "", ""))
+    shown = [*facts.items(), *facts_of_peers, ("runs", runs)]
+    lines = [clean(subject.name), *(f"  {label:{_LABEL}} {clean(text)}" for label, text in shown), ""]
     lines += [f"  {line}" for line in table(rows)]
     first = found.lengths[0]
     lines += [
@@ -150,6 +152,15 @@ def _report(found: Benchmark) -> list[str]:
         f"{first.context:,} tokens: {first.decode_limit:,.1f} tok/s",
     ]
     return lines + [f"  note: {clean(note)}" for note in found.notes]
+
+
+def _peer(peer: Peer) -> list[tuple[str, str]]:
+    weights = "" if peer.weights is None else f", {peer.weights} weights"
+    name = peer.name.partition(":")[0]
+    facts = [("peer", f"{name} {peer.version}{weights}, in turns, in a process of its own")]
+    if peer.loading is not None and peer.load_ratio is not None:
+        facts.append(("peer's load", f"{_loading(peer.loading)}; ours takes {_ratio(peer.load_ratio)}"))
+    return facts
 
 
 def _loading(loading: Loading) -> str:

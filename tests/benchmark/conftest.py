@@ -65,7 +65,7 @@ class Model(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entry, "copy_bandwidth", lambda: bandwidth.copy_bandwidth(1 << 16))
+    monkeypatch.setattr(entry, "memory_bandwidth", lambda: bandwidth.memory_bandwidth(1 << 16))
 
 
 @pytest.fixture

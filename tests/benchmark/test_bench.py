@@ -13,8 +13,9 @@ import pytest
 from mlx.utils import tree_flatten
 
 import core
-from core.benchmark import Shape, decode_chart, read_shape
-from core.benchmark.bandwidth import copy_bandwidth
+from core.benchmark import Shape, bandwidth, decode_chart, read_shape
+from core.benchmark.bandwidth import memory_bandwidth
+from core.benchmark.peer_kinds import PEERS
 from core.benchmark.random_model import random_model
 from core.benchmark.result import Spread
 from core.benchmark.settings import Settings, prompt
@@ -90,12 +91,12 @@ def test_a_peer_that_fails() -> None:
 
 
 def test_a_peer_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(core.benchmark.peer.PEERS, "mlx-lm", ("no_such_module", "mlx_lm_side.py"))
+    monkeypatch.setitem(PEERS, "mlx-lm", dataclasses.replace(PEERS["mlx-lm"], modules=("no_such_module",)))
     with pytest.raises(BenchmarkError, match="mlx-lm is not installed") as raised:
         core.bench("/nowhere", against="mlx-lm")
     assert "pip install mlx-lm" in str(raised.value)
     with pytest.raises(UsageError, match="nothing is known of"):
-        core.bench("/nowhere", against="llama.cpp")
+        core.bench("/nowhere", against="ollama")
 
 
 @pytest.mark.usefixtures("peer")
@@ -162,9 +163,27 @@ def test_shapes_of_files(config: Path, tmp_path: Path) -> None:
 
 
 def test_the_bandwidth_is_a_rate() -> None:
-    rates, how = copy_bandwidth(1 << 20)
+    rates, how = memory_bandwidth(1 << 20)
     assert rates.min > 0
     assert "1 MiB" in how
+
+
+def test_a_cpu_reads_with_all_usable_cores_or_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {1: 2.0, 3: 5.0}
+    monkeypatch.setattr(bandwidth, "backend", lambda: "cpu")
+    monkeypatch.setattr(bandwidth, "usable_cores", lambda: 3)
+    monkeypatch.setattr(bandwidth, "_host_reads", lambda size, threads: Spread.of([rates[threads]]))
+    found, how = memory_bandwidth(3 << 20)
+    assert (found.median, how) == (5.0, "reads of 3 MiB by 3 threads")
+    rates[1] = 6.0
+    assert memory_bandwidth(3 << 20)[1] == "reads of 3 MiB by 1 thread"
+
+
+def test_small_shapes_are_read() -> None:
+    folder = Path(__file__).parents[2] / "benchmarks"
+    shape = read_shape(str(folder / "small-moe.json"), bits=4)
+    assert (shape.config["model_type"], shape.config["num_local_experts"]) == ("mixtral", 8)
+    assert read_shape(str(folder / "small.json")).config["model_type"] == "mistral"
 
 
 def test_spreads() -> None:

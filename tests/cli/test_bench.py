@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from core.benchmark import bandwidth, entry
+from core.benchmark.peer_kinds import PEERS
 from tests.cli.conftest import Run
 from tests.fixtures import STORIES
 
@@ -16,7 +18,7 @@ QUICK = ("--iterations", "2", "--prompt-tokens", "4,9", "--generate", "3")
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entry, "copy_bandwidth", lambda: bandwidth.copy_bandwidth(1 << 16))
+    monkeypatch.setattr(entry, "memory_bandwidth", lambda: bandwidth.memory_bandwidth(1 << 16))
 
 
 def test_the_report(corelm: Run, tmp_path: Path) -> None:
@@ -67,7 +69,7 @@ def test_json_of_a_shape(corelm: Run, tmp_path: Path) -> None:
         (("{model}", "--prompt-tokens", "4,x"), "invalid lengths value"),
         (("{model}", "--chart", "speed.png"), "a chart is an SVG"),
         (("{model}", "--chart", "nowhere/speed.svg"), "no such directory"),
-        (("{model}", "--against", "llama.cpp"), "nothing is known of 'llama.cpp'"),
+        (("{model}", "--against", "ollama"), "nothing is known of 'ollama'"),
     ],
 )
 def test_what_makes_no_sense_is_2(corelm: Run, arguments: tuple[str, ...], message: str) -> None:
@@ -79,7 +81,7 @@ def test_what_makes_no_sense_is_2(corelm: Run, arguments: tuple[str, ...], messa
 def test_what_is_wrong_is_1(corelm: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     outcome = corelm("bench", tmp_path / "nowhere", *QUICK)
     assert (outcome.code, len(outcome.messages)) == (1, 1)
-    monkeypatch.setitem(entry.check_peer.__globals__["PEERS"], "mlx-lm", ("no_such_module", ""))
+    monkeypatch.setitem(PEERS, "mlx-lm", dataclasses.replace(PEERS["mlx-lm"], modules=("no_such_module",)))
     outcome = corelm("bench", STORIES, *QUICK, "--against", "mlx-lm")
     assert (outcome.code, len(outcome.messages)) == (1, 1)
     assert outcome.err.startswith("error: ")
