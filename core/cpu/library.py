@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from core.cores import usable_cores
 from core.cpu import processor
 from core.cpu.elf import ElfError, read_library
 from core.cpu.levels import Level, levels_of
@@ -159,6 +160,7 @@ def _open(level: Level) -> ctypes.CDLL:
         raise _RefusedError(f"{path} cannot be loaded: {error}") from error
     if found != VERSION:
         raise _RefusedError(f"{path} has version {found}, and this core needs {VERSION}: install it again")
+    library.corelm_threads(usable_cores())
     return library
 
 
