@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from core.registry import Claim
 from core.weights import Plan
-from core.weights.dtypes import spelling
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,7 @@ class LoadReport:
         plan = self.plan
         lines = [
             f"{plan.source}: {plan.model_type}, loaded by {plan.plugin}, layout {plan.layout}",
-            f"  {plan.parameters:,} parameters, {plan.bytes:,} bytes, "
-            f"computes in {spelling(plan.compute_dtype)} on {self.device}",
+            f"  {plan.parameters:,} parameters, {plan.bytes:,} bytes, computes in {plan.precision} on {self.device}",
         ]
         if plan.unread_keys:
             lines.append(f"  config keys nobody read: {', '.join(plan.unread_keys)}")

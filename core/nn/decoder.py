@@ -114,11 +114,17 @@ class Decoder(nn.Module):
 
     def _through_blocks(self, tokens: mx.array, steps: Sequence[Step]) -> mx.array:
         pace = Pace(tokens.size)
-        x = embed(self.embed_tokens, tokens)
+        x = embed(self.embed_tokens, tokens, self._compute_dtype)
         for layer, step in zip(self.layers, steps, strict=True):
             x = layer(x, step)
             pace.after(x)
         return x
+
+    @property
+    def _compute_dtype(self) -> mx.Dtype | None:
+        """The dtype of activations, which is that of norms; None where the final norm has no weight."""
+        weight = self.norm.get("weight")
+        return weight.dtype if isinstance(weight, mx.array) else None
 
     def head(self, x: mx.array) -> mx.array:
         """Final norm and language head: ``[..., hidden_size]`` → ``[..., vocab_size]``."""

@@ -8,25 +8,30 @@ import mlx.nn as nn
 from core.kernels.take_rows import take_rows
 
 
-def embed(embedding: nn.Module, tokens: mx.array) -> mx.array:
+def embed(embedding: nn.Module, tokens: mx.array, dtype: mx.Dtype | None = None) -> mx.array:
     """``embedding(tokens)``; on CUDA by the kernel ``take_rows``, because MLX's gather is slow to compile.
 
     Args:
         embedding: an embedding of ``mlx.nn``'s, or any module in its place.
         tokens: integers ``[batch, seq]``.
+        dtype: of activations, where it may be another than the embedding's; None: the embedding's own.
 
     Returns:
         ``[batch, seq, hidden_size]``.
     """
     if type(embedding) is nn.Embedding:
-        return take_rows(embedding.weight, tokens)
+        rows = take_rows(embedding.weight, tokens)
+        return rows if dtype is None else rows.astype(dtype)
     if type(embedding) is not nn.QuantizedEmbedding:
         return embedding(tokens)
-    biases = embedding.get("biases")
+    scales, biases = take_rows(embedding.scales, tokens), embedding.get("biases")
+    biases = None if biases is None else take_rows(biases, tokens)
+    if dtype is not None and mx.issubdtype(scales.dtype, mx.floating):
+        scales, biases = scales.astype(dtype), None if biases is None else biases.astype(dtype)
     return mx.dequantize(
         take_rows(embedding.weight, tokens),
-        take_rows(embedding.scales, tokens),
-        None if biases is None else take_rows(biases, tokens),
+        scales,
+        biases,
         group_size=embedding.group_size,
         bits=embedding.bits,
         mode=embedding.mode,

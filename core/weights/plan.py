@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from core.errors import WeightsError
 from core.nn import CacheSpec
-from core.weights.dtypes import PACKED
+from core.weights.dtypes import FLOATS, PACKED, spelling
 from core.weights.nodes import Node, leaves
 from core.weights.quantization import Quantization
 from core.weights.summary import summarise
@@ -117,6 +117,17 @@ class Plan:
             elif entry.storage == PACKED:
                 total += size * 32 // entry.quantization.bits
         return total
+
+    @property
+    def precision(self) -> str:
+        """The dtype of activations and, where most matrices are kept in another, that one: for reports."""
+        sizes: dict[mx.Dtype, int] = {}
+        for entry in self.entries:
+            if entry.storage in FLOATS:
+                sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.nbytes
+        kept = max(sizes, key=lambda dtype: sizes[dtype], default=self.compute_dtype)
+        computes = spelling(self.compute_dtype)
+        return computes if kept == self.compute_dtype else f"{computes}, with weights in {spelling(kept)}"
 
     def kv_bytes(self, tokens: int, batch: int = 1) -> int:
         """Bytes of the caches of ``batch`` sequences of ``tokens`` tokens."""

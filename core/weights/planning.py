@@ -9,7 +9,8 @@ import mlx.nn as nn
 
 from core.checkpoint import TensorInfo
 from core.errors import QuantizationError
-from core.nn import CacheSpec, ExpertLinear
+from core.nn import CacheSpec
+from core.weights.compute import compute_dtype, memory_dtype
 from core.weights.dtypes import FLOATS, PACKED
 from core.weights.fit import Fitter, Parameter, check_rows_cover
 from core.weights.nodes import Leaf, Node, Operation, leaves, outer_operation, refuse_repeats
@@ -44,7 +45,7 @@ def make_plan(
 
     Args:
         model: the skeleton; modules are quantized and fused projections split where the headers ask for it.
-        dtype: compute dtype; None takes the checkpoint's, or float32 for quantized weights and experts on a CPU.
+        dtype: of activations and of all float parameters; None: as ``core.weights.compute`` says.
         where: how an error names a file of the checkpoint.
         config_name: the file that the config came from.
         treatment: what the load quantizes or dequantizes.
@@ -63,7 +64,7 @@ def make_plan(
     check_rows_cover(list(arrays), {parameter.path for parameter in parameters}, plugin)
     order = {path: place for place, path in enumerate(arrays)}
     parameters.sort(key=lambda parameter: order[parameter.path])
-    compute = dtype or _compute_dtype(model, parameters, tensors)
+    compute = dtype or compute_dtype(model, parameters, tensors)
     missing: dict[str, str] = {}
     mismatched: list[Mismatch] = []
     entries: list[Entry] = []
@@ -73,7 +74,7 @@ def make_plan(
         missing.update(dict.fromkeys(absent, parameter.path))
         mismatched += problems
         if not problems and not absent:
-            entries.append(_entry(parameter, tensors, compute))
+            entries.append(_entry(parameter, tensors, compute, dtype is None))
     # The tensors of one computation are read once, and name each of its results.
     read = {_computation(parameter): parameter.source for parameter in parameters}
     sources = [name for source in read.values() for name in leaves(source)]
@@ -169,28 +170,11 @@ def _stored_dtype(node: Node, tensors: Mapping[str, TensorInfo]) -> str:
     return node.storage(found) if isinstance(node, Operation) else found
 
 
-def _compute_dtype(model: nn.Module, parameters: list[Parameter], tensors: Mapping[str, TensorInfo]) -> mx.Dtype:
-    """The dtype of most elements; on a CPU, float32 for what MLX computes there slowly, or not at all, in half.
-
-    Those are quantized products and experts.
-    """
-    if mx.default_device().type == mx.DeviceType.cpu and (
-        any(parameter.settings for parameter in parameters)
-        or any(isinstance(module, ExpertLinear) for module in model.modules())
-    ):
-        return mx.float32
-    sizes: dict[str, int] = {}
-    for parameter in parameters:
-        for name in leaves(parameter.source):
-            info = tensors.get(name)
-            if info is not None and info.dtype in FLOATS:
-                sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
-    return FLOATS[max(sizes, key=lambda key: sizes[key])] if sizes else mx.float32
-
-
-def _entry(parameter: Parameter, tensors: Mapping[str, TensorInfo], compute: mx.Dtype) -> Entry:
+def _entry(parameter: Parameter, tensors: Mapping[str, TensorInfo], compute: mx.Dtype, free: bool) -> Entry:
     storage = _stored_dtype(parameter.source, tensors)
-    dtype = compute if storage in FLOATS else (mx.uint32 if storage == PACKED else mx.uint8)
+    dtype = mx.uint32 if storage == PACKED else mx.uint8
+    if storage in FLOATS:
+        dtype = memory_dtype(parameter, storage, compute) if free else compute
     operation = outer_operation(parameter.source)
     if operation is not None and operation.kept is not None and storage in FLOATS:
         dtype = operation.kept
