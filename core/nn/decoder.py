@@ -106,10 +106,13 @@ class Decoder(nn.Module):
             plan = cache.plan(batch, seq, blocks)
         else:
             plan = StepPlan(batch, seq, blocks, cache, lengths)
-        x = forward.hidden_states(self, tokens, plan.plans)
-        x = self._through_blocks(tokens, plan.steps()) if x is None else x.reshape(batch, seq, -1)
-        if cache is not None:
-            cache.commit()
+        if cache is None:
+            return self._through_blocks(tokens, plan.steps())
+        x = forward.hidden_states(self, tokens, plan.plans, cache.commit)
+        if x is not None:
+            return x.reshape(batch, seq, -1)
+        x = self._through_blocks(tokens, plan.steps())
+        cache.commit()
         return x
 
     def _through_blocks(self, tokens: mx.array, steps: Sequence[Step]) -> mx.array:
