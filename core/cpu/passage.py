@@ -103,7 +103,7 @@ class Passage:
         layers, caches = self._description.model.layers, len(self._plans)
         keys, values = (ctypes.c_void_p * (layers * caches))(), (ctypes.c_void_p * (layers * caches))()
         opened = [
-            [block.open_inknown_address(plan.batch, plan.writes[block.reach]) for block in plan.blocks]  # type: ignore[union-attr]
+            [block.open_in_place(plan.batch, plan.writes[block.reach]) for block in plan.blocks]  # type: ignore[union-attr]
             for plan in self._plans
         ]
         mx.eval(opened)

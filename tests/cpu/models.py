@@ -8,9 +8,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+import pytest
 from mlx.utils import tree_map_with_path
 
 from core.cpu import forward
+from core.cpu.library import load_library
 from core.cpu.passage import Passage
 from core.kernels import inference, reference_only
 from core.nn import Cache, CacheSpec, Decoder
@@ -20,6 +22,9 @@ from plugins.mistral.config import MistralConfig
 from plugins.mixtral.block import Block as MixtralBlock
 from plugins.mixtral.config import MixtralConfig
 
+needs_library = pytest.mark.skipif(
+    mx.default_device().type != mx.cpu or load_library() is None, reason="no CPU library for the device at hand"
+)
 BOUND = 2e-5
 """Of float32 logits against MLX's, as a part of the largest of them."""
 
