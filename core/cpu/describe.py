@@ -15,6 +15,7 @@ import mlx.nn as nn
 
 from core.cpu.arrays import address, known_address
 from core.cpu.description import Basis, Description
+from core.cpu.sizes import UnsupportedError, check_head, check_layer, check_size
 from core.cpu.structures import Layer, Matrix, Model
 from core.nn.attention import Attention
 from core.nn.experts import Experts
@@ -31,10 +32,6 @@ _MOST_SHARING = 48  # query heads of one key head: QUERIES in attention.c
 _LINEARS = (nn.Linear, Linear), (nn.QuantizedLinear, QuantizedLinear)
 _EXPERTS = (ExpertLinear,), (QuantizedExpertLinear,)
 _EMBEDDINGS = (nn.Embedding,), (nn.QuantizedEmbedding,)
-
-
-class UnsupportedError(Exception):
-    """The CPU library does not compute this; the message says what, to follow "because of"."""
 
 
 def describe(decoder: nn.Module, basis: Basis) -> Description:
@@ -57,20 +54,22 @@ class _Describer:
         self._ropes: list[RoPE] = []
         self._windows: list[int | None] = []
         self._half = False
+        self._experts = 0  # of the layer at hand
         blocks = self._child(decoder, "layers")
         for index in range(len(blocks) + 1):  # and that there is none behind them
             self._basis.see_item(blocks, index)
+        embedding = self._matrix(self._child(decoder, "embed_tokens"), _EMBEDDINGS)
+        self._hidden = embedding.columns
         layers = (Layer * len(blocks))(*[self._layer(block) for block in blocks])
-        model = Model(layers=len(blocks), layer=ctypes.addressof(layers))
-        embedding = self._child(decoder, "embed_tokens")
-        model.embedding = self._matrix(embedding, _EMBEDDINGS)
+        model = Model(layers=len(blocks), layer=ctypes.addressof(layers), hidden=self._hidden)
+        model.embedding = embedding
         model.head = (
             self._matrix(self._child(decoder, "lm_head"), _LINEARS) if "lm_head" in decoder else model.embedding
         )
         if "lm_head" not in decoder:
             self._basis.see(decoder, "lm_head", None)
         model.norm, model.epsilon = self._norm(self._child(decoder, "norm"))
-        model.hidden = model.embedding.columns
+        check_head(model.head, self._hidden)
         model.precision = int(self._half)
         self.description = Description(model, self._ropes, self._windows, layers, self._held)
 
@@ -113,6 +112,7 @@ class _Describer:
         kinds = _EXPERTS if layer.experts else _LINEARS
         layer.gate_up = self._whole(self._child(feed_forward, "gate_up_proj"), kinds)
         layer.down = self._matrix(self._child(feed_forward, "down_proj"), kinds)
+        check_layer(layer, self._hidden, self._ropes[layer.rotation].dims)
         return layer
 
     def _feed_forward(self, module: nn.Module, layer: Layer) -> nn.Module:
@@ -129,6 +129,7 @@ class _Describer:
             raise UnsupportedError(f"a router of type {type(router).__name__}")
         layer.router = self._matrix(router, ((type(router),), ()))
         layer.experts, layer.chosen = layer.router.rows, parts.experts_per_token
+        self._experts = layer.experts
         if layer.experts > _MOST_EXPERTS:
             raise UnsupportedError(f"{layer.experts} experts (at most {_MOST_EXPERTS} are supported)")
         return parts.experts
@@ -154,6 +155,8 @@ class _Describer:
             raise UnsupportedError(f"a layer of type {type(module).__name__}")
         weight = self._child(module, "weight")
         matrix = Matrix(weight=self._address(weight), rows=weight.shape[-2], columns=weight.shape[-1])
+        if weight.ndim > 2 and weight.shape[0] != self._experts:
+            raise UnsupportedError(f"{weight.shape[0]} experts of a router's {self._experts}")
         if type(module) in plain:
             matrix.type = self._float_type(weight)
         else:
@@ -161,7 +164,9 @@ class _Describer:
         if "bias" in module:
             if weight.ndim > 2:
                 raise UnsupportedError("experts with biases")
-            matrix.bias = self._floats(self._child(module, "bias"))
+            bias = self._child(module, "bias")
+            check_size("a bias", bias, matrix.rows)
+            matrix.bias = self._floats(bias)
         else:
             self._basis.see(module, "bias", None)
         return matrix
@@ -172,21 +177,24 @@ class _Describer:
         if (mode, bits, group) != ("mxfp4", 4, 32) and mode != "affine":
             raise UnsupportedError(f"quantization of the mode {mode}")
         scales = self._child(module, "scales")
+        weight_rows = module["weight"].size // matrix.columns
         matrix.columns = matrix.columns * 32 // bits
         matrix.bits, matrix.group = bits, group
         matrix.type = _AFFINE if mode == "affine" else _MXFP4
         matrix.scales = self._address(scales)
+        check_size("scales", scales, weight_rows * matrix.columns // group)
         if mode == "affine":
             biases = self._child(module, "biases")
             matrix.scale_type = self._float_type(scales)
-            if biases.dtype != scales.dtype:
-                raise UnsupportedError("scales and biases of different dtypes")
+            if (biases.dtype, biases.shape) != (scales.dtype, scales.shape):
+                raise UnsupportedError("scales and biases of different dtypes or shapes")
             matrix.biases = self._address(biases)
 
     def _norm(self, module: nn.Module) -> tuple[int, float]:
         if type(module) is not nn.RMSNorm:
             raise UnsupportedError(f"a norm of type {type(module).__name__}")
         weight = self._child(module, "weight")
+        check_size("a norm", weight, self._hidden)
         self._half = self._half or weight.dtype != mx.float32
         return self._floats(weight), self._setting(module, "eps")
 

@@ -13,10 +13,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from core.cpu.arrays import known_address
-from core.cpu.describe import UnsupportedError, describe
+from core.cpu.describe import describe
 from core.cpu.description import Basis, Description
 from core.cpu.library import load_library
 from core.cpu.passage import Passage
+from core.cpu.sizes import UnsupportedError
 from core.kernels.device import cpu_sources, in_inference
 from core.nn.key_values import KeyValues
 from core.nn.span import Reach
@@ -114,6 +115,8 @@ def _fits(description: Description, plan: StepPlan) -> bool:
     reaches: dict[int, Reach] = {}
     for block, layer in zip(plan.blocks, description.layers, strict=True):
         if not isinstance(block, KeyValues) or not {block.spec.dtype, block.dtype} <= {None, mx.float32}:
+            return False
+        if (block.spec.heads, *block.dims) != (layer.kv_heads, layer.head_dim, layer.head_dim):
             return False
         window = description.windows[layer.view]
         if isinstance(block.reach, int) and (window is None or window > block.reach):
