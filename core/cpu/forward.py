@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,7 +23,6 @@ from core.nn.span import Reach
 from core.nn.step import StepPlan
 
 _descriptions: dict[int, tuple[weakref.ref[nn.Module], Basis, Description | str]] = {}
-_lock = threading.Lock()
 
 
 def reason(decoder: nn.Module) -> str | None:
@@ -52,15 +50,15 @@ def hidden_states(
         float32 ``[tokens, hidden_size]``; zeros for padding.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C was pressed during the pass. The caches hold its tokens then.
+        BaseException: what a signal's handler has raised during the pass, such as KeyboardInterrupt. The caches hold
+            the pass's tokens then.
     """
     description = _usable(decoder)
     if description is None or not all(_fits(description, plan) for plan in plans):
         return None
-    with _lock:
-        passage = Passage(description, plans)
-        out = passage.run(tokens.flatten())
-        commit()
+    passage = Passage(description, plans)
+    out = passage.run(tokens.flatten())
+    commit()
     if passage.interrupt is not None:
         raise passage.interrupt
     return out

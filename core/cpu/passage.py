@@ -25,7 +25,7 @@ class Passage:
     def __init__(self, description: Description, plans: Sequence[StepPlan]) -> None:
         self._description = description
         self._plans = plans
-        self.interrupt: KeyboardInterrupt | None = None
+        self.interrupt: BaseException | None = None
         self._held: list[object] = []
         self._index: list[int] = []  # of the tokens that are no padding
         runs: list[tuple[int, int, int, int]] = []
@@ -95,7 +95,7 @@ class Passage:
         function, model, these = library.corelm_forward, ctypes.byref(description.model), ctypes.byref(call)
         try:
             function(model, these)
-        except KeyboardInterrupt as interrupt:  # Python says so when the library has returned: the pass is whole
+        except BaseException as interrupt:  # of a signal's handler, which runs when the library has returned
             self.interrupt = interrupt
 
     def _caches(self) -> tuple[_Pointers, _Pointers, list[list[int]]]:
