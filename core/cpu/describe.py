@@ -55,22 +55,21 @@ class _Describer:
         self._windows: list[int | None] = []
         self._half = False
         self._experts = 0  # of the layer at hand
+        model = Model()
+        model.embedding = model.head = self._matrix(self._child(decoder, "embed_tokens"), _EMBEDDINGS)
+        model.hidden = self._hidden = model.embedding.columns
+        if "lm_head" in decoder:
+            model.head = self._matrix(self._child(decoder, "lm_head"), _LINEARS)
+            check_head(model.head, self._hidden)
+        else:
+            basis.see(decoder, "lm_head", None)
+        model.norm, model.epsilon = self._norm(self._child(decoder, "norm"))
+        basis.end_of_head()
         blocks = self._child(decoder, "layers")
         for index in range(len(blocks) + 1):  # and that there is none behind them
-            self._basis.see_item(blocks, index)
-        embedding = self._matrix(self._child(decoder, "embed_tokens"), _EMBEDDINGS)
-        self._hidden = embedding.columns
+            basis.see_item(blocks, index)
         layers = (Layer * len(blocks))(*[self._layer(block) for block in blocks])
-        model = Model(layers=len(blocks), layer=ctypes.addressof(layers), hidden=self._hidden)
-        model.embedding = embedding
-        model.head = (
-            self._matrix(self._child(decoder, "lm_head"), _LINEARS) if "lm_head" in decoder else model.embedding
-        )
-        if "lm_head" not in decoder:
-            self._basis.see(decoder, "lm_head", None)
-        model.norm, model.epsilon = self._norm(self._child(decoder, "norm"))
-        check_head(model.head, self._hidden)
-        model.precision = int(self._half)
+        model.layers, model.layer, model.precision = len(blocks), ctypes.addressof(layers), int(self._half)
         self.description = Description(model, self._ropes, self._windows, layers, self._held)
 
     def _child(self, module: nn.Module, name: str) -> Any:

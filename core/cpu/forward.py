@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from core.cpu.arrays import known_address
+from core.cpu.arrays import evaluated, known_address
 from core.cpu.describe import describe
 from core.cpu.description import Basis, Description
 from core.cpu.library import load_library
@@ -32,7 +32,7 @@ def reason(decoder: nn.Module) -> str | None:
     """
     if not cpu_sources():
         return "no CPU library for the device at hand"
-    found = _description(decoder)
+    found = _description(decoder, Basis.holds)
     return found if isinstance(found, str) else None
 
 
@@ -53,8 +53,8 @@ def hidden_states(
         BaseException: what a signal's handler has raised during the pass, such as KeyboardInterrupt. The caches hold
             the pass's tokens then.
     """
-    description = _usable(decoder)
-    if description is None or not all(_fits(description, plan) for plan in plans):
+    description = _usable(decoder, Basis.holds)
+    if description is None or not all(_fits(description, plan) for plan in plans) or not evaluated(tokens):
         return None
     passage = Passage(description, plans)
     out = passage.run(tokens.flatten())
@@ -66,8 +66,10 @@ def hidden_states(
 
 def head(decoder: nn.Module, x: mx.array) -> mx.array | None:
     """Final norm and language head, float32 ``[..., vocab_size]``; None where MLX is to compute it."""
-    description = _usable(decoder)
+    description = _usable(decoder, Basis.head_holds)
     if description is None or x.dtype != mx.float32 or x.size == 0 or x.shape[-1] != description.model.hidden:
+        return None
+    if not evaluated(x):
         return None
     rows = x.size // x.shape[-1]
     x = mx.contiguous(x)
@@ -80,17 +82,17 @@ def head(decoder: nn.Module, x: mx.array) -> mx.array | None:
     return logits
 
 
-def _usable(decoder: nn.Module) -> Description | None:
+def _usable(decoder: nn.Module, holds: Callable[[Basis, nn.Module], bool]) -> Description | None:
     if not cpu_sources() or not in_inference():
         return None
-    found = _description(decoder)
+    found = _description(decoder, holds)
     return found if isinstance(found, Description) else None
 
 
-def _description(decoder: nn.Module) -> Description | str:
+def _description(decoder: nn.Module, holds: Callable[[Basis, nn.Module], bool]) -> Description | str:
     key = id(decoder)
     known = _descriptions.get(key)
-    if known is not None and known[0]() is decoder and known[1].holds(decoder):
+    if known is not None and known[0]() is decoder and holds(known[1], decoder):
         return known[2]
     del known
     _descriptions.pop(key, None)  # it keeps arrays that the model has no more

@@ -126,6 +126,26 @@ def test_a_head_alone_computes_with_what_it_has_now() -> None:
         before = as_numbers(model.head(x))
         model.lm_head.weight *= 2
         assert_same(as_numbers(model.head(x)), before * 2)
+        model.norm.weight *= 0.5
+        assert_same(as_numbers(model.head(x)), before)
+
+
+@pytest.mark.parametrize("transform", [mx.compile, mx.vmap])
+def test_a_head_that_is_traced_is_mlxs(transform: Callable[..., Callable[..., mx.array]]) -> None:
+    """A traced array has no memory yet."""
+    model = decoder()
+    x = mx.random.normal((2, 3, 48))
+    with inference():
+        assert_same(as_numbers(transform(lambda x: model.head(x))(x)), as_numbers(model.head(x)))
+
+
+def test_a_traced_pass_is_mlxs() -> None:
+    model = decoder(layers=1)
+    ids = tokens(model, 3, 4)
+    with inference():
+        found = as_numbers(mx.vmap(lambda row: model.hidden_states(row[None], model.make_cache())[0])(ids))
+        expected = as_numbers(model.hidden_states(ids, model.make_cache(3)))
+    assert_same(found, expected)
 
 
 def test_experts_of_a_token() -> None:
