@@ -133,3 +133,15 @@ def assert_same(found: np.ndarray, expected: np.ndarray, bound: float = BOUND) -
     assert found.shape == expected.shape
     difference = float(np.abs(found - expected).max() / np.abs(expected).max())
     assert difference <= bound, f"differs by {difference:.1e} of the largest number"
+
+
+def assert_computed_alike(model: Decoder, *, library: bool = True, count: int = 6) -> None:
+    """Whether a fresh sequence has MLX's logits, by the library or, where that declines, by MLX in `inference()`."""
+    ids = tokens(model, 1, count)
+    if library:
+        found = by_library(model, ids, model.make_cache())
+    else:
+        assert forward.reason(model) is not None
+        with inference():
+            found = as_numbers(model(ids, model.make_cache()))
+    assert_same(found, by_mlx(model, ids, model.make_cache()))
