@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from core.cpu.arrays import address
+from core.cpu.arrays import address, known_address
+from core.cpu.description import Basis, Description
+from core.cpu.sizes import UnsupportedError, check_head, check_layer, check_size
 from core.cpu.structures import Layer, Matrix, Model
 from core.nn.attention import Attention
 from core.nn.experts import Experts
@@ -27,80 +28,59 @@ from core.nn.rope import RoPE
 FLOAT_TYPES = {mx.float32: 0, mx.bfloat16: 1, mx.float16: 2}
 _AFFINE, _MXFP4 = 3, 4
 _MOST_EXPERTS = 512
+_MOST_SHARING = 48  # query heads of one key head: QUERIES in attention.c
 _LINEARS = (nn.Linear, Linear), (nn.QuantizedLinear, QuantizedLinear)
 _EXPERTS = (ExpertLinear,), (QuantizedExpertLinear,)
 _EMBEDDINGS = (nn.Embedding,), (nn.QuantizedEmbedding,)
 
 
-class UnsupportedError(Exception):
-    """The CPU library does not compute this; the message says what, to follow "because of"."""
-
-
-@dataclass
-class Description:
-    """A model's structure for the library, and what it was made from.
-
-    Attributes:
-        model: the C structure; it points into arrays of the model.
-        ropes: the rotary embeddings, in the order of the layers' ``rotation``.
-        layers: the blocks' C structures, which the model's points to.
-        windows: what the blocks of each kind see of their cache; in the order of the layers' ``view``.
-    """
-
-    model: Model
-    ropes: list[RoPE]
-    windows: list[int | None]
-    layers: ctypes.Array[Layer]
-    _held: list[object] = field(default_factory=list)
-    _seen: list[tuple[Any, Any, object]] = field(default_factory=list)
-
-    def holds(self) -> bool:
-        """Whether the model still has the modules, arrays and settings that this was made from."""
-        return all(holder.get(key) is value for holder, key, value in self._seen)
-
-
-def describe(decoder: nn.Module) -> Description:
+def describe(decoder: nn.Module, basis: Basis) -> Description:
     """Describes a decoder, whose parameters are evaluated for that.
+
+    Args:
+        decoder: the model.
+        basis: of this decoder and empty; notes what the description, or the refusal, is made from.
 
     Raises:
         UnsupportedError: what the library does not compute.
     """
-    return _Describer(decoder).description
+    return _Describer(decoder, basis).description
 
 
 class _Describer:
-    def __init__(self, decoder: nn.Module) -> None:
-        self._held: list[object] = []
-        self._seen: list[tuple[Any, Any, object]] = []
+    def __init__(self, decoder: nn.Module, basis: Basis) -> None:
+        self._basis = basis
+        self._held: list[object] = [basis]
         self._ropes: list[RoPE] = []
         self._windows: list[int | None] = []
         self._half = False
-        blocks = self._child(decoder, "layers")
-        layers = (Layer * len(blocks))(*[self._layer(block) for block in blocks])
-        for index, block in enumerate(blocks):
-            self._seen.append((_List(blocks), index, block))
-        model = Model(layers=len(blocks), layer=ctypes.addressof(layers))
-        embedding = self._child(decoder, "embed_tokens")
-        model.embedding = self._matrix(embedding, _EMBEDDINGS)
-        model.head = (
-            self._matrix(self._child(decoder, "lm_head"), _LINEARS) if "lm_head" in decoder else model.embedding
-        )
-        if "lm_head" not in decoder:
-            self._seen.append((decoder, "lm_head", None))
+        self._experts = 0  # of the layer at hand
+        model = Model()
+        model.embedding = model.head = self._matrix(self._child(decoder, "embed_tokens"), _EMBEDDINGS)
+        model.hidden = self._hidden = model.embedding.columns
+        if "lm_head" in decoder:
+            model.head = self._matrix(self._child(decoder, "lm_head"), _LINEARS)
+            check_head(model.head, self._hidden)
+        else:
+            basis.see(decoder, "lm_head", None)
         model.norm, model.epsilon = self._norm(self._child(decoder, "norm"))
-        model.hidden = model.embedding.columns
-        model.precision = int(self._half)
-        self.description = Description(model, self._ropes, self._windows, layers, self._held, self._seen)
+        basis.end_of_head()
+        blocks = self._child(decoder, "layers")
+        for index in range(len(blocks) + 1):  # and that there is none behind them
+            basis.see_item(blocks, index)
+        layers = (Layer * len(blocks))(*[self._layer(block) for block in blocks])
+        model.layers, model.layer, model.precision = len(blocks), ctypes.addressof(layers), int(self._half)
+        self.description = Description(model, self._ropes, self._windows, layers, self._held)
 
     def _child(self, module: nn.Module, name: str) -> Any:
         """A part of a module, which must stay the same object."""
         value = module[name]
-        self._seen.append((module, name, value))
+        self._basis.see(module, name, value)
         return value
 
     def _setting(self, module: object, name: str) -> Any:
         value = getattr(module, name)
-        self._seen.append((vars(module), name, value))
+        self._basis.see(vars(module), name, value)
         return value
 
     def _layer(self, block: nn.Module) -> Layer:
@@ -108,7 +88,7 @@ class _Describer:
         if not isinstance(parts, PreNorm):
             raise UnsupportedError(f"blocks of type {type(block).__name__}, which do not state their parts")
         for name, child in block.items():
-            self._seen.append((block, name, child))
+            self._basis.see(block, name, child)
         attention = parts.attention
         if type(attention) is not Attention:
             raise UnsupportedError(f"attention of type {type(attention).__name__}")
@@ -118,6 +98,10 @@ class _Describer:
         layer.heads = self._setting(attention, "num_attention_heads")
         layer.kv_heads = self._setting(attention, "num_key_value_heads")
         layer.head_dim = self._setting(attention, "head_dim")
+        if layer.heads > _MOST_SHARING * layer.kv_heads:
+            raise UnsupportedError(
+                f"{layer.heads // layer.kv_heads} query heads of one key head (at most {_MOST_SHARING} are supported)"
+            )
         layer.scale = layer.head_dim**-0.5
         layer.rotation = _place(self._ropes, self._rope(attention))
         layer.view = _place(self._windows, self._setting(attention, "sliding_window"))
@@ -127,6 +111,7 @@ class _Describer:
         kinds = _EXPERTS if layer.experts else _LINEARS
         layer.gate_up = self._whole(self._child(feed_forward, "gate_up_proj"), kinds)
         layer.down = self._matrix(self._child(feed_forward, "down_proj"), kinds)
+        check_layer(layer, self._hidden, self._ropes[layer.rotation].dims)
         return layer
 
     def _feed_forward(self, module: nn.Module, layer: Layer) -> nn.Module:
@@ -135,13 +120,15 @@ class _Describer:
         parts = stated_parts(module)
         if not isinstance(parts, SparseExperts) or type(parts.experts) is not Experts:
             raise UnsupportedError(f"a feed-forward layer of type {type(module).__name__}")
+        for holder in (module, vars(module)):  # its layers, and how many experts a token uses
+            for name, value in holder.items():
+                self._basis.see(holder, name, value)
         router = parts.router
         if not isinstance(router, nn.Linear) or type(router).__call__ is not nn.Linear.__call__:
             raise UnsupportedError(f"a router of type {type(router).__name__}")
-        for name, child in module.items():
-            self._seen.append((module, name, child))
         layer.router = self._matrix(router, ((type(router),), ()))
         layer.experts, layer.chosen = layer.router.rows, parts.experts_per_token
+        self._experts = layer.experts
         if layer.experts > _MOST_EXPERTS:
             raise UnsupportedError(f"{layer.experts} experts (at most {_MOST_EXPERTS} are supported)")
         return parts.experts
@@ -158,7 +145,7 @@ class _Describer:
         linears = self._child(fused, "linears")
         if len(linears) != 1:
             raise UnsupportedError("projections of one input that are quantized differently")
-        self._seen.append((_List(linears), 0, linears[0]))
+        self._basis.see_item(linears, 0)
         return self._matrix(linears[0], kinds)
 
     def _matrix(self, module: nn.Module, kinds: tuple[tuple[type, ...], tuple[type, ...]]) -> Matrix:
@@ -167,6 +154,8 @@ class _Describer:
             raise UnsupportedError(f"a layer of type {type(module).__name__}")
         weight = self._child(module, "weight")
         matrix = Matrix(weight=self._address(weight), rows=weight.shape[-2], columns=weight.shape[-1])
+        if weight.ndim > 2 and weight.shape[0] != self._experts:
+            raise UnsupportedError(f"{weight.shape[0]} experts of a router's {self._experts}")
         if type(module) in plain:
             matrix.type = self._float_type(weight)
         else:
@@ -174,9 +163,11 @@ class _Describer:
         if "bias" in module:
             if weight.ndim > 2:
                 raise UnsupportedError("experts with biases")
-            matrix.bias = self._floats(self._child(module, "bias"))
+            bias = self._child(module, "bias")
+            check_size("a bias", bias, matrix.rows)
+            matrix.bias = self._floats(bias)
         else:
-            self._seen.append((module, "bias", None))
+            self._basis.see(module, "bias", None)
         return matrix
 
     def _packed(self, module: nn.Module, matrix: Matrix) -> None:
@@ -185,21 +176,24 @@ class _Describer:
         if (mode, bits, group) != ("mxfp4", 4, 32) and mode != "affine":
             raise UnsupportedError(f"quantization of the mode {mode}")
         scales = self._child(module, "scales")
+        weight_rows = module["weight"].size // matrix.columns
         matrix.columns = matrix.columns * 32 // bits
         matrix.bits, matrix.group = bits, group
         matrix.type = _AFFINE if mode == "affine" else _MXFP4
         matrix.scales = self._address(scales)
+        check_size("scales", scales, weight_rows * matrix.columns // group)
         if mode == "affine":
             biases = self._child(module, "biases")
             matrix.scale_type = self._float_type(scales)
-            if biases.dtype != scales.dtype:
-                raise UnsupportedError("scales and biases of different dtypes")
+            if (biases.dtype, biases.shape) != (scales.dtype, scales.shape):
+                raise UnsupportedError("scales and biases of different dtypes or shapes")
             matrix.biases = self._address(biases)
 
     def _norm(self, module: nn.Module) -> tuple[int, float]:
         if type(module) is not nn.RMSNorm:
             raise UnsupportedError(f"a norm of type {type(module).__name__}")
         weight = self._child(module, "weight")
+        check_size("a norm", weight, self._hidden)
         self._half = self._half or weight.dtype != mx.float32
         return self._floats(weight), self._setting(module, "eps")
 
@@ -211,26 +205,19 @@ class _Describer:
 
     def _floats(self, array: mx.array) -> int:
         """The address of a small array's numbers in float32; a copy where it is in another dtype."""
-        wide = array if array.dtype == mx.float32 else array.astype(mx.float32)
-        mx.eval(wide)
-        return self._address(wide)
+        at = self._address(array)
+        if array.dtype == mx.float32:
+            return at
+        wide = array.astype(mx.float32)
+        self._held.append(wide)
+        return known_address(wide)
 
     def _address(self, array: mx.array) -> int:
         found = address(array)
         if found is None:
             raise UnsupportedError("a parameter that is not contiguous in memory")
-        self._held.append(array)
+        self._basis.see_array(array, found)
         return found
-
-
-class _List:
-    """A list that is asked as a dictionary is."""
-
-    def __init__(self, values: list[Any]) -> None:
-        self._values = values
-
-    def get(self, index: int) -> Any:
-        return self._values[index] if index < len(self._values) else None
 
 
 def _place(values: list[Any], value: object) -> int:

@@ -5,12 +5,13 @@ Everything that differs between architectures is in the blocks, which a plugin b
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from types import ModuleType
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from core.cpu import forward
 from core.errors import UsageError
 from core.nn.cache import Cache
 from core.nn.embedding import embed
@@ -106,10 +107,13 @@ class Decoder(nn.Module):
             plan = cache.plan(batch, seq, blocks)
         else:
             plan = StepPlan(batch, seq, blocks, cache, lengths)
-        x = forward.hidden_states(self, tokens, plan.plans)
-        x = self._through_blocks(tokens, plan.steps()) if x is None else x.reshape(batch, seq, -1)
-        if cache is not None:
-            cache.commit()
+        if cache is None:
+            return self._through_blocks(tokens, plan.steps())
+        x = _cpu_library().hidden_states(self, tokens, plan.plans, cache.commit)
+        if x is not None:
+            return x.reshape(batch, seq, -1)
+        x = self._through_blocks(tokens, plan.steps())
+        cache.commit()
         return x
 
     def _through_blocks(self, tokens: mx.array, steps: Sequence[Step]) -> mx.array:
@@ -128,8 +132,16 @@ class Decoder(nn.Module):
 
     def head(self, x: mx.array) -> mx.array:
         """Final norm and language head: ``[..., hidden_size]`` → ``[..., vocab_size]``."""
-        logits = forward.head(self, x)
+        logits: mx.array | None = _cpu_library().head(self, x)
         if logits is not None:
             return logits
         x = self.norm(x)
         return self.lm_head(x) if "lm_head" in self else self.embed_tokens.as_linear(x)
+
+
+@functools.cache
+def _cpu_library() -> ModuleType:
+    """The passes of the CPU library, whose module imports this package's."""
+    from core.cpu import forward
+
+    return forward

@@ -114,7 +114,7 @@ class KeyValues:
         self._settle()
         if write.before is not None:
             dtype = self.spec.dtype or mx.float32
-            rows = [mx.zeros((batch, self.spec.heads, 0, dim), dtype) for dim in self._dims]
+            rows = [mx.zeros((batch, self.spec.heads, 0, dim), dtype) for dim in self.dims]
             self._keys = move_slots(self._keys, write.before, rows[0])
             self._values = move_slots(self._values, write.before, rows[1])
         assert self._keys is not None
@@ -153,12 +153,13 @@ class KeyValues:
         return [self._keys, self._values]
 
     @property
-    def _dims(self) -> tuple[int, int]:
+    def dims(self) -> tuple[int, int]:
+        """Features of a key and of a value."""
         return self.spec.head_dim, self.spec.value_head_dim
 
     def layout(self, slots: int) -> list[tuple[str, tuple[int, ...]]]:
         """Kind (``float``) and shape of ``arrays()`` for one row with so many slots."""
-        return [("float", (1, self.spec.heads, slots, dim)) for dim in self._dims]
+        return [("float", (1, self.spec.heads, slots, dim)) for dim in self.dims]
 
     def replace(self, arrays: Sequence[mx.array]) -> None:
         """Holds these arrays instead, in the order of ``arrays()``; the span must know of what has changed."""

@@ -43,6 +43,11 @@ INLINE vfloat maximum(vfloat a, vfloat b) {
   return (vfloat)(((vint)a & first) | ((vint)b & ~first));
 }
 
+INLINE vfloat minimum(vfloat a, vfloat b) {
+  const vint first = a < b;
+  return (vfloat)(((vint)a & first) | ((vint)b & ~first));
+}
+
 /* from[index[i]] in each place i; indices are below WIDTH. */
 INLINE vfloat spread(vfloat from, vint index) {
 #if WIDTH == 16
@@ -109,9 +114,9 @@ INLINE float from_float16(uint16_t bits) {
 #endif
 }
 
-/* e**x with a relative error below 2e-7; 0 below -87, and x is at most 88. */
+/* e**x with a relative error below 2e-7, of x between -87 and 88: what is beyond them is taken as they are. */
 INLINE vfloat exponential(vfloat x) {
-  x = maximum(x, splat(-87.0f));
+  x = minimum(maximum(x, splat(-87.0f)), splat(88.0f));
   const vfloat shifter = splat(12582912.0f); /* 1.5 * 2**23: adding it rounds to an integer */
   const vfloat scaled = x * splat(1.44269504f) + shifter;
   const vfloat whole = scaled - shifter;
