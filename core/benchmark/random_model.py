@@ -12,6 +12,7 @@ import mlx.nn as nn
 from core.benchmark.shapes import Shape
 from core.device import backend
 from core.errors import UsageError
+from core.kernels.device import cpu_sources
 from core.loading import BuiltModel, build
 from core.loading.skeleton import random_state_kept
 from core.nn import ExpertLinear
@@ -27,8 +28,8 @@ def random_model(shape: Shape, dtype: mx.Dtype | None = None) -> tuple[BuiltMode
     """Makes the model, and says in which dtype it computes.
 
     Args:
-        dtype: compute dtype; None takes what a load of such a checkpoint in bfloat16 would: float32 for quantized
-            weights and experts on a CPU.
+        dtype: compute dtype; None takes what a load of such a checkpoint in bfloat16 would, as ``core.weights.compute``
+            says.
 
     Raises:
         ConfigError, PluginError: as for ``core.load``.
@@ -39,11 +40,16 @@ def random_model(shape: Shape, dtype: mx.Dtype | None = None) -> tuple[BuiltMode
         built = build(shape.config)
         model = built.model
         experts = any(isinstance(module, ExpertLinear) for module in model.modules())
-        compute = dtype or (mx.float32 if backend() == "cpu" and (shape.bits or experts) else _STORED)
+        library = cpu_sources()
+        slow = backend() == "cpu" and (shape.bits is not None or experts)
+        compute = dtype or (mx.float32 if library or slow else _STORED)
         model.set_dtype(_STORED)
         if shape.bits is not None:
             _quantize(built, shape.bits, shape.group_size)
-        model.set_dtype(compute)  # scales and norms; what is packed stays
+        if library and dtype is None:
+            model.apply(lambda array: array.astype(compute) if array.ndim == 1 else array)
+        else:
+            model.set_dtype(compute)  # scales and norms; what is packed stays
         for module in model.modules():
             mx.eval(own_arrays(module))
             mx.clear_cache()

@@ -21,7 +21,9 @@ static void multiply_task(Place place, void *argument) {
 
 EXPORT void corelm_multiply(const Product *products, int count, int add, int precision) {
   Multiplication m = {products, count, add, precision};
-  pool_run(multiply_task, &m);
+  int64_t work = 0;
+  for (int i = 0; i < count; ++i) work += work_of(products[i].matrix, products[i].m);
+  pool_run(multiply_task, &m, work);
 }
 
 static pthread_mutex_t passes = PTHREAD_MUTEX_INITIALIZER; /* one at a time: they share memory */

@@ -1,9 +1,6 @@
 /* Products of a few rows: weights are read once, from memory into registers, and turned into floats there. */
 #include "matrix.h"
 
-/* The rows of a matrix that are worked on together, so that their sums do not wait for each other. */
-#define TOGETHER(M) ((M) == 1 ? 4 : 2)
-
 static int in_words(const Matrix *a) {
   return a->type == MXFP4 || (a->type == AFFINE && (a->bits == 2 || a->bits == 4 || a->bits == 8));
 }
@@ -68,51 +65,56 @@ INLINE vfloat decode(vuint words, int bits, int mxfp4, int i) {
   return value;
 }
 
-/* A vector of words of each of `count` rows by the same columns of `m` rows of x. */
-INLINE void one_block(const Matrix *a, int type, int count, int m, int bits, int mxfp4, const vuint *words, const float *x, int64_t line,
-                      const int64_t *scales, int64_t group, const Groups *groups, vfloat total[4][FEW]) {
-  UNROLL for (int r = 0; r < count; ++r) {
-    vfloat part[FEW];
-    UNROLL for (int i = 0; i < m; ++i) part[i] = splat(0);
-    UNROLL for (int k = 0; k < 32 / bits; ++k) {
-      const vfloat number = decode(words[r], bits, mxfp4, k);
-      UNROLL for (int i = 0; i < m; ++i) part[i] += number * load(x + i * line + k * WIDTH);
-    }
-    const vfloat factor = scale_lanes(a->scales, type, scales[r] + group, a->columns / a->group - group, groups);
-    UNROLL for (int i = 0; i < m; ++i) total[r][i] += part[i] * factor;
+/* Adds the products of a vector of words with the same columns of `m` rows of x. */
+INLINE void one_block(int m, int bits, int mxfp4, vuint words, vfloat factor, const float *x, int64_t line, vfloat *total) {
+  vfloat part[FEW];
+  UNROLL for (int i = 0; i < m; ++i) part[i] = splat(0);
+  UNROLL for (int k = 0; k < 32 / bits; ++k) {
+    const vfloat number = decode(words, bits, mxfp4, k);
+    UNROLL for (int i = 0; i < m; ++i) part[i] += number * load(x + i * line + k * WIDTH);
   }
+  UNROLL for (int i = 0; i < m; ++i) total[i] += part[i] * factor;
 }
 
 INLINE void packed_rows(const Product *p, int64_t row, int count, int m, int bits, int mxfp4, const float *shuffled, float *y) {
   const Matrix *a = p->matrix;
   const int64_t size = padded(a), all = a->columns / a->group, bytes = row_bytes(a), line = size + all + WIDTH;
-  const int64_t step = WIDTH * (32 / bits);
+  const int64_t step = WIDTH * (32 / bits), ahead = bytes_ahead(bytes, count);
   const int type = mxfp4 ? MXFP4 : a->scale_type;
   const Groups groups = groups_of(a);
   const uint8_t *from[4];
-  int64_t scales[4]; /* of the row's first group */
+  int64_t place[4]; /* of the row's first scale */
   vfloat total[4][FEW];
-  vuint words[4];
   UNROLL for (int r = 0; r < count; ++r) {
     from[r] = weight_row(a, p->expert, row + r);
-    scales[r] = (p->expert * a->rows + row + r) * all;
+    place[r] = (p->expert * a->rows + row + r) * all;
     UNROLL for (int i = 0; i < m; ++i) total[r][i] = splat(0);
   }
-  int64_t at = 0, block = 0;
-  for (; at + 4 * WIDTH <= bytes; at += 4 * WIDTH, ++block) {
-    UNROLL for (int r = 0; r < count; ++r) words[r] = load_words(from[r] + at);
-    one_block(a, type, count, m, bits, mxfp4, words, shuffled + block * step, line, scales, block * WIDTH >> groups.shift, &groups, total);
-  }
-  if (at < bytes) { /* the rest of a row, and zeros */
-    UNROLL for (int r = 0; r < count; ++r) {
-      words[r] = (vuint){0};
-      memcpy(words + r, from[r] + at, (size_t)(bytes - at));
+  int64_t block = 0;
+  for (int64_t group = 0; group < all; group += WIDTH) {
+    vfloat scales[4];
+    UNROLL for (int r = 0; r < count; ++r) scales[r] = scales_at(a->scales, type, place[r] + group, all - group < WIDTH ? all - group : WIDTH);
+    const int64_t end = block + groups.blocks;
+    for (int64_t k = 0; block < end && (block + 1) * BYTES <= bytes; ++block, ++k) {
+      const vint lanes = group_lanes(&groups, k);
+      UNROLL for (int r = 0; r < count; ++r) {
+        const uint8_t *at = from[r] + block * BYTES;
+        __builtin_prefetch(at + ahead, 0, 2);
+        one_block(m, bits, mxfp4, load_words(at), spread(scales[r], lanes), shuffled + block * step, line, total[r]);
+      }
     }
-    one_block(a, type, count, m, bits, mxfp4, words, shuffled + block * step, line, scales, block * WIDTH >> groups.shift, &groups, total);
+    if (block < end && block * BYTES < bytes) { /* the rest of a row, and zeros */
+      UNROLL for (int r = 0; r < count; ++r) {
+        vuint words = {0};
+        memcpy(&words, from[r] + block * BYTES, (size_t)(bytes - block * BYTES));
+        one_block(m, bits, mxfp4, words, spread(scales[r], group_lanes(&groups, groups.blocks - (end - block))), shuffled + block * step, line, total[r]);
+      }
+      ++block;
+    }
   }
   UNROLL for (int r = 0; r < count; ++r)
     UNROLL for (int i = 0; i < m; ++i) {
-      if (!mxfp4) total[r][i] = add_biases(total[r][i], a->biases, type, scales[r], all, shuffled + i * line + size);
+      if (!mxfp4) total[r][i] = add_biases(total[r][i], a->biases, type, place[r], all, shuffled + i * line + size);
       y[r * FEW + i] = sum(total[r][i]);
     }
 }
@@ -126,9 +128,11 @@ INLINE void float_rows(const Product *p, int64_t row, int count, int m, int type
     from[r] = weight_row(a, p->expert, row + r);
     UNROLL for (int i = 0; i < m; ++i) total[r][i] = splat(0);
   }
+  const int64_t ahead = bytes_ahead(row_bytes(a), count);
   int64_t k = 0;
   for (; k + width <= columns; k += width)
     UNROLL for (int r = 0; r < count; ++r) {
+      __builtin_prefetch(from[r] + k * (type == FLOAT32 ? 4 : 2) + ahead);
       if (type == BFLOAT16) {
         const vuint pairs = load_words(from[r] + 2 * k);
         const vfloat even = as_float(pairs << 16), odd = as_float(pairs & 0xffff0000u);
@@ -153,13 +157,12 @@ INLINE void float_rows(const Product *p, int64_t row, int count, int m, int type
 }
 
 /* Types without a loop of their own: a row is made floats of first. */
-static void other_row(const Product *p, int64_t row, int64_t m, const float *shuffled, float *y) {
+static void other_row(const Product *p, int64_t row, float *y) {
   const Matrix *a = p->matrix;
-  const int64_t line = padded(a) + groups(a) + WIDTH;
   float *numbers = pool_scratch(3, sizeof(float) * (size_t)a->columns);
   unpack(a, p->expert, row, 0, a->columns, numbers);
-  for (int64_t i = 0; i < m; ++i) {
-    const float *x = shuffled + i * line;
+  for (int64_t i = 0; i < p->m; ++i) {
+    const float *x = p->x + i * p->ldx;
     vfloat total = splat(0);
     int64_t k = 0;
     for (; k + WIDTH <= a->columns; k += WIDTH) total += load(numbers + k) * load(x + k);
@@ -169,47 +172,44 @@ static void other_row(const Product *p, int64_t row, int64_t m, const float *shu
   }
 }
 
-static void some_rows(const Product *p, int64_t row, int count, const float *shuffled, float *y) {
+static void some_rows(const Product *p, int64_t row, const float *shuffled, float *y) {
   const Matrix *a = p->matrix;
-#define CASE(M, COUNT)                                                                              \
-  if (p->m == M && count == COUNT) {                                                                \
-    if (a->type == FLOAT32) float_rows(p, row, COUNT, M, FLOAT32, shuffled, y);                     \
-    else if (a->type == BFLOAT16) float_rows(p, row, COUNT, M, BFLOAT16, shuffled, y);              \
-    else if (a->type == FLOAT16) float_rows(p, row, COUNT, M, FLOAT16, shuffled, y);                \
-    else if (a->type == MXFP4) packed_rows(p, row, COUNT, M, 4, 1, shuffled, y);                    \
-    else if (a->bits == 4) packed_rows(p, row, COUNT, M, 4, 0, shuffled, y);                        \
-    else if (a->bits == 8) packed_rows(p, row, COUNT, M, 8, 0, shuffled, y);                        \
-    else packed_rows(p, row, COUNT, M, 2, 0, shuffled, y);                                          \
-    return;                                                                                         \
+#define CASE(M)                                                                                   \
+  if (p->m == M) {                                                                                \
+    if (a->type == FLOAT32) float_rows(p, row, TOGETHER(M), M, FLOAT32, shuffled, y);             \
+    else if (a->type == BFLOAT16) float_rows(p, row, TOGETHER(M), M, BFLOAT16, shuffled, y);      \
+    else if (a->type == FLOAT16) float_rows(p, row, TOGETHER(M), M, FLOAT16, shuffled, y);        \
+    else if (a->type == MXFP4) packed_rows(p, row, TOGETHER(M), M, 4, 1, shuffled, y);            \
+    else if (a->bits == 4) packed_rows(p, row, TOGETHER(M), M, 4, 0, shuffled, y);                \
+    else if (a->bits == 8) packed_rows(p, row, TOGETHER(M), M, 8, 0, shuffled, y);                \
+    else packed_rows(p, row, TOGETHER(M), M, 2, 0, shuffled, y);                                  \
   }
-  CASE(1, 4)
-  CASE(1, 1)
-  CASE(2, 2)
-  CASE(2, 1)
-  CASE(3, 2)
-  CASE(3, 1)
-  CASE(4, 2)
-  CASE(4, 1)
+  CASE(1)
+  CASE(2)
+  CASE(3)
+  CASE(4)
 #undef CASE
 }
 
 void few_rows(const Product *p, int64_t first, int64_t last, const void *ordered, int add, int precision) {
   const Matrix *a = p->matrix;
-  const int integers = precision == ROUNDED && takes_integers(a);
-  const int ordinary = a->type != AFFINE || in_words(a), most = ordinary ? TOGETHER(p->m) : 1;
+  const int integers = precision == ROUNDED && takes_integers(a), together = TOGETHER(p->m);
+  const int loops = (a->type != AFFINE || in_words(a)) && a->rows >= together;
   for (int64_t row = first; row < last;) {
-    const int count = last - row >= most ? most : 1;
+    /* The last rows are computed with some before them, so that there is one loop for any number. */
+    const int64_t begin = !loops ? row : row + together <= a->rows ? row : a->rows - together;
+    const int64_t end = !loops ? row + 1 : begin + together < last ? begin + together : last;
     float y[4 * FEW];
-    if (integers)
-      integer_rows(p, row, count, ordered, y);
-    else if (ordinary)
-      some_rows(p, row, count, ordered, y);
+    if (!loops)
+      other_row(p, row, y);
+    else if (integers)
+      integer_rows(p, begin, ordered, y);
     else
-      other_row(p, row, p->m, ordered, y);
-    for (int r = 0; r < count; ++r, ++row)
+      some_rows(p, begin, ordered, y);
+    for (; row < end; ++row)
       for (int64_t i = 0; i < p->m; ++i) {
         float *to = p->y + i * p->ldy + row;
-        *to = y[r * FEW + i] + (a->bias != NULL ? a->bias[row] : 0) + (add ? *to : 0);
+        *to = y[(row - begin) * FEW + i] + (a->bias != NULL ? a->bias[row] : 0) + (add ? *to : 0);
       }
   }
 }

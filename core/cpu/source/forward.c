@@ -188,7 +188,14 @@ static uint8_t *grow(size_t bytes) {
 void forward(const Model *model, const Pass *pass) {
   Forward all = {model, pass, {0}};
   lay_out(model, pass, grow(lay_out(model, pass, NULL, &all.work)), &all.work);
-  pool_run(forward_task, &all);
+  int64_t work = 0;
+  for (int i = 0; i < model->layers; ++i) {
+    const Layer *layer = model->layer + i;
+    const int64_t each = layer->experts ? layer->chosen : 1;
+    work += work_of(&layer->qkv, pass->rows) + work_of(&layer->output, pass->rows);
+    work += each * (work_of(&layer->gate_up, pass->rows) + work_of(&layer->down, pass->rows));
+  }
+  pool_run(forward_task, &all, work);
 }
 
 typedef struct {
@@ -207,5 +214,5 @@ static void head_task(Place place, void *argument) {
 
 void head(const Model *model, const float *x, int64_t rows, float *logits) {
   Head one = {model, x, rows, logits, (float *)grow(4 * (size_t)(rows * model->hidden))};
-  pool_run(head_task, &one);
+  pool_run(head_task, &one, work_of(&model->head, rows));
 }

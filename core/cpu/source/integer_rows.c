@@ -3,7 +3,6 @@
    the largest of its group divided by 65,000; a bfloat16 would be off by up to its own size divided by 512. */
 #include "matrix.h"
 
-#define BYTES (4 * WIDTH) /* of a vector */
 #define LARGEST 32639     /* 127 * 256 + 127: its high byte fits as well */
 
 typedef int8_t vbytes __attribute__((vector_size(4 * WIDTH)));
@@ -81,75 +80,74 @@ void make_integers(const Matrix *a, const float *x, int64_t m, int64_t ldx, void
   }
 }
 
-/* A vector of words of each of `count` rows by the same columns of `m` rows of x. */
-INLINE void one_block(const Matrix *a, int count, int m, int bits, const vuint *words, const uint8_t *x, int64_t line,
-                      const int64_t *scales, int64_t group, const Groups *groups, vfloat total[4][FEW]) {
-  UNROLL for (int r = 0; r < count; ++r) {
-    const vfloat factor = scale_lanes(a->scales, a->scale_type, scales[r] + group, a->columns / a->group - group, groups);
-    UNROLL for (int i = 0; i < m; ++i) {
-      const uint8_t *mine = x + i * line;
-      vint high = {0}, low = {0};
-      UNROLL for (int k = 0; k < 8 / bits; ++k) {
-        const vuint part = bits == 8 ? words[r] : (k ? words[r] >> 4 : words[r]) & 0x0f0f0f0fu;
-        high = dot(high, part, (vbytes)load_words(mine + 2 * k * BYTES));
-        low = dot(low, part, (vbytes)load_words(mine + (2 * k + 1) * BYTES));
-      }
-      const vfloat scale = load((const float *)(mine + (16 / bits) * BYTES));
-      total[r][i] += __builtin_convertvector((high << 8) + low, vfloat) * (factor * scale);
+/* Adds the products of a vector of words with the same columns of `m` rows of x. */
+INLINE void one_block(int m, int bits, vuint words, vfloat factor, const uint8_t *x, int64_t line, vfloat *total) {
+  UNROLL for (int i = 0; i < m; ++i) {
+    const uint8_t *mine = x + i * line;
+    vint high = {0}, low = {0};
+    UNROLL for (int k = 0; k < 8 / bits; ++k) {
+      const vuint part = bits == 8 ? words : (k ? words >> 4 : words) & 0x0f0f0f0fu;
+      high = dot(high, part, (vbytes)load_words(mine + 2 * k * BYTES));
+      low = dot(low, part, (vbytes)load_words(mine + (2 * k + 1) * BYTES));
     }
+    const vfloat scale = load((const float *)(mine + (16 / bits) * BYTES));
+    total[i] += __builtin_convertvector((high << 8) + low, vfloat) * (factor * scale);
   }
 }
 
 INLINE void rows_of(const Product *p, int64_t row, int count, int m, int bits, const uint8_t *x, float *y) {
   const Matrix *a = p->matrix;
-  const int64_t all = a->columns / a->group, bytes = row_bytes(a), line = line_bytes(a);
+  const int64_t all = a->columns / a->group, bytes = row_bytes(a), line = line_bytes(a), ahead = bytes_ahead(bytes, count);
   const int64_t step = (16 / bits) * BYTES + (int64_t)sizeof(float) * WIDTH;
   const Groups groups = groups_of(a);
   const uint8_t *from[4];
-  int64_t scales[4]; /* of the row's first group */
+  int64_t place[4]; /* of the row's first scale */
   vfloat total[4][FEW];
-  vuint words[4];
   UNROLL for (int r = 0; r < count; ++r) {
     from[r] = weight_row(a, p->expert, row + r);
-    scales[r] = (p->expert * a->rows + row + r) * all;
+    place[r] = (p->expert * a->rows + row + r) * all;
     UNROLL for (int i = 0; i < m; ++i) total[r][i] = splat(0);
   }
-  int64_t at = 0, block = 0;
-  for (; at + BYTES <= bytes; at += BYTES, ++block) {
-    UNROLL for (int r = 0; r < count; ++r) words[r] = load_words(from[r] + at);
-    one_block(a, count, m, bits, words, x + block * step, line, scales, block * WIDTH >> groups.shift, &groups, total);
-  }
-  if (at < bytes) { /* the rest of a row, and zeros */
-    UNROLL for (int r = 0; r < count; ++r) {
-      words[r] = (vuint){0};
-      memcpy(words + r, from[r] + at, (size_t)(bytes - at));
+  int64_t block = 0;
+  for (int64_t group = 0; group < all; group += WIDTH) {
+    vfloat scales[4];
+    UNROLL for (int r = 0; r < count; ++r) scales[r] = scales_at(a->scales, a->scale_type, place[r] + group, all - group < WIDTH ? all - group : WIDTH);
+    const int64_t end = block + groups.blocks;
+    for (int64_t k = 0; block < end && (block + 1) * BYTES <= bytes; ++block, ++k) {
+      const vint lanes = group_lanes(&groups, k);
+      UNROLL for (int r = 0; r < count; ++r) {
+        const uint8_t *at = from[r] + block * BYTES;
+        __builtin_prefetch(at + ahead, 0, 2);
+        one_block(m, bits, load_words(at), spread(scales[r], lanes), x + block * step, line, total[r]);
+      }
     }
-    one_block(a, count, m, bits, words, x + block * step, line, scales, block * WIDTH >> groups.shift, &groups, total);
-    ++block;
+    if (block < end && block * BYTES < bytes) { /* the rest of a row, and zeros */
+      UNROLL for (int r = 0; r < count; ++r) {
+        vuint words = {0};
+        memcpy(&words, from[r] + block * BYTES, (size_t)(bytes - block * BYTES));
+        one_block(m, bits, words, spread(scales[r], group_lanes(&groups, groups.blocks - (end - block))), x + block * step, line, total[r]);
+      }
+      ++block;
+    }
   }
   const uint8_t *sums = x + block * step;
   UNROLL for (int r = 0; r < count; ++r)
     UNROLL for (int i = 0; i < m; ++i)
-      y[r * FEW + i] = sum(add_biases(total[r][i], a->biases, a->scale_type, scales[r], all, (const float *)(sums + i * line)));
+      y[r * FEW + i] = sum(add_biases(total[r][i], a->biases, a->scale_type, place[r], all, (const float *)(sums + i * line)));
 }
 
-#define CASE(M, COUNT)                             \
-  if (p->m == M && count == COUNT) {               \
-    if (p->matrix->bits == 4)                      \
-      rows_of(p, row, COUNT, M, 4, x, y);          \
-    else                                           \
-      rows_of(p, row, COUNT, M, 8, x, y);          \
-    return;                                        \
-  }
-
-void integer_rows(const Product *p, int64_t row, int count, const void *integers, float *y) {
+void integer_rows(const Product *p, int64_t row, const void *integers, float *y) {
   const uint8_t *x = integers;
-  CASE(1, 4)
-  CASE(1, 1)
-  CASE(2, 2)
-  CASE(2, 1)
-  CASE(3, 2)
-  CASE(3, 1)
-  CASE(4, 2)
-  CASE(4, 1)
+#define CASE(M)                                    \
+  if (p->m == M) {                                 \
+    if (p->matrix->bits == 4)                      \
+      rows_of(p, row, TOGETHER(M), M, 4, x, y);    \
+    else                                           \
+      rows_of(p, row, TOGETHER(M), M, 8, x, y);    \
+  }
+  CASE(1)
+  CASE(2)
+  CASE(3)
+  CASE(4)
+#undef CASE
 }

@@ -5,6 +5,8 @@
 #include "pool.h"
 #include "vectors.h"
 
+#define BYTES (4 * WIDTH) /* of a vector */
+
 enum Type { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, AFFINE = 3, MXFP4 = 4 };
 
 /* Rows are output features. A stack of experts has several such matrices one after the other. */
@@ -39,13 +41,14 @@ void unpack(const Matrix *matrix, int64_t expert, int64_t row, int64_t first, in
 
 /* Parts of `multiply`. */
 #define FEW 4 /* rows of x up to which weights are unpacked in registers */
+#define TOGETHER(M) ((M) == 1 ? 4 : 2) /* rows of weights that are worked on side by side then */
 void few_rows(const Product *product, int64_t first, int64_t last, const void *ordered, int add, int precision);
 size_t ordered_bytes(const Matrix *matrix, int64_t m, int precision);
 void put_in_order(const Matrix *matrix, const float *x, int64_t m, int64_t ldx, int precision, void *ordered);
 int takes_integers(const Matrix *matrix);
 size_t integer_bytes(const Matrix *matrix, int64_t m);
 void make_integers(const Matrix *matrix, const float *x, int64_t m, int64_t ldx, void *integers);
-void integer_rows(const Product *product, int64_t row, int count, const void *integers, float *y);
+void integer_rows(const Product *product, int64_t row, const void *integers, float *y);
 void many_rows(const Product *product, int64_t first, int64_t last, int add);
 #define PANEL 32 /* output features that are computed at once for many rows */
 
@@ -61,6 +64,15 @@ INLINE int64_t row_bytes(const Matrix *a) {
   if (a->type == FLOAT32) return 4 * a->columns;
   if (a->type == BFLOAT16 || a->type == FLOAT16) return 2 * a->columns;
   return a->columns * a->bits / 8;
+}
+
+/* What a product with one matrix takes, as pool_run counts it. */
+INLINE int64_t work_of(const Matrix *a, int64_t m) { return a->rows * row_bytes(a) * (1 + m / 4); }
+
+/* How many bytes ahead of those at hand to fetch from memory, where `count` rows are read side by side. */
+INLINE int64_t bytes_ahead(int64_t bytes, int count) {
+  const int64_t together = bytes * count;
+  return bytes >= 4096 ? 1024 : (4096 + together - 1) / together * together;
 }
 
 INLINE const uint8_t *weight_row(const Matrix *a, int64_t expert, int64_t row) {
@@ -116,25 +128,22 @@ INLINE vfloat scales_at(const void *array, int type, int64_t at, int64_t count) 
 #endif
 }
 
-/* How a vector of words lies in groups: 2**shift words to a group, or 2**-shift vectors. */
+/* Vectors of words are taken WIDTH groups at a time, whose scales fill one vector. */
 typedef struct {
-  int shift;
-  int64_t count; /* groups of a vector, at least one */
-  vint lanes;    /* the group of each word among them */
+  int shift;      /* a group has 2**shift words */
+  int64_t blocks; /* vectors of words in WIDTH groups */
+  vint lanes;     /* 0, 1, 2, … */
 } Groups;
 
 INLINE Groups groups_of(const Matrix *a) {
   const int64_t words = (int64_t)a->group * a->bits / 32;
-  Groups groups = {__builtin_ctzll((uint64_t)words), words >= WIDTH ? 1 : WIDTH / words, {0}};
-  UNROLL for (int i = 0; i < WIDTH; ++i) groups.lanes[i] = i >> groups.shift;
+  Groups groups = {__builtin_ctzll((uint64_t)words), words, {0}};
+  UNROLL for (int i = 0; i < WIDTH; ++i) groups.lanes[i] = i;
   return groups;
 }
 
-/* The scale of each word of a vector, of which `left` groups are in the row. */
-INLINE vfloat scale_lanes(const void *array, int type, int64_t at, int64_t left, const Groups *groups) {
-  if (groups->count == 1) return splat(scale_at(array, type, at));
-  return spread(scales_at(array, type, at, left < groups->count ? left : groups->count), groups->lanes);
-}
+/* Which of the WIDTH groups each word of the vector `block` among them is in. */
+INLINE vint group_lanes(const Groups *groups, int64_t block) { return (groups->lanes + (int)(block * WIDTH)) >> groups->shift; }
 
 /* y += the products of a row's biases with the sums of x's groups. */
 INLINE vfloat add_biases(vfloat y, const void *biases, int type, int64_t at, int64_t all, const float *sums) {

@@ -9,6 +9,7 @@
 
 #define MOST_THREADS 256
 #define SPINS 2000 /* of a thread that has nothing to do, before it sleeps: about 0.1 ms */
+#define SHARE 2000000 /* work that is worth a thread: about 0.2 ms of it */
 #define YIELD 256  /* spins at a barrier, before it lets other threads run */
 
 static struct {
@@ -19,6 +20,7 @@ static struct {
   void *argument;
   atomic_uint generation; /* of tasks */
   int wanted, started;    /* threads of the team, and those that exist beside the caller */
+  int team;               /* threads of this task */
   unsigned born[MOST_THREADS]; /* the last task before each thread began */
   _Alignas(64) atomic_int busy;
   _Alignas(64) atomic_int arrived;
@@ -75,9 +77,7 @@ static void *work(void *number) {
       pthread_mutex_unlock(&pool.lock);
     }
     seen = atomic_load_explicit(&pool.generation, memory_order_acquire);
-    if (index < pool.wanted) {
-      pool.task((Place){index, pool.wanted}, pool.argument);
-    }
+    if (index < pool.team) pool.task((Place){index, pool.team}, pool.argument);
     atomic_fetch_sub_explicit(&pool.busy, 1, memory_order_release);
   }
   return NULL;
@@ -117,11 +117,13 @@ static void hire(void) {
   pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-void pool_run(Task task, void *argument) {
+void pool_run(Task task, void *argument, int64_t work) {
   pthread_mutex_lock(&pool.running);
   hire();
+  const int64_t useful = 1 + work / SHARE;
+  pool.team = useful < pool.wanted ? (int)useful : pool.wanted;
   atomic_store_explicit(&pool.next, 0, memory_order_relaxed);
-  if (pool.wanted > 1) {
+  if (pool.team > 1) {
     pool.task = task;
     pool.argument = argument;
     atomic_store_explicit(&pool.busy, pool.started, memory_order_relaxed);
@@ -130,8 +132,8 @@ void pool_run(Task task, void *argument) {
     pthread_cond_broadcast(&pool.wake);
     pthread_mutex_unlock(&pool.lock);
   }
-  task((Place){0, pool.wanted}, argument);
-  for (int i = 0; pool.wanted > 1 && atomic_load_explicit(&pool.busy, memory_order_acquire) > 0; ++i) {
+  task((Place){0, pool.team}, argument);
+  for (int i = 0; pool.team > 1 && atomic_load_explicit(&pool.busy, memory_order_acquire) > 0; ++i) {
     if (i < YIELD)
       relax();
     else

@@ -11,8 +11,9 @@ typedef struct {
 
 typedef void (*Task)(Place place, void *argument);
 
-/* Runs the task in every thread of the team, the caller's among them, and returns when all have ended. */
-void pool_run(Task task, void *argument);
+/* Runs the task in threads of the team, the caller's among them, and returns when all have ended.
+   work: bytes of weights to read, times the rows that meet them; a little work takes fewer threads than there are. */
+void pool_run(Task task, void *argument, int64_t work);
 
 /* How many threads the team has from now on; at least one. */
 void pool_resize(int threads);
