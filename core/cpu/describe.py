@@ -14,8 +14,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from core.cpu.arrays import address
-from core.cpu.structures import Layer, Matrix, Model
+from core.cpu.arrays import FLOAT_TYPES, address
+from core.cpu.structures import AFFINE, MXFP4, Layer, Matrix, Model
 from core.nn.attention import Attention
 from core.nn.experts import Experts
 from core.nn.linear import ExpertLinear, FusedLinear, Linear
@@ -24,8 +24,6 @@ from core.nn.parts import PreNorm, SparseExperts, stated_parts
 from core.nn.quantized import QuantizedExpertLinear, QuantizedLinear
 from core.nn.rope import RoPE
 
-FLOAT_TYPES = {mx.float32: 0, mx.bfloat16: 1, mx.float16: 2}
-_AFFINE, _MXFP4 = 3, 4
 _MOST_EXPERTS = 512
 _LINEARS = (nn.Linear, Linear), (nn.QuantizedLinear, QuantizedLinear)
 _EXPERTS = (ExpertLinear,), (QuantizedExpertLinear,)
@@ -187,7 +185,7 @@ class _Describer:
         scales = self._child(module, "scales")
         matrix.columns = matrix.columns * 32 // bits
         matrix.bits, matrix.group = bits, group
-        matrix.type = _AFFINE if mode == "affine" else _MXFP4
+        matrix.type = AFFINE if mode == "affine" else MXFP4
         matrix.scales = self._address(scales)
         if mode == "affine":
             biases = self._child(module, "biases")

@@ -87,7 +87,8 @@ def test_device_at_hand(machine) -> None:
 
 def test_a_gpu_that_is_not_the_default_device_is_not_used(machine) -> None:
     machine(cuda=True, default=mx.cpu)
-    assert current_device() is None
+    found = current_device()
+    assert found is None or found.language == "cpu"
 
 
 def test_environment(machine, monkeypatch: pytest.MonkeyPatch) -> None:
