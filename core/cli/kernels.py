@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from core.cli.terminal import clean, table
 from core.errors import CoreError
-from core.kernels import KernelCase, KernelReport, check_kernel, registered_kernels
-from core.kernels.device import current_device
+from core.kernels import KernelCase, KernelReport, check_kernel, device, registered_kernels
 
 
 def check_kernels(problems: list[str], *, full: bool) -> list[str]:
@@ -15,7 +14,7 @@ def check_kernels(problems: list[str], *, full: bool) -> list[str]:
     What is wrong is added to ``problems``.
     """
     reports = []
-    only_sources = not full and getattr(current_device(), "language", None) == "cpu"
+    only_sources = not full and getattr(device.current_device(), "language", None) == "cpu"
     for name, kernel in registered_kernels().items():
         if only_sources and kernel.cpu is None:
             continue

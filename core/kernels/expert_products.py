@@ -97,13 +97,14 @@ def _dense(x: mx.array, weight: mx.array, indices: mx.array) -> mx.array:
 def _affine(x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, indices: mx.array) -> mx.array:
     found = packing(x, weight, scales)
     assert found is not None
-    return mx.gather_qmm(x, weight, scales, biases, None, indices, True, found.group_size, found.bits).astype(x.dtype)
+    wide = scales.astype(mx.float32), biases.astype(mx.float32)
+    settings = found.group_size, found.bits
+    return mx.gather_qmm(x.astype(mx.float32), weight, *wide, None, indices, True, *settings).astype(x.dtype)
 
 
 def _mxfp4(x: mx.array, weight: mx.array, scales: mx.array, indices: mx.array) -> mx.array:
-    return mx.gather_qmm(x, weight, scales, None, None, indices, True, MXFP4.group_size, MXFP4.bits, "mxfp4").astype(
-        x.dtype
-    )
+    settings = MXFP4.group_size, MXFP4.bits, "mxfp4"
+    return mx.gather_qmm(x.astype(mx.float32), weight, scales, None, None, indices, True, *settings).astype(x.dtype)
 
 
 _KERNELS = {

@@ -124,14 +124,19 @@ def _dense(x: mx.array, weight: mx.array) -> mx.array:
     return x @ weight.T
 
 
+# In float32, as the sources compute: sums in half precision would be further from these than a check allows.
 def _affine(x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
     found = packing(x, weight, scales)
     assert found is not None
-    return mx.quantized_matmul(x, weight, scales, biases, True, found.group_size, found.bits).astype(x.dtype)
+    wide = scales.astype(mx.float32), biases.astype(mx.float32)
+    y = mx.quantized_matmul(x.astype(mx.float32), weight, *wide, True, found.group_size, found.bits)
+    return y.astype(x.dtype)
 
 
 def _mxfp4(x: mx.array, weight: mx.array, scales: mx.array) -> mx.array:
-    return mx.quantized_matmul(x, weight, scales, None, True, MXFP4.group_size, MXFP4.bits, "mxfp4").astype(x.dtype)
+    wide = x.astype(mx.float32)
+    y = mx.quantized_matmul(wide, weight, scales, None, True, MXFP4.group_size, MXFP4.bits, "mxfp4")
+    return y.astype(x.dtype)
 
 
 _KERNELS = {

@@ -65,10 +65,12 @@ def machine(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(mx.cuda, "is_available", lambda: cuda)
         monkeypatch.setattr(mx, "default_device", lambda: mx.Device(default))
         device._gpu.cache_clear()
+        device._mode.cache_clear()
 
     monkeypatch.delenv("CORE_KERNELS", raising=False)
     yield make
     device._gpu.cache_clear()
+    device._mode.cache_clear()
 
 
 def test_device_at_hand(machine) -> None:
