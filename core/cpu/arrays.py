@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+FLOAT_TYPES = {mx.float32: 0, mx.bfloat16: 1, mx.float16: 2}
+"""What the C structures call the dtypes of floats."""
+
 
 def address(array: mx.array) -> int | None:
     """The address of an array's first element; None where it is not row-major and contiguous.
@@ -44,6 +47,17 @@ def evaluated(*arrays: mx.array) -> bool:
             raise
         return False
     return True
+
+
+def floats(x: mx.array, shape: tuple[int, ...]) -> tuple[mx.array, mx.array]:
+    """``x`` as contiguous float32, and zeros of a shape, for a result; both evaluated."""
+    y = mx.zeros(shape)
+    wide = x.astype(mx.float32)
+    mx.eval(wide, y)
+    if address(wide) is None:
+        wide = mx.contiguous(wide)
+        mx.eval(wide)
+    return wide, y
 
 
 _BYTE = ctypes.c_char

@@ -13,10 +13,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from core.cpu.arrays import address, known_address
+from core.cpu.arrays import FLOAT_TYPES, address, known_address
 from core.cpu.description import Basis, Description
 from core.cpu.sizes import UnsupportedError, check_head, check_layer, check_size
-from core.cpu.structures import Layer, Matrix, Model
+from core.cpu.structures import AFFINE, MXFP4, Layer, Matrix, Model
 from core.nn.attention import Attention
 from core.nn.experts import Experts
 from core.nn.linear import ExpertLinear, FusedLinear, Linear
@@ -25,8 +25,6 @@ from core.nn.parts import PreNorm, SparseExperts, stated_parts
 from core.nn.quantized import QuantizedExpertLinear, QuantizedLinear
 from core.nn.rope import RoPE
 
-FLOAT_TYPES = {mx.float32: 0, mx.bfloat16: 1, mx.float16: 2}
-_AFFINE, _MXFP4 = 3, 4
 _MOST_EXPERTS = 512
 _MOST_SHARING = 48  # query heads of one key head: QUERIES in attention.c
 _LINEARS = (nn.Linear, Linear), (nn.QuantizedLinear, QuantizedLinear)
@@ -179,7 +177,7 @@ class _Describer:
         weight_rows = module["weight"].size // matrix.columns
         matrix.columns = matrix.columns * 32 // bits
         matrix.bits, matrix.group = bits, group
-        matrix.type = _AFFINE if mode == "affine" else _MXFP4
+        matrix.type = AFFINE if mode == "affine" else MXFP4
         matrix.scales = self._address(scales)
         check_size("scales", scales, weight_rows * matrix.columns // group)
         if mode == "affine":

@@ -19,7 +19,7 @@ from core.cpu.levels import Level, levels_of
 from core.cpu.manifest import FOLDER, SOURCE, read_manifest, source_files, sources_digest
 from core.errors import UsageError
 
-VERSION = 1
+VERSION = 2
 """What ``corelm_version`` of a library that fits this Python code returns: it counts changes of the C interface."""
 VARIABLE = "CORE_CPU"
 _MOST_NAMES = 3

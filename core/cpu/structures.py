@@ -11,6 +11,11 @@ _INT = ctypes.c_int32
 _FLOAT = ctypes.c_float
 Fields = list[tuple[str, type]]
 
+AFFINE, MXFP4 = 3, 4
+"""Values of ``Matrix.type`` beside those of floats (``core.cpu.arrays.FLOAT_TYPES``)."""
+EXACT, ROUNDED = 0, 1
+"""How products of many rows are computed: in float32, or with factors rounded to bfloat16."""
+
 
 class Matrix(ctypes.Structure):
     """A matrix of weights, or a stack of them."""

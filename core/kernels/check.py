@@ -24,7 +24,7 @@ class KernelCase:
 
     dtype: str
     shapes: tuple[tuple[int, ...], ...]
-    implementation: Literal["metal", "cuda", "reference"]
+    implementation: Literal["metal", "cuda", "cpu", "reference"]
     ok: bool
     max_absolute_error: float
     max_relative_error: float
@@ -78,7 +78,7 @@ def check_kernel(kernel: Kernel) -> KernelReport:
 
 
 def _case(kernel: Kernel, fused: FusedSource | None, inputs: tuple[mx.array, ...], dtype: mx.Dtype) -> KernelCase:
-    implementation: Literal["metal", "cuda", "reference"] = "reference"
+    implementation: Literal["metal", "cuda", "cpu", "reference"] = "reference"
     try:
         if fused is not None and fused.claims(inputs):
             implementation = fused.device.language

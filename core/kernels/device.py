@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import mlx.core as mx
 
-from core.cpu.library import load_library
+from core.cpu.library import library_status, load_library
 from core.errors import UsageError
 
 if TYPE_CHECKING:
     from core.kernels.cuda_code import Compiler
 
-Language = Literal["metal", "cuda"]
+Language = Literal["metal", "cuda", "cpu"]
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity: it is a dictionary key on the hot path
@@ -29,7 +29,8 @@ class KernelDevice:
     Args:
         name: what a warning calls it.
         language: which of a kernel's sources it takes.
-        build: has the signature of ``mx.fast.metal_kernel`` and ``mx.fast.cuda_kernel``; a test passes its own.
+        build: has the signature of ``mx.fast.metal_kernel`` and ``mx.fast.cuda_kernel``; a test passes its own. On the
+            CPU the source that it is given is a Python function.
         capability: the major number of a CUDA device's compute capability; 0 where there is none, or nobody says.
         compiler: compiles CUDA sources before MLX has to; None leaves it to MLX.
         ahead: sources are compiled for later, and neither checked nor run.
@@ -51,16 +52,16 @@ def current_device() -> KernelDevice | None:
     """The device whose sources a kernel called now would use; None means the reference.
 
     Raises:
-        UsageError: ``CORE_KERNELS`` holds a value that nobody knows.
+        UsageError: ``CORE_KERNELS`` or ``CORE_CPU`` holds a value that nobody knows.
     """
     override = _override.get()
     if override is not None:
         return override[0]
-    gpu = _gpu()
-    # A fused source runs on the GPU only, and a user may have moved the default to the CPU, even for one block.
-    if gpu is None or mx.default_device().type != mx.DeviceType.gpu:
-        return None
-    return gpu
+    # A user may have moved the default to the CPU, even for one block.
+    if mx.default_device().type == mx.DeviceType.gpu:
+        return _gpu()
+    level = None if _mode() == "reference" else library_status().level
+    return None if level is None else _cpu(level)
 
 
 def cpu_sources() -> bool:
@@ -137,6 +138,13 @@ def _gpu() -> KernelDevice | None:
 
         return KernelDevice(_gpu_name("CUDA GPU"), "cuda", mx.fast.cuda_kernel, _capability(), device_compiler())
     return None
+
+
+@functools.cache
+def _cpu(level: str) -> KernelDevice:
+    from core.kernels.cpu_source import build
+
+    return KernelDevice(f"the CPU ({level})", "cpu", build)
 
 
 def _gpu_name(default: str) -> str:

@@ -11,8 +11,9 @@ import mlx.core as mx
 
 from core.errors import first_line
 from core.kernels.compare import Comparison, compare
+from core.kernels.cpu_source import NotNowError
 from core.kernels.cuda_code import Instance
-from core.kernels.gradient import Function, with_gradient_of
+from core.kernels.gradient import Function, with_derivatives_of, with_gradient_of
 from core.kernels.verification import Verification
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Launch(NamedTuple):
 class Plan(NamedTuple):
     """What to call for inputs of given shapes and dtypes: without gradient, with it, and the source or nothing.
 
-    ``attempt`` gives None where the source fails to start, instead of the reference.
+    ``attempt`` gives None where the source fails to start, instead of the reference, or is not for this call.
     """
 
     run: Function
@@ -59,7 +60,7 @@ class FusedSource:
     def __init__(self, kernel: Kernel, device: KernelDevice) -> None:
         self.kernel = kernel
         self.device = device
-        self.source = kernel.metal if device.language == "metal" else kernel.cuda
+        self.source: object = getattr(kernel, device.language)
         self.usable = self.source is not None
         self._launcher: Callable[..., list[mx.array]] | None = None
         self._plans: dict[Hashable, Plan | None] = {}
@@ -167,6 +168,8 @@ class FusedSource:
         def attempt(*inputs: mx.array) -> mx.array | None:
             try:
                 return self._run(inputs, arguments)
+            except NotNowError:
+                pass
             except Exception as error:
                 if self._switch_off():
                     self._warn(f"cannot be launched: {type(error).__name__}: {first_line(error)}")
@@ -176,7 +179,9 @@ class FusedSource:
             result = attempt(*inputs)
             return reference(*inputs) if result is None else result
 
-        return Plan(run, with_gradient_of(reference, run), attempt)
+        # A source on the CPU gives numbers, not a node of MLX's graph that refuses what it has no derivative for.
+        differentiable = with_derivatives_of if self.device.language == "cpu" else with_gradient_of
+        return Plan(run, differentiable(reference, run), attempt)
 
     def _switch_off(self) -> bool:
         """Falls back for good: a source that is wrong once on a machine is not trusted there with other shapes.

@@ -31,9 +31,26 @@ def with_gradient_of(reference: Function, run: Function) -> Function:
     return cast(Function, function)
 
 
-def _restrict(reference: Function, inputs: list[mx.array]) -> tuple[Function, list[int]]:
+def with_derivatives_of(reference: Function, run: Function) -> Function:
+    """As ``with_gradient_of``, and for ``mx.jvp`` too: for a source whose result MLX takes for a constant."""
+    function = with_gradient_of(reference, run)
+
+    @function.jvp  # type: ignore[attr-defined, untyped-decorator]  # it is a mx.custom_function
+    def jvp(primals: Any, tangents: Any) -> mx.array:
+        primals, tangents = _as_list(primals), _as_list(tangents)
+        of_floats, positions = _restrict(reference, primals, [tangent is not None for tangent in tangents])
+        return mx.jvp(of_floats, [primals[p] for p in positions], [tangents[p] for p in positions])[1][0]
+
+    return function
+
+
+def _restrict(
+    reference: Function, inputs: list[mx.array], wanted: list[bool] | None = None
+) -> tuple[Function, list[int]]:
     """The reference as a function of its floating inputs, and their positions: MLX refuses derivatives by integers."""
-    positions = [i for i, x in enumerate(inputs) if mx.issubdtype(x.dtype, mx.floating)]
+    positions = [
+        i for i, x in enumerate(inputs) if mx.issubdtype(x.dtype, mx.floating) and (wanted is None or wanted[i])
+    ]
 
     def of_floats(*floats: mx.array) -> mx.array:
         merged = list(inputs)

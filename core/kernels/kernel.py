@@ -15,7 +15,7 @@ from core.kernels.registry import Origin, register
 
 
 class Kernel:
-    """A function of arrays that may be computed by a fused Metal or CUDA source.
+    """A function of arrays that may be computed by a fused Metal or CUDA source, or by the CPU library.
 
     Calling it uses the source for the device at hand, and its reference where there is no source, where ``supports``
     says no, and where the source once disagreed with the reference on this machine. The first use of a source compares
@@ -24,7 +24,9 @@ class Kernel:
 
     Gradients (``mx.grad``, ``mx.vjp``) are the reference's, of every order; inside ``inference()`` there are none.
     ``mx.vmap`` and ``mx.jvp`` work wherever the reference is used, so inside ``reference_only()`` everywhere; MLX
-    refuses to batch or push forward a fused source, and to compile one with ``shapeless=True``.
+    refuses to batch or push forward a fused source, and to compile one with ``shapeless=True``. A source on the CPU
+    computes at once, and so waits for its inputs; where MLX only traces (``mx.compile``, ``mx.vmap``), the reference
+    is traced in its place.
 
     Constructing a kernel registers it.
 
@@ -35,6 +37,8 @@ class Kernel:
         sample_inputs: random inputs from ``(key, dtype)``, in several shapes (odd sizes, one row, every template);
             must use the key given, and leave ``mx.random.state`` alone.
         metal, cuda: bodies for ``mx.fast.metal_kernel`` and ``mx.fast.cuda_kernel``, which write ``out``.
+        cpu: a function of the same evaluated arrays that computes the result at once, through the CPU library; None
+            from it leaves one call to the reference.
         header: text before the body: includes, and functions that it calls.
         shared_memory: bytes of dynamic shared memory that a block of the CUDA source takes.
         in_place: the source takes inputs where they lie, with whatever strides they have, and may write them; called by
@@ -58,6 +62,7 @@ class Kernel:
         sample_inputs: Callable[[mx.array, mx.Dtype], Sequence[tuple[mx.array, ...]]],
         metal: str | None = None,
         cuda: str | None = None,
+        cpu: Callable[..., mx.array | None] | None = None,
         header: str = "",
         shared_memory: int = 0,
         in_place: bool = False,
@@ -71,6 +76,7 @@ class Kernel:
         self.sample_inputs = sample_inputs
         self.metal = metal
         self.cuda = cuda
+        self.cpu = cpu
         self.header = header
         self.shared_memory = shared_memory
         self.in_place = in_place
@@ -98,6 +104,13 @@ class Kernel:
             return None
         return plan.attempt(*inputs)
 
+    def fused(self, *inputs: mx.array) -> mx.array | None:
+        """A call, where a fused source takes these inputs; None where the reference would be used."""
+        device = current_device()
+        if device is None or (plan := self._plan(device, inputs)) is None:
+            return None
+        return plan.run(*inputs) if in_inference() else plan.differentiable(*inputs)
+
     def takes(self, *inputs: mx.array) -> bool:
         """Whether a fused source would run on these inputs, here; may run its check."""
         device = current_device()
@@ -108,7 +121,7 @@ class Kernel:
         return self.tolerance.get(dtype, EXACT)
 
     def __repr__(self) -> str:
-        sources = [language for language in ("metal", "cuda") if getattr(self, language) is not None]
+        sources = [language for language in ("metal", "cuda", "cpu") if getattr(self, language) is not None]
         return f"Kernel({self.name!r}, sources: {', '.join(sources) or 'none'}, from {self.origin.module})"
 
     def _plan(self, device: KernelDevice, inputs: tuple[mx.array, ...]) -> Plan | None:

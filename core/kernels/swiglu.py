@@ -11,6 +11,7 @@ import math
 
 import mlx.core as mx
 
+from core.cpu import swiglu as cpu
 from core.kernels.fused import Launch
 from core.kernels.kernel import Kernel
 
@@ -174,6 +175,7 @@ swiglu = Kernel(
     sample_inputs=_swiglu_samples,
     metal=_SWIGLU_METAL,
     cuda=_SWIGLU_CUDA,
+    cpu=cpu.swiglu,
     supports=_swiglu_supports,
 )
 

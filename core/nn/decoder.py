@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from core.errors import UsageError
 from core.nn.cache import Cache
-from core.nn.embedding import embed
+from core.nn.embedding import as_linear, embed
 from core.nn.groups import CacheGroups, GroupsPlan
 from core.nn.linear import Linear
 from core.nn.pacing import Pace
@@ -136,7 +136,7 @@ class Decoder(nn.Module):
         if logits is not None:
             return logits
         x = self.norm(x)
-        return self.lm_head(x) if "lm_head" in self else self.embed_tokens.as_linear(x)
+        return self.lm_head(x) if "lm_head" in self else as_linear(self.embed_tokens, x)
 
 
 @functools.cache

@@ -1,10 +1,11 @@
-"""Looking tokens up in an embedding, quantized or not."""
+"""Looking tokens up in an embedding, quantized or not, and multiplying by it: the head of a model that ties them."""
 
 from __future__ import annotations
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from core.kernels.products import dense_product, packed_product
 from core.kernels.take_rows import take_rows
 
 
@@ -36,3 +37,13 @@ def embed(embedding: nn.Module, tokens: mx.array, dtype: mx.Dtype | None = None)
         bits=embedding.bits,
         mode=embedding.mode,
     )
+
+
+def as_linear(embedding: nn.Module, x: mx.array) -> mx.array:
+    """``embedding.as_linear(x)``: ``[..., hidden_size]`` to ``[..., vocab_size]``."""
+    y = None
+    if type(embedding) is nn.Embedding:
+        y = dense_product(x, embedding.weight)
+    elif type(embedding) is nn.QuantizedEmbedding:
+        y = packed_product(x, embedding.weight, embedding.scales, embedding.get("biases"))
+    return embedding.as_linear(x) if y is None else y

@@ -13,6 +13,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from core.kernels.expert_products import dense_experts
+from core.kernels.products import dense_product
 from core.nn.quantized import QuantizedExpertLinear, QuantizedLinear, row
 
 
@@ -90,7 +92,14 @@ def _split(x: mx.array, sizes: list[int]) -> list[mx.array]:
 
 
 class Linear(nn.Linear):
-    """``mlx.nn.Linear``, whose quantized form is ``core.nn.QuantizedLinear``."""
+    """``mlx.nn.Linear``, whose quantized form is ``core.nn.QuantizedLinear``; on a CPU the CPU library multiplies."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """``x``: ``[..., input_dims]``; returns ``[..., output_dims]``."""
+        y = dense_product(x, self.weight)
+        if y is None:
+            return super().__call__(x)
+        return y + self.bias if "bias" in self else y
 
     def to_quantized(
         self,
@@ -102,6 +111,12 @@ class Linear(nn.Linear):
         """The same layer with quantized weights; called by ``mlx.nn.quantize``."""
         made: nn.Module = super().to_quantized(group_size, bits, mode, quantize_input)
         return QuantizedLinear.of(made) if type(made) is nn.QuantizedLinear else made
+
+
+def linear(x: mx.array, weight: mx.array) -> mx.array:
+    """``x @ weight.T``, by the CPU library where it computes that."""
+    y = dense_product(x, weight)
+    return x @ weight.T if y is None else y
 
 
 class ExpertLinear(nn.Module):
@@ -132,17 +147,19 @@ class ExpertLinear(nn.Module):
             ``[..., rows, output_dims]``.
         """
         if isinstance(indices, int):
-            y = x @ row(self.weight, indices).T
+            y = linear(x, row(self.weight, indices))
             return y + row(self.bias, indices) if "bias" in self else y
-        weight = self.weight.swapaxes(-1, -2)
-        if weight.dtype != mx.float32 and mx.default_device().type == mx.DeviceType.cpu:
-            # MLX's CPU backend gathers in float32 only. A load computes in it there: this is for models cast by hand.
-            y = mx.gather_mm(
-                x.astype(mx.float32), weight.astype(mx.float32), rhs_indices=indices, sorted_indices=sorted_indices
-            ).astype(x.dtype)
-        else:
-            y = mx.gather_mm(x, weight, rhs_indices=indices, sorted_indices=sorted_indices)
+        found = dense_experts(x, self.weight, indices)
+        y = self._gathered(x, indices, sorted_indices) if found is None else found
         return y + self.bias[indices][..., None, :] if "bias" in self else y
+
+    def _gathered(self, x: mx.array, indices: mx.array, sorted_indices: bool) -> mx.array:
+        weight = self.weight.swapaxes(-1, -2)
+        if weight.dtype == mx.float32 or mx.default_device().type != mx.DeviceType.cpu:
+            return mx.gather_mm(x, weight, rhs_indices=indices, sorted_indices=sorted_indices)
+        # MLX's CPU backend gathers in float32 only. A load computes in it there: this is for models cast by hand.
+        wide = x.astype(mx.float32), weight.astype(mx.float32)
+        return mx.gather_mm(*wide, rhs_indices=indices, sorted_indices=sorted_indices).astype(x.dtype)
 
     def to_quantized(self, group_size: int | None = None, bits: int | None = None, mode: str = "affine") -> nn.Module:
         """The same layer with quantized weights; called by ``mlx.nn.quantize``."""

@@ -12,7 +12,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from core.device import backend
+from core.kernels import products
 from core.kernels.dequantize import dequantize
+from core.kernels.expert_products import packed_experts
 from core.kernels.few_rows import MOST_ROWS, few_rows_kernel
 
 _SMALLEST_GROUP = 32  # that MLX's affine mode has
@@ -28,6 +30,9 @@ def _product(
     mode: str,
 ) -> mx.array:
     """``x`` times the transposed matrix, in whichever way is fastest for so many rows."""
+    y = products.packed_product(x, weight, scales, biases)
+    if y is not None:
+        return y
     rows = x.size // x.shape[-1]
     if _densely(rows):
         return x @ dequantize(weight, scales, biases, group_size, bits, mode).T
@@ -128,7 +133,12 @@ class QuantizedExpertLinear(nn.Module):
             packed = row(self.weight, indices), row(self.scales, indices), biases
             y = _product(x, *packed, self.group_size, self.bits, self.mode).astype(x.dtype)
             return y + row(self.bias, indices) if "bias" in self else y
-        y = mx.gather_qmm(
+        found = packed_experts(x, self.weight, self.scales, self.get("biases"), indices)
+        y = self._gathered(x, indices, sorted_indices) if found is None else found
+        return y + self.bias[indices][..., None, :] if "bias" in self else y
+
+    def _gathered(self, x: mx.array, indices: mx.array, sorted_indices: bool) -> mx.array:
+        return mx.gather_qmm(
             x,
             self.weight,
             self.scales,
@@ -140,4 +150,3 @@ class QuantizedExpertLinear(nn.Module):
             mode=self.mode,
             sorted_indices=sorted_indices,
         ).astype(x.dtype)
-        return y + self.bias[indices][..., None, :] if "bias" in self else y

@@ -6,6 +6,7 @@ and no token.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Protocol
 
 import mlx.core as mx
 
+from core.device import backend
+from core.kernels import reference_only
 from core.nn.cache import BlockCache, Cache, State
 
 
@@ -50,7 +53,9 @@ class RowTemplate:
     def __init__(self, model: Cached, make_cache: Callable[[int], Cache]) -> None:
         self._make = make_cache
         probe = make_cache(1)
-        model.hidden_states(mx.zeros((1, 1), dtype=mx.int32), probe)
+        # What computes at once on a CPU would do so here; references wait until somebody needs their results.
+        with reference_only() if backend() == "cpu" else contextlib.nullcontext():
+            model.hidden_states(mx.zeros((1, 1), dtype=mx.int32), probe)
         self._capacities = {key: span.capacity for key, span in probe.spans.items()}
         self._kinds = [
             [_Kind(array.shape, array.dtype, _grows(block)) for array in block.arrays()] for block in probe.blocks

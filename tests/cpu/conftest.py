@@ -34,3 +34,11 @@ def native() -> Level:
     if not levels or levels[0].features - processor.features():
         pytest.skip("the CPU library has no level for this machine")
     return levels[0]
+
+
+@pytest.fixture
+def best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products are computed by the best library."""
+    monkeypatch.delenv("CORE_CPU", raising=False)
+    if library.load_library() is None:
+        pytest.skip("there is no CPU library here")

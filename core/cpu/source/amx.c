@@ -1,8 +1,6 @@
 /* Products of many rows on processors with tiles (Intel AMX): bfloat16 numbers, float32 sums.
 
-   Rows of weights are the left tiles as they lie; x is put in pairs of columns once for all of them. A float is the sum
-   of two or three bfloat16: where more is asked for than their precision, x and, where it is no bfloat16 itself, the
-   weight are each split in two, and the products of all but the two small halves are added. */
+   Rows of weights are the left tiles, as they lie where they are bfloat16; x is put in pairs of columns once for all. */
 #include "matrix.h"
 
 #if defined(TILES)
@@ -30,50 +28,36 @@ static void configure(void) {
 
 static int64_t steps(int64_t columns) { return (columns + STEP - 1) / STEP; }
 
-/* A strip of x: for each step, two tiles [16 pairs of columns][16 rows][2] of its large halves, then of its small. */
-static int64_t strip_numbers(int64_t columns, int precision) {
-  return steps(columns) * (precision == EXACT ? 4 : 2) * TILE * STEP;
-}
+/* A strip of x: for each step, two tiles [16 pairs of columns][16 rows][2]. */
+static int64_t strip_numbers(int64_t columns) { return steps(columns) * 2 * TILE * STEP; }
 
-size_t tiled_bytes(int64_t m, int64_t columns, int precision) {
-  return 2 * (size_t)(((m + STRIP - 1) / STRIP) * strip_numbers(columns, precision));
-}
+size_t tiled_bytes(int64_t m, int64_t columns) { return 2 * (size_t)((m + STRIP - 1) / STRIP * strip_numbers(columns)); }
 
-INLINE void split(__m512 x, __m256i *large, __m256i *small) {
-  const __m256bh high = _mm512_cvtneps_pbh(x);
-  const __m512 back = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)high), 16));
-  *large = (__m256i)high;
-  *small = (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(x, back));
-}
+INLINE __m256i rounded(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
 
-void tile(const float *x, int64_t m, int64_t ldx, int64_t columns, int precision, void *tiled, int64_t part, int64_t parts) {
-  const int64_t strips = (m + STRIP - 1) / STRIP, all = steps(columns), kinds = precision == EXACT ? 2 : 1;
+void tile(const float *x, int64_t m, int64_t ldx, int64_t columns, void *tiled, int64_t part, int64_t parts) {
+  const int64_t strips = (m + STRIP - 1) / STRIP, all = steps(columns);
   for (int64_t strip = strips * part / parts; strip < strips * (part + 1) / parts; ++strip) {
-    uint32_t *to = (uint32_t *)((uint16_t *)tiled + strip * strip_numbers(columns, precision));
+    uint32_t *to = (uint32_t *)((uint16_t *)tiled + strip * strip_numbers(columns));
     for (int64_t row = 0; row < STRIP; ++row) {
       const int64_t from = strip * STRIP + row;
       for (int64_t step = 0; step < all; ++step) {
-        uint16_t halves[2][STEP];
+        uint32_t pairs[STEP / 2];
         for (int64_t half = 0; half < 2; ++half) {
           const int64_t k = step * STEP + 16 * half, left = from < m ? columns - k : 0;
           const __mmask16 mask = left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1u << left) - 1);
-          __m256i large, small;
-          split(_mm512_maskz_loadu_ps(mask, x + (mask ? from * ldx + k : 0)), &large, &small);
-          _mm256_storeu_si256((__m256i *)(halves[0] + 16 * half), large);
-          _mm256_storeu_si256((__m256i *)(halves[1] + 16 * half), small);
+          const __m512 numbers = _mm512_maskz_loadu_ps(mask, x + (mask ? from * ldx + k : 0));
+          _mm256_storeu_si256((__m256i *)(pairs + 8 * half), rounded(numbers));
         }
-        for (int64_t kind = 0; kind < kinds; ++kind) {
-          uint32_t *at = to + ((step * kinds + kind) * 2 + row / TILE) * (TILE * STEP / 2) + row % TILE;
-          const uint32_t *pairs = (const uint32_t *)halves[kind];
-          for (int pair = 0; pair < STEP / 2; ++pair) at[pair * TILE] = pairs[pair];
-        }
+        uint32_t *at = to + (step * 2 + row / TILE) * (TILE * STEP / 2) + row % TILE;
+        for (int pair = 0; pair < STEP / 2; ++pair) at[pair * TILE] = pairs[pair];
       }
     }
   }
 }
 
-/* Rows of weights as bfloat16, [2 * TILE][columns padded to steps]; the small halves behind, where there are any. */
-static void weights(const Product *p, int64_t row, int64_t rows, int splits, uint16_t *large, uint16_t *small) {
+/* Rows of weights as bfloat16, [2 * TILE][columns padded to steps]. */
+static void weights(const Product *p, int64_t row, int64_t rows, uint16_t *out) {
   const Matrix *a = p->matrix;
   const int64_t line = steps(a->columns) * STEP;
   float *numbers = pool_scratch(2, sizeof(float) * (size_t)line);
@@ -83,12 +67,7 @@ static void weights(const Product *p, int64_t row, int64_t rows, int splits, uin
     else
       memset(numbers, 0, sizeof(float) * (size_t)line);
     for (int64_t k = a->columns; k < line; ++k) numbers[k] = 0;
-    for (int64_t k = 0; k < line; k += 16) {
-      __m256i high, low;
-      split(_mm512_loadu_ps(numbers + k), &high, &low);
-      _mm256_storeu_si256((__m256i *)(large + i * line + k), high);
-      if (splits) _mm256_storeu_si256((__m256i *)(small + i * line + k), low);
-    }
+    for (int64_t k = 0; k < line; k += 16) _mm256_storeu_si256((__m256i *)(out + i * line + k), rounded(_mm512_loadu_ps(numbers + k)));
   }
 }
 
@@ -100,60 +79,37 @@ static void turn(const float *tiles, float *sums) {
       _mm512_storeu_ps(sums + row * STRIP + half * TILE, _mm512_i32gather_ps(lines, tiles + (half * 2 + row / TILE) * TILE * TILE + row % TILE, 4));
 }
 
-void tile_rows(const Product *p, int64_t first, int64_t last, const void *tiled, int add, int precision) {
+void tile_rows(const Product *p, int64_t first, int64_t last, const void *tiled, int add) {
   const Matrix *a = p->matrix;
-  const int64_t all = steps(a->columns), line = all * STEP, kinds = precision == EXACT ? 2 : 1, bytes = 2 * line;
-  const int direct = a->type == BFLOAT16 && a->columns % STEP == 0, splits = precision == EXACT && a->type != BFLOAT16;
-  uint16_t *large = pool_scratch(0, 2 * sizeof(uint16_t) * 2 * TILE * (size_t)line), *small = large + 2 * TILE * line;
+  const int64_t all = steps(a->columns), line = all * STEP, bytes = 2 * line;
+  const int direct = a->type == BFLOAT16 && a->columns % STEP == 0;
+  uint16_t *made = pool_scratch(0, sizeof(uint16_t) * 2 * TILE * (size_t)line);
   float tiles[4 * TILE * TILE] __attribute__((aligned(64))), sums[STRIP * STRIP] __attribute__((aligned(64)));
   configure();
   for (int64_t row = first; row < last; row += 2 * TILE) {
     const int64_t rows = last - row < 2 * TILE ? last - row : 2 * TILE;
-    const uint16_t *left = large;
+    const uint16_t *left = made;
     if (direct && rows == 2 * TILE)
       left = (const uint16_t *)weight_row(a, p->expert, row);
     else
-      weights(p, row, rows, splits, large, small);
+      weights(p, row, rows, made);
     for (int64_t strip = 0; strip * STRIP < p->m; ++strip) {
-      const uint16_t *right = (const uint16_t *)tiled + strip * strip_numbers(a->columns, precision);
+      const uint16_t *right = (const uint16_t *)tiled + strip * strip_numbers(a->columns);
       const int64_t count = p->m - strip * STRIP < STRIP ? p->m - strip * STRIP : STRIP;
-      const int both = count > TILE;
       _tile_zero(0);
       _tile_zero(1);
       _tile_zero(2);
       _tile_zero(3);
-      for (int64_t step = 0; step < all; ++step, right += kinds * 2 * TILE * STEP) {
+      for (int64_t step = 0; step < all; ++step, right += 2 * TILE * STEP) {
         _tile_loadd(4, left + step * STEP, bytes);
         _tile_loadd(5, left + TILE * line + step * STEP, bytes);
         _tile_loadd(6, right, 64);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(2, 5, 6);
-        if (both) {
+        if (count > TILE) {
           _tile_loadd(7, right + TILE * STEP, 64);
           _tile_dpbf16ps(1, 4, 7);
           _tile_dpbf16ps(3, 5, 7);
-        }
-        if (precision == EXACT) {
-          if (splits) {
-            _tile_loadd(4, small + step * STEP, bytes);
-            _tile_loadd(5, small + TILE * line + step * STEP, bytes);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_dpbf16ps(2, 5, 6);
-            if (both) {
-              _tile_dpbf16ps(1, 4, 7);
-              _tile_dpbf16ps(3, 5, 7);
-            }
-            _tile_loadd(4, left + step * STEP, bytes);
-            _tile_loadd(5, left + TILE * line + step * STEP, bytes);
-          }
-          _tile_loadd(6, right + 2 * TILE * STEP, 64);
-          _tile_dpbf16ps(0, 4, 6);
-          _tile_dpbf16ps(2, 5, 6);
-          if (both) {
-            _tile_loadd(7, right + 3 * TILE * STEP, 64);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_dpbf16ps(3, 5, 7);
-          }
         }
       }
       _tile_stored(0, tiles + 0 * TILE * TILE, 64);

@@ -5,7 +5,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-EXPORT int corelm_version(void) { return 1; }
+EXPORT int corelm_version(void) { return 2; }
 
 EXPORT void corelm_threads(int count) { pool_resize(count); }
 
@@ -24,6 +24,22 @@ EXPORT void corelm_multiply(const Product *products, int count, int add, int pre
   int64_t work = 0;
   for (int i = 0; i < count; ++i) work += work_of(products[i].matrix, products[i].m);
   pool_run(multiply_task, &m, work);
+}
+
+typedef struct {
+  const float *gate_up;
+  float *y;
+  int64_t rows, columns;
+} Gating;
+
+static void swiglu_task(Place place, void *argument) {
+  const Gating *g = argument;
+  gated(place, g->gate_up, g->rows, g->columns, g->y);
+}
+
+EXPORT void corelm_swiglu(const float *gate_up, int64_t rows, int64_t columns, float *y) {
+  Gating g = {gate_up, y, rows, columns};
+  pool_run(swiglu_task, &g, 12 * rows * columns);
 }
 
 static pthread_mutex_t passes = PTHREAD_MUTEX_INITIALIZER; /* one at a time: they share memory */

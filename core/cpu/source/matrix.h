@@ -55,9 +55,9 @@ void many_rows(const Product *product, int64_t first, int64_t last, int add);
 #if defined(__AMX_BF16__)
 #define TILES 1
 int tiles_begin(void); /* 0 where the system gives this process no tiles */
-size_t tiled_bytes(int64_t m, int64_t columns, int precision);
-void tile(const float *x, int64_t m, int64_t ldx, int64_t columns, int precision, void *tiled, int64_t part, int64_t parts);
-void tile_rows(const Product *product, int64_t first, int64_t last, const void *tiled, int add, int precision);
+size_t tiled_bytes(int64_t m, int64_t columns);
+void tile(const float *x, int64_t m, int64_t ldx, int64_t columns, void *tiled, int64_t part, int64_t parts);
+void tile_rows(const Product *product, int64_t first, int64_t last, const void *tiled, int add);
 #endif
 
 INLINE int64_t row_bytes(const Matrix *a) {

@@ -21,7 +21,7 @@ static enum Way way_of(const Product *p, int precision) {
   (void)precision;
   if (p->m <= FEW) return FEW_ROWS;
 #if defined(TILES)
-  if (p->m >= TILES_FROM && tiles_are_there()) return TILE_ROWS;
+  if (precision == ROUNDED && p->m >= TILES_FROM && tiles_are_there()) return TILE_ROWS;
 #endif
   return MANY_ROWS;
 }
@@ -31,7 +31,7 @@ static size_t bytes_of(const Product *p, int precision) {
   switch (way_of(p, precision)) {
     case FEW_ROWS: return (ordered_bytes(p->matrix, p->m, precision) + 63) & ~(size_t)63;
 #if defined(TILES)
-    case TILE_ROWS: return tiled_bytes(p->m, p->matrix->columns, precision);
+    case TILE_ROWS: return tiled_bytes(p->m, p->matrix->columns);
 #endif
     default: return 0;
   }
@@ -65,7 +65,7 @@ void multiply(Place place, const Product *products, int count, int add, int prec
         break;
 #if defined(TILES)
       case TILE_ROWS:
-        tile(p->x, p->m, p->ldx, p->matrix->columns, precision, ordered, place.index, place.count);
+        tile(p->x, p->m, p->ldx, p->matrix->columns, ordered, place.index, place.count);
         break;
 #endif
       default: break;
@@ -84,7 +84,7 @@ void multiply(Place place, const Product *products, int count, int add, int prec
       switch (way) {
         case FEW_ROWS: few_rows(p, first, last, ordered, add, precision); break;
 #if defined(TILES)
-        case TILE_ROWS: tile_rows(p, first, last, ordered, add, precision); break;
+        case TILE_ROWS: tile_rows(p, first, last, ordered, add); break;
 #endif
         default: many_rows(p, first, last, add);
       }
