@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import mlx.core as mx
 
-from core.device import wired_memory
+from core.device import backend, wired_memory
 from core.generation.chooser import Choice, Chooser
+from core.generation.chunks import ChunkSize
 from core.generation.padding import chunk_length, padded_length
 from core.generation.result import FinishReason, GenerationStats, Token, TopLogprobs
 from core.generation.sampling import Sampling
@@ -113,9 +114,10 @@ def _prefill(
     model: CausalLM, prompt: list[int], cache: Cache, chunk: int, progress: Callable[[int, int], None] | None
 ) -> mx.array:
     """Processes the prompt and returns the logits of its last position, ``[1, vocab]``."""
-    start = 0
+    start, size = 0, ChunkSize(chunk, fixed=cache.rotation_limit is not None)
     while True:
-        count = chunk_length(cache.length, len(prompt) - start, chunk)
+        began = time.perf_counter()
+        count = chunk_length(cache.length, len(prompt) - start, size.tokens)
         padding = padded_length(model, cache.length, count) - count
         tokens = mx.array(prompt[start : start + count] + [0] * padding, dtype=mx.int32)[None]
         lengths = ([count],) if padding else ()
@@ -124,11 +126,17 @@ def _prefill(
         start += count
         if start == len(prompt):
             break
-        mx.eval(cache.arrays())
+        _finish(hidden, cache)
+        size.took(count, time.perf_counter() - began)
         if progress is not None:
             progress(start, len(prompt))
     with inference():
         return model.head(hidden[:, count - 1 : count])[:, -1]
+
+
+def _finish(hidden: mx.array, cache: Cache) -> None:
+    """Computes a chunk. Whoever asks a cache for its arrays makes the next step copy them, which a CPU would wait for."""
+    mx.eval(hidden if backend() == "cpu" else cache.arrays())
 
 
 def _next_logits(model: CausalLM, token: mx.array, cache: Cache) -> mx.array:

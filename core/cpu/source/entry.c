@@ -19,11 +19,19 @@ static void multiply_task(Place place, void *argument) {
   multiply(place, m->products, m->count, m->add, m->precision);
 }
 
+static pthread_mutex_t passes = PTHREAD_MUTEX_INITIALIZER; /* one at a time: they share memory */
+
 EXPORT void corelm_multiply(const Product *products, int count, int add, int precision) {
-  Multiplication m = {products, count, add, precision};
-  int64_t work = 0;
-  for (int i = 0; i < count; ++i) work += work_of(products[i].matrix, products[i].m);
-  pool_run(multiply_task, &m, work);
+  pthread_mutex_lock(&passes);
+  for (int first = 0; first < count; first += MOST_PRODUCTS) {
+    const int left = count - first;
+    Multiplication m = {products + first, left < MOST_PRODUCTS ? left : MOST_PRODUCTS, add, precision};
+    int64_t work = 0;
+    for (int i = 0; i < m.count; ++i) work += work_of(m.products[i].matrix, m.products[i].m);
+    pool_run(multiply_task, &m, work);
+  }
+  multiply_end();
+  pthread_mutex_unlock(&passes);
 }
 
 typedef struct {
@@ -41,8 +49,6 @@ EXPORT void corelm_swiglu(const float *gate_up, int64_t rows, int64_t columns, f
   Gating g = {gate_up, y, rows, columns};
   pool_run(swiglu_task, &g, 12 * rows * columns);
 }
-
-static pthread_mutex_t passes = PTHREAD_MUTEX_INITIALIZER; /* one at a time: they share memory */
 
 EXPORT void corelm_forward(const Model *model, const Pass *pass) {
   pthread_mutex_lock(&passes);

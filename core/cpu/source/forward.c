@@ -4,8 +4,6 @@
 
 #include "model.h"
 
-#define MOST_EXPERTS 512
-
 /* Arrays of one pass, in one piece of memory. */
 typedef struct {
   float *normed, *qkv, *attended, *wide, *narrow, *logits, *sorted, *apart, *weights;
@@ -116,7 +114,7 @@ static void experts(Place place, const Model *model, const Layer *layer, int64_t
   for (int64_t i = place.index; i < rows * chosen; i += place.count)
     memcpy(work->sorted + work->order[i] * columns, work->normed + i / chosen * columns, sizeof(float) * (size_t)columns);
   pool_barrier(place);
-  Product products[MOST_EXPERTS];
+  Product products[MOST_PRODUCTS];
   int count = 0;
   for (int64_t i = 0; i < layer->experts; ++i) {
     const int64_t first = work->starts[i], m = work->starts[i + 1] - first;
@@ -174,6 +172,15 @@ static void forward_task(Place place, void *argument) {
 static void *memory;
 static size_t memory_size;
 
+#define KEPT ((size_t)64 << 20) /* bytes that are kept between passes */
+
+static void shrink(void) {
+  if (memory_size <= KEPT) return;
+  free(memory);
+  memory = NULL;
+  memory_size = 0;
+}
+
 static uint8_t *grow(size_t bytes) {
   if (bytes > memory_size) {
     free(memory);
@@ -196,6 +203,8 @@ void forward(const Model *model, const Pass *pass) {
     work += each * (work_of(&layer->gate_up, pass->rows) + work_of(&layer->down, pass->rows));
   }
   pool_run(forward_task, &all, work);
+  shrink();
+  multiply_end();
 }
 
 typedef struct {
@@ -215,4 +224,6 @@ static void head_task(Place place, void *argument) {
 void head(const Model *model, const float *x, int64_t rows, float *logits) {
   Head one = {model, x, rows, logits, (float *)grow(4 * (size_t)(rows * model->hidden))};
   pool_run(head_task, &one, work_of(&model->head, rows));
+  shrink();
+  multiply_end();
 }

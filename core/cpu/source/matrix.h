@@ -35,6 +35,8 @@ enum Precision { EXACT = 0, ROUNDED = 1 };
 /* All products, shared out to the team; every thread calls it, and all are done when it returns in any.
    add: to what y holds. Products of one call must not overlap. */
 void multiply(Place place, const Product *products, int count, int add, int precision);
+void multiply_end(void);
+#define MOST_PRODUCTS 512 /* of one call */
 
 /* The numbers columns [first, first + count) of a row. first and count are multiples of 32 or the end of the row. */
 void unpack(const Matrix *matrix, int64_t expert, int64_t row, int64_t first, int64_t count, float *numbers);

@@ -4,7 +4,7 @@
 #include "matrix.h"
 
 #define SHARE 32     /* rows of weights of an item, where x has few rows */
-#define MOST 512     /* products of one call */
+#define KEPT ((size_t)64 << 20) /* bytes for x in order that are kept between calls */
 #define TILES_FROM 8 /* rows of x */
 
 #if defined(TILES)
@@ -40,8 +40,16 @@ static size_t bytes_of(const Product *p, int precision) {
 static void *shared; /* x in order, for all products of a call; only one task runs at a time */
 static size_t shared_size;
 
+/* Gives back what a large product took. Not called while a task runs. */
+void multiply_end(void) {
+  if (shared_size <= KEPT) return;
+  free(shared);
+  shared = NULL;
+  shared_size = 0;
+}
+
 void multiply(Place place, const Product *products, int count, int add, int precision) {
-  static size_t starts[MOST];
+  static size_t starts[MOST_PRODUCTS];
   if (place.index == 0) {
     size_t size = 0;
     for (int i = 0; i < count; ++i) {
