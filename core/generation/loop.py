@@ -135,7 +135,7 @@ def _prefill(
 
 
 def _finish(hidden: mx.array, cache: Cache) -> None:
-    """Computes a chunk. Whoever asks a cache for its arrays makes the next step copy them, which a CPU would wait for."""
+    """Computes a chunk, on a CPU without asking the cache for its arrays, which the next step would then copy."""
     mx.eval(hidden if backend() == "cpu" else cache.arrays())
 
 
