@@ -65,58 +65,53 @@ INLINE vfloat decode(vuint words, int bits, int mxfp4, int i) {
   return value;
 }
 
-/* Adds the products of a vector of words with the same columns of `m` rows of x. */
-INLINE void one_block(int m, int bits, int mxfp4, vuint words, vfloat factor, const float *x, int64_t line, vfloat *total) {
-  vfloat part[FEW];
-  UNROLL for (int i = 0; i < m; ++i) part[i] = splat(0);
-  UNROLL for (int k = 0; k < 32 / bits; ++k) {
-    const vfloat number = decode(words, bits, mxfp4, k);
-    UNROLL for (int i = 0; i < m; ++i) part[i] += number * load(x + i * line + k * WIDTH);
-  }
-  UNROLL for (int i = 0; i < m; ++i) total[i] += part[i] * factor;
+/* The product of a vector of words with the same columns of x. */
+INLINE vfloat one_block(int bits, int mxfp4, vuint words, const float *x) {
+  vfloat part = splat(0);
+  UNROLL for (int k = 0; k < 32 / bits; ++k) part += decode(words, bits, mxfp4, k) * load(x + k * WIDTH);
+  return part;
 }
 
-INLINE void packed_rows(const Product *p, int64_t row, int count, int m, int bits, int mxfp4, const float *shuffled, float *y) {
+/* Four rows of packed weights by one row of x. */
+INLINE void packed_rows(const Product *p, int64_t row, int bits, int mxfp4, const float *shuffled, float *y) {
   const Matrix *a = p->matrix;
-  const int64_t size = padded(a), all = a->columns / a->group, bytes = row_bytes(a), line = size + all + WIDTH;
-  const int64_t step = WIDTH * (32 / bits), ahead = bytes_ahead(bytes, count);
+  const int64_t all = a->columns / a->group, bytes = row_bytes(a), step = WIDTH * (32 / bits), ahead = bytes_ahead(bytes, 4);
   const int type = mxfp4 ? MXFP4 : a->scale_type;
   const Groups groups = groups_of(a);
   const uint8_t *from[4];
   int64_t place[4]; /* of the row's first scale */
-  vfloat total[4][FEW];
-  UNROLL for (int r = 0; r < count; ++r) {
+  vfloat total[4];
+  UNROLL for (int r = 0; r < 4; ++r) {
     from[r] = weight_row(a, p->expert, row + r);
     place[r] = (p->expert * a->rows + row + r) * all;
-    UNROLL for (int i = 0; i < m; ++i) total[r][i] = splat(0);
+    total[r] = splat(0);
   }
   int64_t block = 0;
   for (int64_t group = 0; group < all; group += WIDTH) {
     vfloat scales[4];
-    UNROLL for (int r = 0; r < count; ++r) scales[r] = scales_at(a->scales, type, place[r] + group, all - group < WIDTH ? all - group : WIDTH);
-    const int64_t end = block + groups.blocks;
-    for (int64_t k = 0; block < end && (block + 1) * BYTES <= bytes; ++block, ++k) {
-      const vint lanes = group_lanes(&groups, k);
-      UNROLL for (int r = 0; r < count; ++r) {
+    UNROLL for (int r = 0; r < 4; ++r) scales[r] = scales_at(a->scales, type, place[r] + group, all - group < WIDTH ? all - group : WIDTH);
+    const int64_t first = block, end = block + groups.blocks;
+    for (; block < end && (block + 1) * BYTES <= bytes; ++block) {
+      const vint lanes = group_lanes(&groups, block - first);
+      UNROLL for (int r = 0; r < 4; ++r) {
         const uint8_t *at = from[r] + block * BYTES;
         __builtin_prefetch(at + ahead, 0, 2);
-        one_block(m, bits, mxfp4, load_words(at), spread(scales[r], lanes), shuffled + block * step, line, total[r]);
+        total[r] += one_block(bits, mxfp4, load_words(at), shuffled + block * step) * spread(scales[r], lanes);
       }
     }
     if (block < end && block * BYTES < bytes) { /* the rest of a row, and zeros */
-      UNROLL for (int r = 0; r < count; ++r) {
+      UNROLL for (int r = 0; r < 4; ++r) {
         vuint words = {0};
         memcpy(&words, from[r] + block * BYTES, (size_t)(bytes - block * BYTES));
-        one_block(m, bits, mxfp4, words, spread(scales[r], group_lanes(&groups, groups.blocks - (end - block))), shuffled + block * step, line, total[r]);
+        total[r] += one_block(bits, mxfp4, words, shuffled + block * step) * spread(scales[r], group_lanes(&groups, block - first));
       }
       ++block;
     }
   }
-  UNROLL for (int r = 0; r < count; ++r)
-    UNROLL for (int i = 0; i < m; ++i) {
-      if (!mxfp4) total[r][i] = add_biases(total[r][i], a->biases, type, place[r], all, shuffled + i * line + size);
-      y[r * FEW + i] = sum(total[r][i]);
-    }
+  UNROLL for (int r = 0; r < 4; ++r) {
+    if (!mxfp4) total[r] = add_biases(total[r], a->biases, type, place[r], all, shuffled + padded(a));
+    y[r * FEW] = sum(total[r]);
+  }
 }
 
 INLINE void float_rows(const Product *p, int64_t row, int count, int m, int type, const float *shuffled, float *y) {
@@ -172,29 +167,35 @@ static void other_row(const Product *p, int64_t row, float *y) {
   }
 }
 
+/* Packed weights have a loop for one row of x alone; for two to four they become floats first, once for all. */
+static int has_loop(const Product *p) {
+  const Matrix *a = p->matrix;
+  return a->rows >= TOGETHER(p->m) && (a->type < AFFINE || (p->m == 1 && in_words(a)));
+}
+
 static void some_rows(const Product *p, int64_t row, const float *shuffled, float *y) {
   const Matrix *a = p->matrix;
-#define CASE(M)                                                                                   \
-  if (p->m == M) {                                                                                \
-    if (a->type == FLOAT32) float_rows(p, row, TOGETHER(M), M, FLOAT32, shuffled, y);             \
-    else if (a->type == BFLOAT16) float_rows(p, row, TOGETHER(M), M, BFLOAT16, shuffled, y);      \
-    else if (a->type == FLOAT16) float_rows(p, row, TOGETHER(M), M, FLOAT16, shuffled, y);        \
-    else if (a->type == MXFP4) packed_rows(p, row, TOGETHER(M), M, 4, 1, shuffled, y);            \
-    else if (a->bits == 4) packed_rows(p, row, TOGETHER(M), M, 4, 0, shuffled, y);                \
-    else if (a->bits == 8) packed_rows(p, row, TOGETHER(M), M, 8, 0, shuffled, y);                \
-    else packed_rows(p, row, TOGETHER(M), M, 2, 0, shuffled, y);                                  \
+#define CASE(M)                                                                              \
+  if (p->m == M) {                                                                           \
+    if (a->type == FLOAT32) float_rows(p, row, TOGETHER(M), M, FLOAT32, shuffled, y);        \
+    else if (a->type == BFLOAT16) float_rows(p, row, TOGETHER(M), M, BFLOAT16, shuffled, y); \
+    else float_rows(p, row, TOGETHER(M), M, FLOAT16, shuffled, y);                           \
   }
-  CASE(1)
-  CASE(2)
-  CASE(3)
-  CASE(4)
+  if (a->type == MXFP4) packed_rows(p, row, 4, 1, shuffled, y);
+  else if (a->type == AFFINE && a->bits == 4) packed_rows(p, row, 4, 0, shuffled, y);
+  else if (a->type == AFFINE && a->bits == 8) packed_rows(p, row, 8, 0, shuffled, y);
+  else if (a->type == AFFINE) packed_rows(p, row, 2, 0, shuffled, y);
+  else CASE(1)
+  else CASE(2)
+  else CASE(3)
+  else CASE(4)
 #undef CASE
 }
 
 void few_rows(const Product *p, int64_t first, int64_t last, const void *ordered, int add, int precision) {
   const Matrix *a = p->matrix;
   const int integers = precision == ROUNDED && takes_integers(a), together = TOGETHER(p->m);
-  const int loops = (a->type != AFFINE || in_words(a)) && a->rows >= together;
+  const int loops = integers ? a->rows >= together : has_loop(p);
   for (int64_t row = first; row < last;) {
     /* The last rows are computed with some before them, so that there is one loop for any number. */
     const int64_t begin = !loops ? row : row + together <= a->rows ? row : a->rows - together;

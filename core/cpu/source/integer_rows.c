@@ -112,9 +112,9 @@ INLINE void rows_of(const Product *p, int64_t row, int count, int m, int bits, c
   for (int64_t group = 0; group < all; group += WIDTH) {
     vfloat scales[4];
     UNROLL for (int r = 0; r < count; ++r) scales[r] = scales_at(a->scales, a->scale_type, place[r] + group, all - group < WIDTH ? all - group : WIDTH);
-    const int64_t end = block + groups.blocks;
-    for (int64_t k = 0; block < end && (block + 1) * BYTES <= bytes; ++block, ++k) {
-      const vint lanes = group_lanes(&groups, k);
+    const int64_t first = block, end = block + groups.blocks;
+    for (; block < end && (block + 1) * BYTES <= bytes; ++block) {
+      const vint lanes = group_lanes(&groups, block - first);
       UNROLL for (int r = 0; r < count; ++r) {
         const uint8_t *at = from[r] + block * BYTES;
         __builtin_prefetch(at + ahead, 0, 2);
@@ -125,7 +125,7 @@ INLINE void rows_of(const Product *p, int64_t row, int count, int m, int bits, c
       UNROLL for (int r = 0; r < count; ++r) {
         vuint words = {0};
         memcpy(&words, from[r] + block * BYTES, (size_t)(bytes - block * BYTES));
-        one_block(m, bits, words, spread(scales[r], group_lanes(&groups, groups.blocks - (end - block))), x + block * step, line, total[r]);
+        one_block(m, bits, words, spread(scales[r], group_lanes(&groups, block - first)), x + block * step, line, total[r]);
       }
       ++block;
     }
