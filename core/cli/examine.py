@@ -32,6 +32,7 @@ from core.errors import CoreError, UsageError
 from core.loading import Prepared, memory_fit, prepare_opened, stated_context
 from core.loading.configure import read_config
 from core.registry import Claim, choose, claims, status
+from core.weights.dtypes import spelling
 from core.weights.recipes import recipe
 from core.weights.treatment import Treatment
 
@@ -198,7 +199,8 @@ def _plan_facts(prepared: Prepared) -> PlanFacts:
         layout=plan.layout,
         parameters=plan.parameters,
         bytes=plan.bytes,
-        compute_dtype=plan.precision,
+        compute_dtype=spelling(plan.compute_dtype),
+        precision=plan.precision,
         context=context,
         window=max(windows, default=None),
         kv_bytes_per_token=plan.kv_bytes(1) - plan.kv_bytes(0),

@@ -156,6 +156,7 @@ class PlanFacts:
         layout: the arrangement of tensors that was recognised.
         parameters, bytes: of the loaded model, in memory.
         compute_dtype: of the activations.
+        precision: the same in words, with the dtype of most weights where that is another.
         context: positions that the model is made for; window: keys that a query sees, null for all.
         kv_bytes_per_token, kv_bytes_at_context: of one sequence's cache.
         fused: matrices that are made of several tensors.
@@ -169,6 +170,7 @@ class PlanFacts:
     parameters: int
     bytes: int
     compute_dtype: str
+    precision: str
     context: int | None
     window: int | None
     kv_bytes_per_token: int

@@ -103,7 +103,7 @@ def _plan(plan: PlanFacts, found: Inspection) -> Lines:
     yield "layout", plan.layout
     yield "in memory", f"{size(plan.bytes)}, {plan.parameters:,} parameters"
     device = "" if found.memory is None else f" on {found.memory.device}"
-    yield "computes in", plan.compute_dtype + device
+    yield "computes in", plan.precision + device
     if found.blas is not None:
         yield "products by", str(found.blas)
     yield "cache", _cache(plan)

@@ -18,7 +18,7 @@ HEAD = EMBEDDING = 100 * 64
 
 
 def test_a_plain_model_reads_all_but_the_embedding() -> None:
-    built, dtype = random_model(Shape("tiny", TINY))
+    built, dtype = random_model(Shape("tiny", TINY), mx.bfloat16)
     assert dtype == mx.bfloat16
     elements = 2 * (ATTENTION + MLP + NORMS) + HEAD + 64
     assert parameter_count(built.model) == elements + EMBEDDING
@@ -27,12 +27,12 @@ def test_a_plain_model_reads_all_but_the_embedding() -> None:
 
 
 def test_a_tied_embedding_is_read_as_the_head() -> None:
-    built, _ = random_model(Shape("tiny", TINY | {"tie_word_embeddings": True}))
+    built, _ = random_model(Shape("tiny", TINY | {"tie_word_embeddings": True}), mx.bfloat16)
     assert step_weight_bytes(built.model, None) == 2 * (2 * (ATTENTION + MLP + NORMS) + HEAD + 64)
 
 
 def test_a_quantized_model_reads_its_scales() -> None:
-    built, dtype = random_model(Shape("tiny", TINY, bits=4))
+    built, dtype = random_model(Shape("tiny", TINY, bits=4), mx.float32)
     matrices = 2 * (ATTENTION + MLP) + HEAD
     norms = 2 * NORMS + 64
     # Half a byte an element; a scale and a bias for each group of 64; one row of the embedding.
@@ -42,7 +42,7 @@ def test_a_quantized_model_reads_its_scales() -> None:
 
 
 def test_a_token_reads_the_experts_that_it_uses() -> None:
-    built, dtype = random_model(Shape("tiny", TINY_EXPERTS))
+    built, dtype = random_model(Shape("tiny", TINY_EXPERTS), mx.float32)
     layer = ATTENTION + NORMS + 4 * 64 + 2 * MLP  # the router has a row for each of the four
     assert step_weight_bytes(built.model, 2) == dtype.size * (2 * layer + HEAD + 64 + 64)
     assert step_weight_bytes(built.model, None) == dtype.size * (2 * (layer + 2 * MLP) + HEAD + 64 + 64)

@@ -12,6 +12,8 @@ from core.cpu.levels import Level, levels_of
 SOURCE = """
 __attribute__((visibility("default"))) int corelm_version(void);
 int corelm_version(void) {{ return {version}; }}
+__attribute__((visibility("default"))) void corelm_threads(int count);
+void corelm_threads(int count) {{ (void)count; }}
 """
 
 

@@ -174,7 +174,7 @@ def test_packed_caches_and_no_cache_are_mlxs() -> None:
 
 
 def test_a_cache_goes_through_a_file(tmp_path: Path) -> None:
-    lm = core.load("demo:mistral", tokenizer=False)
+    lm = core.load("demo:mistral", tokenizer=False, dtype="float32")
     ids = tokens(lm.model, 1, 20)
     cache, plain = lm.make_cache(), lm.make_cache()
     by_library(lm.model, ids, cache)

@@ -94,7 +94,7 @@ def test_a_lazy_load(tmp_path: Path) -> None:
     same = core.load("demo:mistral", tokenizer=False)
     ids = tokens(lm.model, 1, 9)
     found = by_library(lm.model, ids, lm.make_cache())
-    assert_same(found, by_mlx(same.model, ids, same.make_cache()))
+    assert_same(found, by_library(same.model, ids, same.make_cache()))
 
 
 def test_quantized_layers_that_are_shared_by_two_models() -> None:

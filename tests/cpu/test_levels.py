@@ -74,8 +74,8 @@ def test_flags_and_features_agree(level: Level) -> None:
     assert uses == level.features & {*macros.values()}
 
 
-@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_each_level_asks_for_more_than_the_one_before(machine: str) -> None:
+@pytest.mark.parametrize(("machine", "count"), [("x86_64", 4), ("aarch64", 3)])
+def test_each_level_asks_for_more_than_the_one_before(machine: str, count: int) -> None:
     levels = levels_of(machine)
-    assert len(levels) == 3
+    assert len(levels) == count
     assert all(less.features < more.features for less, more in itertools.pairwise(levels))

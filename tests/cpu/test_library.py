@@ -40,7 +40,7 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
         monkeypatch.setattr(library, "FOLDER", tmp_path)
         monkeypatch.setattr(library, "SOURCE", tmp_path / "none")
         monkeypatch.setattr(library, "read_library", lambda path: SimpleNamespace(machine=machine))
-        loaded = SimpleNamespace(corelm_version=lambda: library.VERSION)
+        loaded = SimpleNamespace(corelm_version=lambda: library.VERSION, corelm_threads=lambda count: None)
         monkeypatch.setattr(library.ctypes, "CDLL", lambda path: loaded)
         for level in LEVELS:
             if level.name in built:
@@ -61,15 +61,30 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: Level) -> 
     return tmp_path / "lib" / native.file_name
 
 
+X86 = ["amx", "avx512-bf16", "x86-64-v4", "x86-64-v3"]  # the best first
+
+
 @pytest.mark.parametrize(
     ("machine", "features", "built", "level", "passed_over"),
     [
         ("x86_64", FEATURES["amx"] | {"more"}, ["x86-64-v3", "x86-64-v4", "amx"], "amx", []),
-        ("x86_64", FEATURES["amx"] - {"amx_int8"}, ["x86-64-v3", "x86-64-v4", "amx"], "x86-64-v4", ["amx"]),
-        ("x86_64", FEATURES["amx"], ["x86-64-v3"], "x86-64-v3", ["amx", "x86-64-v4"]),
-        ("x86_64", FEATURES["x86-64-v3"], ["x86-64-v3", "amx"], "x86-64-v3", ["amx", "x86-64-v4"]),
-        ("x86_64", FEATURES["x86-64-v4"] - {"fma"}, ["x86-64-v3"], None, ["amx", "x86-64-v4", "x86-64-v3"]),
-        ("x86_64", frozenset(), ["x86-64-v3"], None, ["amx", "x86-64-v4", "x86-64-v3"]),
+        (
+            "x86_64",
+            FEATURES["amx"] - {"amx_int8"},
+            ["x86-64-v3", "x86-64-v4", "amx"],
+            "x86-64-v4",
+            ["amx", "avx512-bf16"],
+        ),
+        ("x86_64", FEATURES["amx"], ["x86-64-v3"], "x86-64-v3", X86[:3]),
+        ("x86_64", FEATURES["x86-64-v3"], ["x86-64-v3", "amx"], "x86-64-v3", X86[:3]),
+        (
+            "x86_64",
+            FEATURES["x86-64-v4"] - {"fma"},
+            ["x86-64-v3"],
+            None,
+            ["amx", "avx512-bf16", "x86-64-v4", "x86-64-v3"],
+        ),
+        ("x86_64", frozenset(), ["x86-64-v3"], None, X86),
         ("aarch64", FEATURES["armv8.6"], ["armv8", "armv8.2", "armv8.6"], "armv8.6", []),
         ("aarch64", FEATURES["armv8.6"] - {"bf16"}, ["armv8", "armv8.2", "armv8.6"], "armv8.2", ["armv8.6"]),
         ("aarch64", FEATURES["armv8"], ["armv8", "armv8.2", "armv8.6"], "armv8", ["armv8.6", "armv8.2"]),
@@ -101,6 +116,7 @@ def test_why_not_a_better_one(made_up: Callable[..., None], tmp_path: Path) -> N
     assert str(library_status()) == (
         f"x86-64-v3 ({tmp_path}/libcorelm-x86-64-v3.so); "
         "not amx: this processor has no amx_bf16, amx_int8, amx_tile, …; "
+        "not avx512-bf16: this processor has no avx512_bf16, avx512_vnni; "
         "not x86-64-v4: libcorelm-x86-64-v4.so was not built"
     )
 

@@ -21,6 +21,11 @@ static void multiply_task(Place place, void *argument) {
 
 static pthread_mutex_t passes = PTHREAD_MUTEX_INITIALIZER; /* one at a time: they share memory */
 
+/* Another thread of the parent may have held it. */
+static void forked(void) { pthread_mutex_init(&passes, NULL); }
+
+__attribute__((constructor)) static void prepare(void) { pthread_atfork(NULL, NULL, forked); }
+
 EXPORT void corelm_multiply(const Product *products, int count, int add, int precision) {
   pthread_mutex_lock(&passes);
   for (int first = 0; first < count; first += MOST_PRODUCTS) {

@@ -36,7 +36,7 @@ class NumberChecks(KitBase):
             for entry in lm.report.plan.entries:
                 found = all_arrays(lm.model)[entry.parameter].dtype
                 demand(found == entry.dtype, f"{how}: the parameter {entry.parameter} is {found}, not {entry.dtype}")
-            x = lm.model.embed_tokens(subject.tokens(5))
+            x = lm.model.embed_tokens(subject.tokens(5)).astype(compute)
             for index, step in enumerate(StepPlan(1, 5, len(lm.model.layers)).steps()):
                 y = lm.model.layers[index](x, step)
                 demand(y.dtype == x.dtype, f"{how}: block {index} makes {y.dtype} of {x.dtype}")
