@@ -16,7 +16,7 @@ import mlx.nn as nn
 from core.cpu.arrays import FLOAT_TYPES, address, known_address
 from core.cpu.description import Basis, Description
 from core.cpu.sizes import UnsupportedError, check_head, check_layer, check_size
-from core.cpu.structures import AFFINE, MXFP4, Layer, Matrix, Model
+from core.cpu.structures import AFFINE, EXACT, MXFP4, Layer, Matrix, Model, precision_of
 from core.nn.attention import Attention
 from core.nn.experts import Experts
 from core.nn.linear import ExpertLinear, FusedLinear, Linear
@@ -51,7 +51,7 @@ class _Describer:
         self._held: list[object] = [basis]
         self._ropes: list[RoPE] = []
         self._windows: list[int | None] = []
-        self._half = False
+        self._precision = EXACT
         self._experts = 0  # of the layer at hand
         model = Model()
         model.embedding = model.head = self._matrix(self._child(decoder, "embed_tokens"), _EMBEDDINGS)
@@ -67,7 +67,7 @@ class _Describer:
         for index in range(len(blocks) + 1):  # and that there is none behind them
             basis.see_item(blocks, index)
         layers = (Layer * len(blocks))(*[self._layer(block) for block in blocks])
-        model.layers, model.layer, model.precision = len(blocks), ctypes.addressof(layers), int(self._half)
+        model.layers, model.layer, model.precision = len(blocks), ctypes.addressof(layers), self._precision
         self.description = Description(model, self._ropes, self._windows, layers, self._held)
 
     def _child(self, module: nn.Module, name: str) -> Any:
@@ -192,13 +192,13 @@ class _Describer:
             raise UnsupportedError(f"a norm of type {type(module).__name__}")
         weight = self._child(module, "weight")
         check_size("a norm", weight, self._hidden)
-        self._half = self._half or weight.dtype != mx.float32
+        self._precision = max(self._precision, precision_of(weight.dtype))
         return self._floats(weight), self._setting(module, "eps")
 
     def _float_type(self, array: mx.array) -> int:
         if array.dtype not in FLOAT_TYPES:
             raise UnsupportedError(f"parameters in {str(array.dtype).rpartition('.')[2]}")
-        self._half = self._half or array.dtype != mx.float32
+        self._precision = max(self._precision, precision_of(array.dtype))
         return FLOAT_TYPES[array.dtype]
 
     def _floats(self, array: mx.array) -> int:

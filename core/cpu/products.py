@@ -55,7 +55,7 @@ def product(x: mx.array, matrix: Matrix | None, precision: int, dtype: mx.Dtype)
 
     Args:
         matrix: of arrays that the caller holds.
-        precision: ``EXACT`` or ``ROUNDED``.
+        precision: ``EXACT``, ``CLOSE`` or ``ROUNDED``.
     """
     if matrix is None:
         return None

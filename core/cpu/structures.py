@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 from typing import ClassVar
 
+import mlx.core as mx
+
 _POINTER = ctypes.c_void_p
 _LONG = ctypes.c_int64
 _INT = ctypes.c_int32
@@ -13,7 +15,7 @@ Fields = list[tuple[str, type]]
 
 AFFINE, MXFP4 = 3, 4
 """Values of ``Matrix.type`` beside those of floats (``core.cpu.arrays.FLOAT_TYPES``)."""
-EXACT, ROUNDED = 0, 1
+EXACT, CLOSE, ROUNDED = 0, 1, 2
 """How products of many rows are computed: in float32, or with factors rounded to bfloat16."""
 
 
@@ -101,3 +103,8 @@ class Pass(ctypes.Structure):
 
 ALL = (Matrix, Product, Layer, Model, Rotation, Run, View, Pass)
 """In the order of ``corelm_size``."""
+
+
+def precision_of(dtype: mx.Dtype) -> int:
+    """How closely a product is computed whose weights, scales or numbers have this dtype; packed weights: ``EXACT``."""
+    return {mx.bfloat16: ROUNDED, mx.float16: CLOSE}.get(dtype, EXACT)

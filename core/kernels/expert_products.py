@@ -10,11 +10,11 @@ import math
 import mlx.core as mx
 
 from core.cpu.products import broadcast, expert_products
-from core.cpu.structures import EXACT, ROUNDED
+from core.cpu.structures import CLOSE, EXACT, ROUNDED
 from core.kernels.fused import Launch
 from core.kernels.gradient import Function
 from core.kernels.kernel import Kernel
-from core.kernels.products import TOLERANCES, call, is_exact, launch, name
+from core.kernels.products import TOLERANCES, call, launch, name, precision_of
 from core.kernels.weights import AFFINE, DENSE, MXFP4, MXFP4_FORMAT, Format, packing
 
 _SAMPLE_EXPERTS = 3
@@ -55,7 +55,7 @@ def _kernel(kind: Format, precision: int, reference: Function) -> Kernel:
         x, weights, indices = inputs[0], inputs[1:-1], inputs[-1]
         fits = x.ndim >= 2 and all(array.ndim == 3 for array in weights) and indices.dtype == mx.uint32
         meet = fits and broadcast(x.shape[:-2], indices.shape) is not None
-        return meet and kind.takes(*inputs[:-1]) and is_exact(inputs) == (precision == EXACT)
+        return meet and kind.takes(*inputs[:-1]) and precision_of(inputs) == precision
 
     def cpu(*inputs: mx.array) -> mx.array | None:
         return expert_products(
@@ -72,7 +72,7 @@ def _kernel(kind: Format, precision: int, reference: Function) -> Kernel:
         many = mx.repeat(mx.arange(_SAMPLE_EXPERTS, dtype=mx.uint32), 9)  # in order, as more rows of one product
         found = []
         for columns, weights in kind.samples(keys[1], (_SAMPLE_EXPERTS,)):
-            if is_exact((mx.zeros((), dtype), *weights)) == (precision == EXACT):
+            if precision_of((mx.zeros((), dtype), *weights)) == precision:
                 x = mx.random.normal((many.size, 1, columns), key=keys[2]).astype(dtype)
                 found += [(x[:5, None], *weights, few), (x, *weights, many)]
         return found
@@ -110,5 +110,5 @@ def _mxfp4(x: mx.array, weight: mx.array, scales: mx.array, indices: mx.array) -
 _KERNELS = {
     (kind, precision): _kernel(kind, precision, reference)
     for kind, reference in ((DENSE, _dense), (AFFINE, _affine), (MXFP4_FORMAT, _mxfp4))
-    for precision in (EXACT, ROUNDED)
+    for precision in (EXACT, CLOSE, ROUNDED)
 }

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from core.cpu import structures
 from core.cpu.products import product
-from core.cpu.structures import EXACT, ROUNDED
+from core.cpu.structures import CLOSE, EXACT, ROUNDED
 from core.kernels.compare import Tolerance
 from core.kernels.fused import Launch
 from core.kernels.gradient import Function
@@ -23,6 +24,7 @@ _SAMPLE_ROWS = (1, 3, 6, 9)  # few, and those that tiles are for
 # Sums cancel: their error is that of their terms, which are near 1 together.
 TOLERANCES = {
     EXACT: {mx.float32: Tolerance(1e-5, 1e-5)},
+    CLOSE: {mx.float32: Tolerance(1e-3, 1e-3), mx.float16: Tolerance(1e-3, 2e-3)},
     ROUNDED: {dtype: Tolerance(3e-2, 1.6e-2) for dtype in FLOATS},
 }
 Samples = Callable[[mx.array, mx.Dtype], list[tuple[mx.array, ...]]]
@@ -56,12 +58,12 @@ def call(
     """Calls the kernel for these dtypes where its CPU source takes the inputs and is worth it; else None."""
     if multiplications < SMALLEST or mx.default_device().type != mx.DeviceType.cpu:
         return None
-    return kernels[kind, EXACT if is_exact(inputs) else ROUNDED].fused(*inputs)
+    return kernels[kind, precision_of(inputs)].fused(*inputs)
 
 
-def is_exact(inputs: tuple[mx.array, ...]) -> bool:
-    """Whether all floats are float32, so that a product is computed as such."""
-    return all(array.dtype == mx.float32 or array.dtype not in FLOATS for array in inputs)
+def precision_of(inputs: tuple[mx.array, ...]) -> int:
+    """How closely a product is computed: exactly where all floats are float32."""
+    return max(structures.precision_of(array.dtype) for array in inputs)
 
 
 def launch(kind: Format, inputs: tuple[mx.array, ...], shape: tuple[int, ...], dtype: mx.Dtype) -> Launch:
@@ -87,7 +89,7 @@ def _kernel(kind: Format, precision: int, reference: Function) -> Kernel:
     def supports(*inputs: mx.array) -> bool:
         x, weight = inputs[:2]
         fits = x.ndim >= 1 and all(array.ndim == 2 for array in inputs[1:]) and weight.shape[0] > 0
-        return fits and kind.takes(*inputs) and is_exact(inputs) == (precision == EXACT)
+        return fits and kind.takes(*inputs) and precision_of(inputs) == precision
 
     def cpu(*inputs: mx.array) -> mx.array | None:
         return product(inputs[0], kind.matrix(*inputs), precision, _dtype(kind, inputs))
@@ -99,7 +101,7 @@ def _kernel(kind: Format, precision: int, reference: Function) -> Kernel:
         keys = mx.random.split(key)
         found = []
         for columns, weights in kind.samples(keys[0], ()):
-            if is_exact((mx.zeros((), dtype), *weights)) == (precision == EXACT):
+            if precision_of((mx.zeros((), dtype), *weights)) == precision:
                 x = mx.random.normal((max(_SAMPLE_ROWS), columns), key=keys[1]).astype(dtype)
                 found += [(x[:rows], *weights) for rows in _SAMPLE_ROWS]
         return found
@@ -117,7 +119,7 @@ def _kernel(kind: Format, precision: int, reference: Function) -> Kernel:
 
 
 def name(kind: Format, precision: int) -> str:
-    return f"{kind.name}_product" + ("_rounded" if precision == ROUNDED else "")
+    return f"{kind.name}_product" + {EXACT: "", CLOSE: "_close", ROUNDED: "_rounded"}[precision]
 
 
 def _dense(x: mx.array, weight: mx.array) -> mx.array:
@@ -142,5 +144,5 @@ def _mxfp4(x: mx.array, weight: mx.array, scales: mx.array) -> mx.array:
 _KERNELS = {
     (kind, precision): _kernel(kind, precision, reference)
     for kind, reference in ((DENSE, _dense), (AFFINE, _affine), (MXFP4_FORMAT, _mxfp4))
-    for precision in (EXACT, ROUNDED)
+    for precision in (EXACT, CLOSE, ROUNDED)
 }

@@ -7,6 +7,7 @@ import mlx.nn as nn
 
 from core.kernels.products import dense_product, packed_product
 from core.kernels.take_rows import take_rows
+from core.nn.quantized import packed_product as multiply_packed
 
 
 def embed(embedding: nn.Module, tokens: mx.array, dtype: mx.Dtype | None = None) -> mx.array:
@@ -46,4 +47,7 @@ def as_linear(embedding: nn.Module, x: mx.array) -> mx.array:
         y = dense_product(x, embedding.weight)
     elif type(embedding) is nn.QuantizedEmbedding:
         y = packed_product(x, embedding.weight, embedding.scales, embedding.get("biases"))
+    if y is None and type(embedding) is nn.QuantizedEmbedding:
+        packed = embedding.weight, embedding.scales, embedding.get("biases")
+        y = multiply_packed(x, *packed, embedding.group_size, embedding.bits, embedding.mode)
     return embedding.as_linear(x) if y is None else y

@@ -32,7 +32,7 @@ class KitBase:
     layouts: ClassVar[tuple[str, ...] | None] = None
     inert: ClassVar[frozenset[str] | set[str]] = frozenset()
     fixed_epsilons: ClassVar[frozenset[str] | set[str]] = frozenset()
-    tolerance: ClassVar[float] = 1e-5
+    tolerance: ClassVar[float] = 2e-5
     reference_tolerance: ClassVar[float] = 3e-5
     quantization_bound: ClassVar[float] = 0.1
     order_matters: ClassVar[bool] = True

@@ -5,14 +5,15 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from core.cpu.structures import EXACT, ROUNDED
+from core.cpu import structures
+from core.cpu.structures import CLOSE, EXACT, ROUNDED
 from core.kernels.weights import AFFINE, DENSE, Format
 
 DTYPES = (mx.float32, mx.bfloat16, mx.float16)
 UNIT = {mx.float32: 2**-24, mx.bfloat16: 2**-8, mx.float16: 2**-11}
 """Half a unit in the last place: what rounding the result costs, relative."""
-BOUND = {EXACT: 2**-15, ROUNDED: 2.01 * 2**-8}
-"""The error of a sum, relative to the sum of its terms' sizes: both factors are two bfloat16, or one."""
+BOUND = {EXACT: 2**-20, CLOSE: 2**-12, ROUNDED: 2.01 * 2**-8}
+"""The error of a sum, relative to the sum of its terms' sizes: float32, 16 bits a group, bfloat16."""
 
 
 def wide(x: mx.array) -> np.ndarray:
@@ -56,4 +57,4 @@ def floats_of(kind: Format, columns: int, weights: tuple[mx.array, ...]) -> np.n
 
 
 def precision_of(*arrays: mx.array) -> int:
-    return EXACT if all(a.dtype in (mx.float32, mx.uint32, mx.uint8) for a in arrays) else ROUNDED
+    return max(structures.precision_of(a.dtype) for a in arrays)

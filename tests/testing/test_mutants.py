@@ -107,7 +107,7 @@ MESSAGES = {
     "window: one too many, cache and all": r"make_cache has windows \[9\]",
     "window: one too few": r"does not see the one 21 before it",
     "block: a norm skipped": r"the gradient of 'layers\.0\.post_attention_layernorm\.weight' is zero",
-    "block: widens to float32": r"block 0 makes mlx\.core\.float32 of mlx\.core\.bfloat16",
+    "block: widens to float32": r"block 0 makes mlx\.core\.float32 of mlx\.core\.(bfloat16|float16)",
     "map: up before gate": r"whose parts are \['gate_proj', 'up_proj'\], with \['up_proj', 'gate_proj'\]",
     "map: a parameter forgotten": r"layout 'hf' has no rule for the parameters \['norm\.weight'\]",
     "moe: the router is quantized": r"rounds the routers \['layers\.0\.block_sparse_moe\.gate\.weight'",

@@ -39,12 +39,12 @@ static void shuffle(const Matrix *a, const float *x, int64_t m, int64_t ldx, flo
 }
 
 size_t ordered_bytes(const Matrix *a, int64_t m, int precision) {
-  if (precision == ROUNDED && takes_integers(a)) return integer_bytes(a, m);
+  if (precision != EXACT && takes_integers(a)) return integer_bytes(a, m);
   return sizeof(float) * (size_t)(m * (padded(a) + groups(a) + WIDTH));
 }
 
 void put_in_order(const Matrix *a, const float *x, int64_t m, int64_t ldx, int precision, void *out) {
-  if (precision == ROUNDED && takes_integers(a))
+  if (precision != EXACT && takes_integers(a))
     make_integers(a, x, m, ldx, out);
   else
     shuffle(a, x, m, ldx, out);
@@ -194,7 +194,7 @@ static void some_rows(const Product *p, int64_t row, const float *shuffled, floa
 
 void few_rows(const Product *p, int64_t first, int64_t last, const void *ordered, int add, int precision) {
   const Matrix *a = p->matrix;
-  const int integers = precision == ROUNDED && takes_integers(a), together = TOGETHER(p->m);
+  const int integers = precision != EXACT && takes_integers(a), together = TOGETHER(p->m);
   const int loops = integers ? a->rows >= together : has_loop(p);
   for (int64_t row = first; row < last;) {
     /* The last rows are computed with some before them, so that there is one loop for any number. */

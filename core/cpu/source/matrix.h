@@ -28,9 +28,9 @@ typedef struct {
   int64_t m, ldx, ldy; /* rows of x and y, and floats between them */
 } Product;
 
-/* ROUNDED: many rows are multiplied as bfloat16 and added as float32, and few rows with packed weights as integers of
-   16 bits. Both are much nearer to the float32 result than a model in bfloat16 is to it. */
-enum Precision { EXACT = 0, ROUNDED = 1 };
+/* CLOSE: few rows meet packed weights as integers of 16 bits. ROUNDED: besides, many rows are multiplied as bfloat16
+   and added as float32. For weights in float16 and in bfloat16: both are nearer to the float32 result than they are. */
+enum Precision { EXACT = 0, CLOSE = 1, ROUNDED = 2 };
 
 /* All products, shared out to the team; every thread calls it, and all are done when it returns in any.
    add: to what y holds. Products of one call must not overlap. */
