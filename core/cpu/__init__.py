@@ -1,4 +1,4 @@
-"""The project's own CPU library: which levels it is compiled for, how it is built, and which one a process uses.
+"""The project's own CPU library: its C sources, how they are built, which build a process uses, and what it computes.
 
-The sources in ``source/`` are plain C behind a C ABI. They hold no code of Python's or MLX's, and know no models.
+The sources in ``source/`` are plain C behind a C ABI. They hold no code of Python's or MLX's.
 """
