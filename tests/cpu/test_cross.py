@@ -15,13 +15,15 @@ import pytest
 from core.cpu.build import Built, build
 from core.cpu.compiler import find_compiler
 from core.cpu.elf import read_library
-from core.cpu.levels import LEVELS, levels_of
+from core.cpu.levels import LEVELS, Level, levels_of
 from core.cpu.library import VERSION
+from core.cpu.manifest import SOURCE
 from core.cpu.processor import arm_features
 from core.cpu.wheel_tag import platform_tag
 
 CROSS = "aarch64-linux-gnu-gcc"
 ROOT_OF_ARM = "/usr/aarch64-linux-gnu"
+PRODUCTS = ("unpack", "few_rows", "integer_rows", "many_rows", "block", "amx", "multiply", "pool")
 CALLER = """
 #include <dlfcn.h>
 #include <stdio.h>
@@ -89,3 +91,19 @@ def test_each_processor_runs_the_levels_that_its_features_allow(
     usable = [one.name for one in levels_of("aarch64") if one.features <= features]
     assert usable[-1] == level
     assert run(cpu, caller, *built.libraries[: len(usable)])[2:] == [VERSION] * len(usable)
+
+
+@pytest.mark.parametrize("level", levels_of("aarch64"), ids=lambda level: level.name)
+def test_products_are_right_on_an_emulated_processor(tmp_path: Path, level: Level) -> None:
+    for program in (CROSS, "qemu-aarch64"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    sources = [str(SOURCE / f"{name}.c") for name in PRODUCTS]
+    caller = tmp_path / "products"
+    command = [CROSS, "-O3", "-std=gnu11", *level.flags, f"-I{SOURCE}", "-pthread", "-o", str(caller)]
+    subprocess.run([*command, str(Path(__file__).with_name("products.c")), *sources, "-lm"], check=True)
+    emulated = ["qemu-aarch64", "-L", ROOT_OF_ARM, "-cpu", "max", str(caller)]
+    tried, *worst = map(float, subprocess.run(emulated, capture_output=True, text=True, check=True).stdout.split())
+    assert tried == 2 * 3 * 22 * 7 * 3
+    assert worst[0] < 5e-6
+    assert max(worst) < 3e-4, "there are no tiles on ARM: many rows are multiplied in float32"
