@@ -4,15 +4,13 @@
 static const float INTEGERS[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 const float MXFP4_VALUES[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
 
-/* Integers of 2 or 8 bits: a word has 32 / bits of them. */
-#define UNPACK_WORDS(NAME, BITS)                                                         \
-  static void NAME(const uint32_t *words, int64_t count, float *out) {                   \
-    for (int64_t i = 0; i < count * BITS / 32; ++i)                                      \
-      for (int j = 0; j < 32 / BITS; ++j)                                                \
-        out[i * (32 / BITS) + j] = (float)(int32_t)(words[i] >> (BITS * j) & ((1u << BITS) - 1)); \
-  }
-UNPACK_WORDS(unpack_2, 2)
-UNPACK_WORDS(unpack_8, 8)
+static void unpack_8(const uint8_t *bytes, int64_t count, float *out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = (float)bytes[i];
+}
+
+static void unpack_2(const uint8_t *bytes, int64_t count, float *out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = (float)(bytes[i / 4] >> (2 * (i % 4)) & 3);
+}
 
 /* Integers that cross the bounds of bytes: 3, 5 or 6 bits, the first lowest. */
 static void unpack_any(const uint8_t *bytes, int64_t first, int64_t count, int bits, float *out) {
@@ -67,9 +65,9 @@ void unpack(const Matrix *a, int64_t expert, int64_t row, int64_t first, int64_t
   if (a->bits == 4) {
     look_up(words, count, a->type == MXFP4 ? MXFP4_VALUES : INTEGERS, out);
   } else if (a->bits == 8) {
-    unpack_8(words, count, out);
+    unpack_8(bytes + first, count, out);
   } else if (a->bits == 2) {
-    unpack_2(words, count, out);
+    unpack_2(bytes + first / 4, count, out);
   } else {
     unpack_any(bytes, first, count, a->bits, out);
   }
