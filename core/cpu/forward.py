@@ -12,9 +12,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from core.cpu.arrays import evaluated, known_address
+from core.cpu.calls import library
 from core.cpu.describe import describe
 from core.cpu.description import Basis, Description
-from core.cpu.library import load_library
 from core.cpu.passage import Passage
 from core.cpu.sizes import UnsupportedError
 from core.kernels.device import cpu_sources, in_inference
@@ -75,10 +75,8 @@ def head(decoder: nn.Module, x: mx.array) -> mx.array | None:
     x = mx.contiguous(x)
     logits = mx.zeros((*x.shape[:-1], description.model.head.rows))
     mx.eval(x, logits)
-    library = load_library()
-    assert library is not None
     numbers, results = ctypes.c_void_p(known_address(x)), ctypes.c_void_p(known_address(logits))
-    library.corelm_head(ctypes.byref(description.model), numbers, ctypes.c_int64(rows), results)
+    library().corelm_head(ctypes.byref(description.model), numbers, ctypes.c_int64(rows), results)
     return logits
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from core.cpu.arrays import known_address
+from core.cpu.calls import library
 from core.cpu.description import Description
-from core.cpu.library import load_library
 from core.cpu.structures import Pass, Rotation, Run, View
 from core.nn.key_values import KeyValues
 from core.nn.rope import RoPE
@@ -90,9 +90,7 @@ class Passage:
             ctypes.addressof(values),
             known_address(out),
         )
-        library = load_library()
-        assert library is not None
-        function, model, these = library.corelm_forward, ctypes.byref(description.model), ctypes.byref(call)
+        function, model, these = library().corelm_forward, ctypes.byref(description.model), ctypes.byref(call)
         try:
             function(model, these)
         except BaseException as interrupt:  # of a signal's handler, which runs when the library has returned

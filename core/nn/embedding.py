@@ -5,9 +5,10 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from core.kernels.products import dense_product, packed_product
+from core.kernels import products
 from core.kernels.take_rows import take_rows
-from core.nn.quantized import packed_product as multiply_packed
+from core.nn.linear import linear
+from core.nn.quantized import packed_product
 
 
 def embed(embedding: nn.Module, tokens: mx.array, dtype: mx.Dtype | None = None) -> mx.array:
@@ -42,12 +43,10 @@ def embed(embedding: nn.Module, tokens: mx.array, dtype: mx.Dtype | None = None)
 
 def as_linear(embedding: nn.Module, x: mx.array) -> mx.array:
     """``embedding.as_linear(x)``: ``[..., hidden_size]`` to ``[..., vocab_size]``."""
-    y = None
     if type(embedding) is nn.Embedding:
-        y = dense_product(x, embedding.weight)
-    elif type(embedding) is nn.QuantizedEmbedding:
-        y = packed_product(x, embedding.weight, embedding.scales, embedding.get("biases"))
-    if y is None and type(embedding) is nn.QuantizedEmbedding:
-        packed = embedding.weight, embedding.scales, embedding.get("biases")
-        y = multiply_packed(x, *packed, embedding.group_size, embedding.bits, embedding.mode)
-    return embedding.as_linear(x) if y is None else y
+        return linear(x, embedding.weight)
+    if type(embedding) is not nn.QuantizedEmbedding:
+        return embedding.as_linear(x)
+    packed = embedding.weight, embedding.scales, embedding.get("biases")
+    y = products.packed_product(x, *packed)
+    return packed_product(x, *packed, embedding.group_size, embedding.bits, embedding.mode) if y is None else y

@@ -109,7 +109,7 @@ def test_a_thread_that_dies_leaves_the_library_usable(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("level", [level.name for level in levels_of(machine()) if level.features <= features()])
 def test_every_level_that_this_processor_runs(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = library._open(next(one for one in levels_of(machine()) if one.name == level))
-    monkeypatch.setattr(passage, "load_library", lambda: loaded)
+    monkeypatch.setattr(passage, "library", lambda: loaded)
     loaded.corelm_threads(2)
     model = decoder(experts=3)
     ours, theirs = model.make_cache(), model.make_cache()
@@ -137,7 +137,7 @@ def test_an_interrupt_in_a_pass_loses_nothing(monkeypatch: pytest.MonkeyPatch) -
         ids = tokens(model, 1, count, seed)
         with monkeypatch.context() as patch:
             loaded = library.load_library()
-            patch.setattr(passage, "load_library", lambda loaded=loaded: Interrupting(loaded))
+            patch.setattr(passage, "library", lambda loaded=loaded: Interrupting(loaded))
             with inference(), pytest.raises(KeyboardInterrupt):
                 model(ids, cache)
         by_mlx(model, ids, plain)
