@@ -67,7 +67,7 @@ class Side:
         return {}
 
     def run(self, task: dict[str, Any]) -> dict[str, Any]:
-        """One greedy generation of exactly ``generate`` tokens; a token has come when its id is known."""
+        """Generates exactly ``generate`` tokens greedily. A token counts as generated when its id is on the host."""
         prompt, count = task["prompt"], task["generate"]
         self._clear(len(prompt) + count)
         started = time.perf_counter()

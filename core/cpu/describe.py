@@ -1,7 +1,7 @@
-"""A model as the CPU library takes it: its matrices and numbers, or why it is none of the models that it computes.
+"""Describes a model to the CPU library: its matrices and its numbers; or says why the library cannot compute it.
 
-Modules are recognised by exact type, as the fast decode step on CUDA recognises them: a subclass, an adapter in a
-layer's place, or a block that does not state its parts is computed by MLX.
+Modules are recognised by their exact type. MLX computes everything else: subclasses, adapters that replace a layer, and
+blocks that do not state their parts.
 """
 
 from __future__ import annotations
