@@ -9,6 +9,8 @@ PYTHON ?= python3
 VENV ?= .venv
 EXTRA ?= cpu
 PYTEST_ARGS ?= -n 2 --dist loadfile
+# A test that hangs ends the run, and says where.
+PYTEST_LIMITS := -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true --max-worker-restart 1
 PYTEST_GPU_ARGS ?= -n 15 --dist worksteal
 GPU_TESTS := fast kernels nn generation batching prompt_cache weights loading evaluation chat saving
 
@@ -25,7 +27,7 @@ demo: $(VENV)/.installed
 	$(BIN)/corelm generate "To be, or" --model demo:mistral --max-tokens 120 --seed 7 </dev/null
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_LIMITS) $(PYTEST_ARGS)
 
 # A Python of the machine's own has further plugins of pytest; one for benchmarks warns where workers run in parallel.
 test-gpu: $(if $(filter $(BIN)/python,$(PYTHON_GPU)),$(VENV)/.installed-test)

@@ -1,15 +1,15 @@
 """Reads the parameters of one block: what can be begun early is begun, then all of it is evaluated and looked at.
 
-Memory: what the block's parameters need, and once more for those that are not simply the bytes of files. Begun early,
-and in memory that is the parameters' own for good, is only what does simply lie in files: a tensor, or several that
-are joined or stacked, which a CPU reads where they belong.
+Memory: what the block's parameters need, and once more for those that are not simply the bytes of files. A CPU begins
+early only what does simply lie in files: a tensor, or several that are joined or stacked. It reads them where they
+belong, in memory that is the parameters' own for good.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -19,11 +19,13 @@ from core.checkpoint import Checkpoint
 from core.errors import CheckpointError, first_line
 from core.weights.axes import rows_axis
 from core.weights.fill import Filler, blank, can_check, can_fill, streams
+from core.weights.filled import FilledTensors
 from core.weights.finite import is_float, is_non_finite, may_be_non_finite
 from core.weights.joint import Extent, extent
 from core.weights.nodes import leaves, outer_operation
 from core.weights.plan import Entry
-from core.weights.reader import Reader
+from core.weights.prefetch import Prefetch
+from core.weights.reader import Reader, open_shard
 
 _LARGE = 1 << 22  # bytes of a parameter from which on threads are worth it
 
@@ -34,14 +36,12 @@ class Block:
 
     Attributes:
         blanks: memory that is to be filled, and from where.
-        whole: tensors as they are in files.
         nbytes: bytes of the tensors, as they are in files.
     """
 
     entries: list[Entry]
     nbytes: int = 0
     blanks: dict[int, tuple[mx.array, Extent]] = field(default_factory=dict)
-    whole: dict[int, mx.array] = field(default_factory=dict)
 
 
 class BlockReader:
@@ -49,16 +49,19 @@ class BlockReader:
 
     Args:
         check_finite: refuse NaN and infinity.
-        prefetch: let threads read what is begun.
+        prefetch: let threads of MLX's read what is begun, as a GPU needs it.
     """
 
     def __init__(self, checkpoint: Checkpoint, check_finite: bool, prefetch: bool = False) -> None:
         self._checkpoint = checkpoint
         self._check = check_finite
         self._looks = check_finite and can_check()
-        self._reader = Reader(checkpoint, check_sources=check_finite, measure=True, prefetch=prefetch)
-        self._filler = Filler(checkpoint.shard_path, checkpoint.check_unchanged) if can_fill() else None
-        self._begun: list[Block] = []
+        self._prefetch = Prefetch(lambda shard: open_shard(checkpoint, shard)) if prefetch else None
+        fills = can_fill() and not prefetch
+        self._filler = Filler(checkpoint.shard_path, checkpoint.check_unchanged) if fills else None
+        self._filled = FilledTensors(self._filler, checkpoint.tensors) if self._filler is not None else None
+        begun = self._filled or self._prefetch
+        self._reader = Reader(checkpoint, check_sources=check_finite, measure=True, begun=begun)
         self._count = 0
 
     def begin(self, entries: list[Entry]) -> Block:
@@ -67,26 +70,22 @@ class BlockReader:
         Raises:
             CheckpointError: a shard cannot be read.
         """
-        names = (name for entry in entries for name in leaves(entry.source))
-        block = Block(entries, sum(self._checkpoint.tensors[name].nbytes for name in names))
-        self._begun.append(block)
+        tensors = self._checkpoint.tensors
+        infos = {name: tensors[name] for entry in entries for name in leaves(entry.source)}
+        block = Block(entries, sum(info.nbytes for info in infos.values()))
+        if self._prefetch is not None:
+            self._prefetch.begin((name, info.shard, info.nbytes) for name, info in infos.items())
         if self._filler is None:
-            self._reader.begin(entries)
             return block
         stream = streams()[self._count % 2]
         self._count += 1
         with self._reading():
             for place, entry in enumerate(entries):
-                found = extent(entry.source, _axis(entry), self._checkpoint.tensors) if entry.nbytes >= _LARGE else None
-                if found is None:
-                    continue
-                if len(found.runs) > 1:
-                    block.blanks[place] = blank(sum(run.stop - run.start for run in found.runs), stream), found
-                else:
-                    block.whole[place] = self._reader.build(entry.source, _axis(entry))
+                found = extent(entry.source, _axis(entry), tensors) if entry.nbytes >= _LARGE else None
+                if found is not None:
+                    block.blanks[place] = blank(found.nbytes, stream), found
             mx.async_eval([memory for memory, _ in block.blanks.values()])
-            mx.async_eval(list(block.whole.values()))
-        if self._looks and (block.blanks or block.whole):
+        if self._looks and block.blanks:
             self._filler.prepare_checks()
         return block
 
@@ -105,11 +104,12 @@ class BlockReader:
                 others = (place for place in range(len(arrays)) if place not in checked)
                 flags += [flag for at in others if (flag := _non_finite(arrays[at], block.entries[at])) is not None]
             losses = self._reader.take_losses()
+            # A read that fails in MLX may never end (``core.weights.fill``): what can be known before is asked before.
+            self._reader.check_unchanged()
             mx.eval(arrays, flags, losses)
             finite = all(check.result() for check in checks) and not any(flag.item() for flag in flags)
         if not finite:
             self._refuse(arrays, block.entries)
-        self._begun.remove(block)
         return arrays, [cast(float, loss.item()) for loss in losses]
 
     def check_unchanged(self) -> None:
@@ -119,39 +119,36 @@ class BlockReader:
             CheckpointError: one has changed, so that what was read may be anything.
         """
         self._reader.check_unchanged()
+        if self._prefetch is not None:
+            for shard in self._prefetch.shards:
+                self._checkpoint.check_unchanged(shard)
         if self._filler is not None:
             self._filler.check_files()
 
     def _read(self, block: Block) -> tuple[list[Future[bool]], set[int]]:
-        """Waits for what has been begun; returns what is still being looked at, and the places of it."""
-        if self._filler is None:
+        """Waits for what has been begun; returns whether its pieces are finite, and the places that were looked at."""
+        if self._filler is None or self._filled is None:
             return [], set()
-        entries = block.entries
-        dtypes = {place: found.dtype for place, (_, found) in block.blanks.items()}
-        dtypes |= {place: array.dtype for place, array in block.whole.items()}
-        # Numbers of another dtype than the parameter's may become too large for it.
-        checked = {at for at, dtype in dtypes.items() if self._looks and is_float(dtype) and dtype == entries[at].dtype}
+        checked: set[int] = set()
         fills: list[Future[bool]] = []
         mx.eval([memory for memory, _ in block.blanks.values()])
         for place, (memory, found) in block.blanks.items():
+            # Numbers of another dtype than the parameter's may become too large for it.
+            if self._looks and is_float(found.dtype) and found.dtype == block.entries[place].dtype:
+                checked.add(place)
             fills += self._filler.fill(memory, found.runs, found.dtype if place in checked else None)
-        mx.eval(list(block.whole.values()))
-        whole = (array for place, array in block.whole.items() if place in checked)
-        checks = [check for array in whole for check in self._filler.check(array)]
+        others = (entry for place, entry in enumerate(block.entries) if place not in block.blanks)
+        self._filled.begin({name: None for entry in others for name in leaves(entry.source)})
         for fill in fills:
             fill.result()  # all there, before anything is computed of it
-        return fills + checks, checked
+        return fills, checked
 
     def _array(self, block: Block, place: int) -> mx.array:
         entry = block.entries[place]
         if place in block.blanks:
             memory, found = block.blanks[place]
-            array = memory.view(found.dtype).reshape(found.shape)
-        elif place in block.whole:
-            array = block.whole[place]
-        else:
-            array = self._reader.build(entry.source, _axis(entry))
-        return array.astype(entry.dtype)
+            return found.view(memory).astype(entry.dtype)
+        return self._reader.build(entry.source, _axis(entry)).astype(entry.dtype)
 
     def _refuse(self, arrays: list[mx.array], entries: list[Entry]) -> None:
         for array, entry in zip(arrays, entries, strict=True):
@@ -171,13 +168,11 @@ class BlockReader:
             ) from error
 
     def close(self) -> None:
-        """Ends its threads, and waits for MLX to have read what it has begun: its errors would come up elsewhere."""
-        self._reader.close()
+        """Ends its threads."""
+        if self._prefetch is not None:
+            self._prefetch.close()
         if self._filler is not None:
             self._filler.close()
-        for block in self._begun:
-            with suppress(RuntimeError):
-                mx.eval(list(block.whole.values()))
 
 
 def _non_finite(array: mx.array, entry: Entry) -> mx.array | None:

@@ -1,7 +1,4 @@
-"""Where the bytes of an array lie in files: one tensor's, or those of several that are joined or stacked.
-
-Knows byte ranges; reads nothing, and knows nothing of models.
-"""
+"""Where the bytes of an array lie in files: one tensor's, or those of several that are joined or stacked."""
 
 from __future__ import annotations
 
@@ -14,7 +11,15 @@ import mlx.core as mx
 from core.checkpoint import TensorInfo
 from core.weights.nodes import Joined, Leaf, Node, Stacked
 
-_DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U32": mx.uint32, "U8": mx.uint8}
+_DTYPES = {
+    "BF16": mx.bfloat16,
+    "F16": mx.float16,
+    "F32": mx.float32,
+    "I64": mx.int64,
+    "I32": mx.int32,
+    "U32": mx.uint32,
+    "U8": mx.uint8,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,15 @@ class Extent:
     dtype: mx.Dtype
     shape: tuple[int, ...]
     runs: tuple[Run, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return sum(run.stop - run.start for run in self.runs)
+
+    def view(self, memory: mx.array) -> mx.array:
+        """The array, of flat memory that holds its bytes."""
+        return memory.view(self.dtype).reshape(self.shape)
 
 
 def extent(node: Node, axis: int, tensors: Mapping[str, TensorInfo]) -> Extent | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from pathlib import Path
+from collections.abc import Hashable
+from typing import Protocol
 
 import mlx.core as mx
 
@@ -15,20 +15,26 @@ from core.weights.nodes import Joined, Leaf, Node, Operation, Permuted, Stacked,
 from core.weights.operations import Dequantized
 from core.weights.permute import to_halves
 from core.weights.plan import Entry
-from core.weights.prefetch import Prefetch
 from core.weights.summary import summarise
 
 
+class Begun(Protocol):
+    """Tensors that threads read."""
+
+    def take(self, name: str) -> mx.array | None:
+        """A tensor, evaluated, handed out once; None for one that no thread reads."""
+
+
 class Reader:
-    """Lazy arrays of a checkpoint's tensors; each is handed out once, so that its memory is free once it is used.
+    """Arrays of a checkpoint's tensors; each is handed out once, so that its memory is free once it is used.
 
     Args:
         check_sources: look for NaN in sources of what would hide it.
         measure: compute the errors of what is approximated.
-        prefetch: have threads read what is announced by ``begin``.
+        begun: tensors that threads read; all others are lazy.
     """
 
-    def __init__(self, checkpoint: Checkpoint, check_sources: bool, measure: bool, prefetch: bool = False) -> None:
+    def __init__(self, checkpoint: Checkpoint, check_sources: bool, measure: bool, begun: Begun | None = None) -> None:
         self._checkpoint = checkpoint
         self._check_sources = check_sources
         self._measure = measure
@@ -36,19 +42,7 @@ class Reader:
         self._losses: list[mx.array] = []
         self._computed: dict[Hashable, dict[str, mx.array]] = {}
         self._open: dict[str, dict[str, mx.array]] = {}
-        self._prefetch = Prefetch(self._load) if prefetch else None
-
-    def begin(self, entries: Sequence[Entry]) -> None:
-        """Begins to read the tensors of these entries, where threads do that."""
-        if self._prefetch is not None:
-            names = dict.fromkeys(name for entry in entries for name in leaves(entry.source))
-            infos = ((name, self._checkpoint.tensors[name]) for name in names)
-            self._prefetch.begin((name, info.shard, info.nbytes) for name, info in infos)
-
-    def close(self) -> None:
-        """Ends what has begun."""
-        if self._prefetch is not None:
-            self._prefetch.close()
+        self._begun = begun
 
     def build(self, node: Node, axis: int) -> mx.array:
         if isinstance(node, Leaf):
@@ -97,27 +91,19 @@ class Reader:
         return flags
 
     def _take(self, name: str) -> mx.array:
-        if self._prefetch is not None and (array := self._prefetch.take(name)) is not None:
+        if self._begun is not None and (array := self._begun.take(name)) is not None:
             return array
         shard = self._checkpoint.tensors[name].shard
         if shard not in self._open:
-            self._open[shard] = self._load(shard)
+            self._open[shard] = open_shard(self._checkpoint, shard)
         return self._open[shard].pop(name)
-
-    def _load(self, shard: str) -> dict[str, mx.array]:
-        """All tensors of a shard. MLX opens it by name and reads its header anew: it must be what it was, still."""
-        self._checkpoint.check_unchanged(shard)
-        try:
-            return _load(self._checkpoint.shard_path(shard))
-        finally:
-            self._checkpoint.check_unchanged(shard)
 
     def check_unchanged(self) -> None:
         """
         Raises:
             CheckpointError: a shard of which something was read has changed.
         """
-        for shard in {*self._open, *(() if self._prefetch is None else self._prefetch.shards)}:
+        for shard in self._open:
             self._checkpoint.check_unchanged(shard)
 
     def not_finite(self, *entries: Entry) -> WeightsError:
@@ -130,7 +116,7 @@ class Reader:
             modes |= _modes(entry.source, None if entry.quantization is None else entry.quantization.mode)
         for name, mode in modes.items():
             info = self._checkpoint.tensors[name]
-            bad, size = count_non_finite(self._load(info.shard)[name], mode, name.rpartition(".")[2])
+            bad, size = count_non_finite(open_shard(self._checkpoint, info.shard)[name], mode, name.rpartition(".")[2])
             if bad:
                 return WeightsError(
                     f"tensor {name!r} holds NaN or infinity in {bad:,} of {size:,} elements",
@@ -161,10 +147,20 @@ def _parts(node: Node) -> tuple[Node, ...]:
     return () if isinstance(node, Leaf) else node.parts
 
 
-def _load(path: Path) -> dict[str, mx.array]:
+def open_shard(checkpoint: Checkpoint, shard: str) -> dict[str, mx.array]:
+    """All tensors of a shard, lazy.
+
+    Raises:
+        CheckpointError: it cannot be read, or has changed since its header was read.
+    """
+    # MLX opens it by name and reads its header anew: it must be what it was, before and still.
+    checkpoint.check_unchanged(shard)
     try:
+        path = checkpoint.shard_path(shard)
         arrays = mx.load(str(path), format="safetensors")
     except RuntimeError as error:
         raise CheckpointError("MLX cannot read this file", where=path, found=first_line(error)) from error
+    finally:
+        checkpoint.check_unchanged(shard)
     assert isinstance(arrays, dict)
     return arrays

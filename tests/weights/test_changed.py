@@ -61,15 +61,15 @@ def model(tmp_path: Path) -> Path:
     return shutil.copytree(SOURCE, tmp_path / "model")
 
 
-@pytest.fixture(params=["threads", "MLX"])
+@pytest.fixture(params=["into place", "by tensor", "MLX"])
 def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is joined is read by threads, or everything by MLX."""
+    """Everything is read by threads where it belongs, or tensor by tensor, or by MLX."""
     if request.param == "MLX":
         monkeypatch.setattr(block, "can_fill", lambda: False)
     elif not fill.can_fill():
         pytest.skip("only a CPU's memory is filled from outside")
     else:
-        monkeypatch.setattr(block, "_LARGE", 0)
+        monkeypatch.setattr(block, "_LARGE", 0 if request.param == "into place" else 1 << 40)
 
 
 @pytest.mark.usefixtures("reading")
@@ -146,6 +146,7 @@ def test_a_file_that_mlx_does_not_understand_any_more_is_one_that_has_changed(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MLX opens it after the look at it, and the change is what the error tells."""
+    monkeypatch.setattr(block, "can_fill", lambda: False)
     ordinary = mx.load
 
     def late(path: str, **options: object) -> object:

@@ -122,9 +122,8 @@ def test_a_number_that_is_not_finite_is_found_wherever_it_is(
         mx.eval(memory, numbers)
         filler = Filler(tmp_path.joinpath)
         filled = [job.result() for job in filler.fill(memory, [Run("a", 0, numbers.nbytes)], dtype)]
-        looked = [job.result() for job in filler.check(numbers)]
         filler.close()
-        assert all(filled) == all(looked) == (bad is None)
+        assert all(filled) == (bad is None)
         assert sum(not one for one in filled) == (bad is not None)
 
 
@@ -217,5 +216,4 @@ def test_a_block_reader_without_threads_has_nothing_to_close(monkeypatch: pytest
     reader = BlockReader(plan.checkpoint, True)
     begun = reader.begin(list(plan.plan.entries[:1]))
     assert not begun.blanks
-    assert not begun.whole
     reader.close()

@@ -69,9 +69,7 @@ def test_a_model_read_by_threads_is_the_model(name: str, monkeypatch: pytest.Mon
         def __init__(self, *arguments: Any, prefetch: bool) -> None:
             assert prefetch
             super().__init__(*arguments, prefetch=prefetch)
-            if self._filler is not None:
-                self._filler.close()
-            self._filler = None
+            assert self._filler is None
 
         def begin(self, entries):
             begun.append(len(entries))
