@@ -1,26 +1,11 @@
 /* Causal attention over the slots of a cache, softmax in one pass (Milakov and Gimelshein, 2018). */
 #include <math.h>
 
+#include "attention.h"
 #include "block.h"
-#include "model.h"
 
-#define KEYS 64    /* that are looked at together */
-#define QUERIES 48 /* rows of one item: tokens times the query heads of one key head */
-#define FEW_QUERIES 8      /* rows up to which keys are read as they lie */
-
-typedef struct {
-  const float *keys, *values; /* [slots, dim] of one head */
-  int64_t dim, group, tokens; /* query heads of the key head, and tokens of the item */
-  int64_t slot;               /* of the item's first token */
-  const View *view;
-} Item;
-
-/* The slots that a token may see beside the first ones. */
-INLINE int64_t first_seen(const Item *item, int64_t token) {
-  const int64_t slot = item->slot + token;
-  if (item->view->recent == 0 || slot + 1 <= item->view->recent) return 0;
-  return slot + 1 - item->view->recent;
-}
+#define QUERIES 48    /* rows of one item: tokens times the query heads of one key head */
+#define FEW_QUERIES 8 /* rows up to which keys are read as they lie */
 
 INLINE int sees(const Item *item, int64_t token, int64_t slot) {
   return slot <= item->slot + token && (slot < item->view->front || slot >= first_seen(item, token));
@@ -42,8 +27,7 @@ static void score(const Item *item, const float *queries, int64_t rows, int64_t 
       }
     return;
   }
-  for (int64_t i = 0; i < dim; ++i)
-    for (int64_t key = 0; key < KEYS; ++key) turned[i * KEYS + key] = key < count ? keys[key * dim + i] : 0;
+  turn_rows(keys, dim, count, KEYS, dim, turned, KEYS);
   for (int64_t key = 0; key < KEYS; key += BLOCK_COLUMNS)
     block_rows(rows, queries, dim, turned + key, KEYS, dim, scores + key, KEYS, 0);
 }
@@ -60,12 +44,11 @@ static void gather(const Item *item, const float *weights, int64_t rows, int64_t
       for (int64_t key = 0; key < count; ++key) out[row * dim + i] += weights[row * KEYS + key] * values[key * dim + i];
 }
 
-/* Hides what a row may not see, turns scores into weights, and scales what was gathered so far. */
-static void soften(const Item *item, int64_t row, int64_t slot, int64_t count, float *scores, float *most, float *total, float *out) {
+void soften(const Item *item, int64_t row, int64_t slot, int64_t count, float *scores, float *most, float *total, float *out) {
   const int64_t token = row / item->group;
   const int whole = slot + count <= item->slot + token + 1 && slot >= first_seen(item, token);
-  for (int64_t key = 0; key < KEYS; ++key)
-    if (key >= count || (!whole && !sees(item, token, slot + key))) scores[key] = -INFINITY;
+  for (int64_t key = whole ? count : 0; key < KEYS; ++key)
+    if (key >= count || !sees(item, token, slot + key)) scores[key] = -INFINITY;
   vfloat top = load(scores);
   for (int64_t key = WIDTH; key < KEYS; key += WIDTH) top = maximum(top, load(scores + key));
   const float now = fmaxf(*most, largest(top));
@@ -95,14 +78,8 @@ static void attend_item(const Item *item, const float *queries, int64_t rows, fl
   float *turned = pool_scratch(1, sizeof(float) * KEYS * (size_t)item->dim);
   for (int64_t row = 0; row < rows; ++row) most[row] = -INFINITY, total[row] = 0;
   memset(out, 0, sizeof(float) * (size_t)(rows * item->dim));
-  const int64_t end = item->slot + item->tokens, begin = first_seen(item, 0);
-  for (int64_t slot = 0; slot < end;) {
-    if (slot >= item->view->front && slot < begin) {
-      slot = begin;
-      continue;
-    }
-    const int64_t stop = slot < item->view->front && item->view->front < begin ? item->view->front : end;
-    const int64_t count = stop - slot < KEYS ? stop - slot : KEYS;
+  int64_t slot = 0;
+  for (int64_t count = next_keys(item, &slot); count > 0; count = next_keys(item, &slot)) {
     score(item, queries, rows, slot, count, turned, scores);
     for (int64_t row = 0; row < rows; ++row) soften(item, row, slot, count, scores + row * KEYS, most + row, total + row, out + row * item->dim);
     gather(item, scores, rows, slot, count, out);
@@ -114,13 +91,25 @@ static void attend_item(const Item *item, const float *queries, int64_t rows, fl
   }
 }
 
+/* Rows of one item, and whether tiles compute it. */
+static int64_t queries_of(const Layer *layer, const Pass *pass, int precision, int *tiles) {
+  *tiles = 0;
+#if defined(TILES)
+  *tiles = precision == ROUNDED && pass->rows >= TILES_FROM && tiles_attend_dim(layer->head_dim) && tiles_are_there();
+  if (*tiles) return TILE_QUERIES;
+#endif
+  (void)pass, (void)precision, (void)layer;
+  return QUERIES;
+}
+
 /* out[rows, heads * dim] from queries in qkv and keys and values in the cache. */
-void attend(Place place, const Layer *layer, const Pass *pass, int index, const float *qkv, float *out) {
+void attend(Place place, const Layer *layer, const Pass *pass, int index, const float *qkv, float *out, int precision) {
   const View *view = pass->view + layer->view;
   const int64_t dim = layer->head_dim, group = layer->heads / layer->kv_heads;
   const int64_t line = (layer->heads + 2 * layer->kv_heads) * dim;
-  const int64_t tokens = QUERIES / group > 0 ? QUERIES / group : 1;
-  float *queries = pool_scratch(0, sizeof(float) * 2 * QUERIES * (size_t)dim), *attended = queries + QUERIES * dim;
+  int tiles;
+  const int64_t most = queries_of(layer, pass, precision, &tiles), tokens = most / group > 0 ? most / group : 1;
+  float *queries = pool_scratch(0, sizeof(float) * 2 * (size_t)(tokens * group * dim)), *attended = queries + tokens * group * dim;
   int64_t number = pool_next(place), before = 0;
   for (int which = 0; which < pass->runs; ++which) {
     const Run *run = pass->run + which;
@@ -138,7 +127,12 @@ void attend(Place place, const Layer *layer, const Pass *pass, int index, const 
       for (int64_t token = 0; token < count; ++token)
         for (int64_t i = 0; i < group * dim; ++i)
           queries[token * group * dim + i] = qkv[(run->first + first + token) * line + head * group * dim + i] * layer->scale;
-      attend_item(&item, queries, count * group, attended);
+#if defined(TILES)
+      if (tiles)
+        tiles_attend(&item, queries, count * group, attended);
+      else
+#endif
+        attend_item(&item, queries, count * group, attended);
       for (int64_t token = 0; token < count; ++token)
         memcpy(out + ((run->first + first + token) * layer->heads + head * group) * dim, attended + token * group * dim,
                sizeof(float) * (size_t)(group * dim));

@@ -57,9 +57,24 @@ static size_t lay_out(const Model *model, const Pass *pass, uint8_t *memory, Wor
   return size;
 }
 
-static void product(Place place, const Matrix *matrix, const float *x, int64_t rows, float *y, int add, int precision) {
+static void product(Place place, const Matrix *matrix, const float *x, int64_t rows, float *y, enum How how, int precision) {
   const Product one = {matrix, 0, x, y, rows, matrix->columns, matrix->rows};
-  multiply(place, &one, 1, add, precision);
+  multiply(place, &one, 1, how, precision);
+}
+
+/* narrow = silu(gate) * up, of products with matrices [gate, up]; wide holds them where the product cannot do it all. */
+static void gated_products(Place place, Product *products, int count, int64_t rows, float *wide, float *narrow, int precision) {
+  const int64_t columns = products[0].matrix->rows / 2;
+  if (!takes_gates(products, count, precision)) {
+    multiply(place, products, count, REPLACE, precision);
+    gated(place, wide, rows, columns, narrow);
+    return;
+  }
+  for (int i = 0; i < count; ++i) {
+    products[i].y = narrow + (products[i].y - wide) / 2;
+    products[i].ldy = columns;
+  }
+  multiply(place, products, count, GATE, precision);
 }
 
 static void embed(Place place, const Model *model, const Pass *pass) {
@@ -109,7 +124,7 @@ static void route(Place place, const Layer *layer, int64_t rows, Work *work) {
 
 static void experts(Place place, const Model *model, const Layer *layer, int64_t rows, Work *work, float *hidden) {
   const int64_t chosen = layer->chosen, columns = model->hidden;
-  product(place, &layer->router, work->normed, rows, work->logits, 0, EXACT);
+  product(place, &layer->router, work->normed, rows, work->logits, REPLACE, EXACT);
   route(place, layer, rows, work);
   for (int64_t i = place.index; i < rows * chosen; i += place.count)
     memcpy(work->sorted + work->order[i] * columns, work->normed + i / chosen * columns, sizeof(float) * (size_t)columns);
@@ -121,8 +136,7 @@ static void experts(Place place, const Model *model, const Layer *layer, int64_t
     if (m == 0) continue;
     products[count++] = (Product){&layer->gate_up, i, work->sorted + first * columns, work->wide + first * layer->gate_up.rows, m, columns, layer->gate_up.rows};
   }
-  multiply(place, products, count, 0, model->precision);
-  gated(place, work->wide, rows * chosen, layer->down.columns, work->narrow);
+  gated_products(place, products, count, rows * chosen, work->wide, work->narrow, model->precision);
   for (int i = 0; i < count; ++i) {
     const int64_t first = work->starts[products[i].expert];
     products[i].matrix = &layer->down;
@@ -131,7 +145,7 @@ static void experts(Place place, const Model *model, const Layer *layer, int64_t
     products[i].ldx = layer->down.columns;
     products[i].ldy = columns;
   }
-  multiply(place, products, count, 0, model->precision);
+  multiply(place, products, count, REPLACE, model->precision);
   const int64_t parts = (columns + 511) / 512;
   for (int64_t item = place.index; item < rows * parts; item += place.count) {
     const int64_t row = item / parts, from = columns * (item % parts) / parts, to = columns * (item % parts + 1) / parts;
@@ -154,18 +168,18 @@ static void forward_task(Place place, void *argument) {
   for (int i = 0; i < model->layers; ++i) {
     const Layer *layer = model->layer + i;
     rms_norm(place, pass->hidden, layer->attention_norm, layer->attention_epsilon, rows, model->hidden, work->normed);
-    product(place, &layer->qkv, work->normed, rows, work->qkv, 0, model->precision);
+    product(place, &layer->qkv, work->normed, rows, work->qkv, REPLACE, model->precision);
     rotate_and_store(place, layer, pass, i, work->qkv);
-    attend(place, layer, pass, i, work->qkv, work->attended);
-    product(place, &layer->output, work->attended, rows, pass->hidden, 1, model->precision);
+    attend(place, layer, pass, i, work->qkv, work->attended, model->precision);
+    product(place, &layer->output, work->attended, rows, pass->hidden, ADD, model->precision);
     rms_norm(place, pass->hidden, layer->feed_forward_norm, layer->feed_forward_epsilon, rows, model->hidden, work->normed);
     if (layer->experts) {
       experts(place, model, layer, rows, work, pass->hidden);
       continue;
     }
-    product(place, &layer->gate_up, work->normed, rows, work->wide, 0, model->precision);
-    gated(place, work->wide, rows, layer->down.columns, work->narrow);
-    product(place, &layer->down, work->narrow, rows, pass->hidden, 1, model->precision);
+    Product wide = {&layer->gate_up, 0, work->normed, work->wide, rows, model->hidden, layer->gate_up.rows};
+    gated_products(place, &wide, 1, rows, work->wide, work->narrow, model->precision);
+    product(place, &layer->down, work->narrow, rows, pass->hidden, ADD, model->precision);
   }
 }
 
@@ -184,9 +198,8 @@ static void shrink(void) {
 static uint8_t *grow(size_t bytes) {
   if (bytes > memory_size) {
     free(memory);
-    memory_size = (bytes + 4095) & ~(size_t)4095;
-    memory = aligned_alloc(4096, memory_size);
-    if (memory == NULL) abort();
+    memory_size = bytes;
+    memory = take_memory(&memory_size);
   }
   return memory;
 }
@@ -218,7 +231,7 @@ static void head_task(Place place, void *argument) {
   Head *head = argument;
   const Model *model = head->model;
   rms_norm(place, head->x, model->norm, model->epsilon, head->rows, model->hidden, head->normed);
-  product(place, &model->head, head->normed, head->rows, head->logits, 0, model->precision);
+  product(place, &model->head, head->normed, head->rows, head->logits, REPLACE, model->precision);
 }
 
 void head(const Model *model, const float *x, int64_t rows, float *logits) {

@@ -32,9 +32,14 @@ typedef struct {
    and added as float32. For weights in float16 and in bfloat16: both are nearer to the float32 result than they are. */
 enum Precision { EXACT = 0, CLOSE = 1, ROUNDED = 2 };
 
-/* All products, shared out to the team; every thread calls it, and all are done when it returns in any.
-   add: to what y holds. Products of one call must not overlap. */
-void multiply(Place place, const Product *products, int count, int add, int precision);
+/* What becomes of a result: it is put into y, or added to what y holds, or, of matrices [gate, up], silu(gate) * up is
+   put into y. */
+enum How { REPLACE = 0, ADD = 1, GATE = 2 };
+
+/* All products, shared out to the team; every thread calls it, and all are done when it returns in any. Products of one
+   call must not overlap. GATE is for those of which `takes_gates` says so. */
+void multiply(Place place, const Product *products, int count, enum How how, int precision);
+int takes_gates(const Product *products, int count, int precision);
 void multiply_end(void);
 #define MOST_PRODUCTS 512 /* of one call */
 
@@ -56,10 +61,12 @@ void many_rows(const Product *product, int64_t first, int64_t last, int add);
 
 #if defined(__AMX_BF16__)
 #define TILES 1
+#define TILES_FROM 8 /* rows of x */
 int tiles_begin(void); /* 0 where the system gives this process no tiles */
+int tiles_are_there(void);
 size_t tiled_bytes(int64_t m, int64_t columns);
 void tile(const float *x, int64_t m, int64_t ldx, int64_t columns, void *tiled, int64_t part, int64_t parts);
-void tile_rows(const Product *product, int64_t first, int64_t last, const void *tiled, int add);
+void tile_rows(const Product *product, int64_t first, int64_t last, const void *tiled, enum How how);
 #endif
 
 INLINE int64_t row_bytes(const Matrix *a) {
@@ -154,6 +161,6 @@ INLINE vfloat add_biases(vfloat y, const void *biases, int type, int64_t at, int
   return y;
 }
 
-extern const float MXFP4_VALUES[16];
+extern const float MXFP4_VALUES[16], INTEGERS[16]; /* what 4 bits stand for */
 
 #endif

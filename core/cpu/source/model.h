@@ -58,7 +58,7 @@ typedef struct {
 void rms_norm(Place place, const float *x, const float *weight, float epsilon, int64_t rows, int64_t columns, float *y);
 void make_rotations(Place place, const Pass *pass);
 void rotate_and_store(Place place, const Layer *layer, const Pass *pass, int index, float *qkv);
-void attend(Place place, const Layer *layer, const Pass *pass, int index, const float *qkv, float *out);
+void attend(Place place, const Layer *layer, const Pass *pass, int index, const float *qkv, float *out, int precision);
 void gated(Place place, const float *gate_up, int64_t rows, int64_t columns, float *y);
 
 /* Not called by two threads at once. */

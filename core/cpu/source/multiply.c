@@ -3,12 +3,13 @@
 
 #include "matrix.h"
 
-#define SHARE 32     /* rows of weights of an item, where x has few rows */
+#define SHARE 32     /* columns of y of an item */
+#define MOST_SHARE 128 /* of an item of tiles, so that x is read less often */
 #define KEPT ((size_t)64 << 20) /* bytes for x in order that are kept between calls */
-#define TILES_FROM 8 /* rows of x */
 
 #if defined(TILES)
-static int tiles_are_there(void) {
+/* The system is asked once. */
+int tiles_are_there(void) {
   static int known = -1;
   if (known < 0) known = tiles_begin();
   return known;
@@ -48,7 +49,24 @@ void multiply_end(void) {
   shared_size = 0;
 }
 
-void multiply(Place place, const Product *products, int count, int add, int precision) {
+int takes_gates(const Product *products, int count, int precision) {
+  for (int i = 0; i < count; ++i)
+    if (way_of(products + i, precision) != TILE_ROWS || products[i].matrix->rows % 32) return 0;
+  return 1;
+}
+
+/* Columns of y. */
+static int64_t outputs_of(const Product *p, enum How how) { return how == GATE ? p->matrix->rows / 2 : p->matrix->rows; }
+
+/* Columns of y of an item. */
+static int64_t share_of(const Product *p, enum Way way, enum How how, int team) {
+  int64_t share = SHARE;
+  if (way == TILE_ROWS)
+    while (share < MOST_SHARE && outputs_of(p, how) >= 8 * share * team) share *= 2;
+  return share;
+}
+
+void multiply(Place place, const Product *products, int count, enum How how, int precision) {
   static size_t starts[MOST_PRODUCTS];
   if (place.index == 0) {
     size_t size = 0;
@@ -58,9 +76,8 @@ void multiply(Place place, const Product *products, int count, int add, int prec
     }
     if (size > shared_size) {
       free(shared);
-      shared_size = (size + 4095) & ~(size_t)4095;
-      shared = aligned_alloc(4096, shared_size);
-      if (shared == NULL) abort();
+      shared_size = size;
+      shared = take_memory(&shared_size);
     }
   }
   pool_barrier(place);
@@ -85,16 +102,16 @@ void multiply(Place place, const Product *products, int count, int add, int prec
     const Product *p = products + i;
     const void *ordered = (const uint8_t *)shared + starts[i];
     const enum Way way = way_of(p, precision);
-    const int64_t share = way == FEW_ROWS ? SHARE : PANEL, items = (p->matrix->rows + share - 1) / share;
+    const int64_t outputs = outputs_of(p, how), share = share_of(p, way, how, place.count), items = (outputs + share - 1) / share;
     for (; item < before + items; item = pool_next(place)) {
       const int64_t first = (item - before) * share;
-      const int64_t last = first + share < p->matrix->rows ? first + share : p->matrix->rows;
+      const int64_t last = first + share < outputs ? first + share : outputs;
       switch (way) {
-        case FEW_ROWS: few_rows(p, first, last, ordered, add, precision); break;
+        case FEW_ROWS: few_rows(p, first, last, ordered, how == ADD, precision); break;
 #if defined(TILES)
-        case TILE_ROWS: tile_rows(p, first, last, ordered, add); break;
+        case TILE_ROWS: tile_rows(p, first, last, ordered, how); break;
 #endif
-        default: many_rows(p, first, last, add);
+        default: many_rows(p, first, last, how == ADD);
       }
     }
     before += items;

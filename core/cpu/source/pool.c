@@ -6,6 +6,9 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #define MOST_THREADS 256
 #define SPINS 2000 /* of a thread that has nothing to do, before it sleeps: about 0.1 ms */
@@ -148,6 +151,19 @@ void pool_resize(int threads) {
   pthread_mutex_unlock(&pool.running);
 }
 
+#define HUGE ((size_t)2 << 20) /* a large page of x86 */
+
+void *take_memory(size_t *bytes) {
+  const size_t unit = *bytes >= HUGE ? HUGE : 4096;
+  *bytes = (*bytes + unit - 1) & ~(unit - 1);
+  void *memory = aligned_alloc(unit, *bytes);
+  if (memory == NULL) abort(); /* as MLX ends a process whose memory is spent */
+#if defined(MADV_HUGEPAGE)
+  if (unit == HUGE) madvise(memory, *bytes, MADV_HUGEPAGE);
+#endif
+  return memory;
+}
+
 void *pool_scratch(int slot, size_t bytes) {
   static _Thread_local struct {
     void *memory;
@@ -155,9 +171,8 @@ void *pool_scratch(int slot, size_t bytes) {
   } held[4];
   if (held[slot].bytes < bytes) {
     free(held[slot].memory);
-    held[slot].bytes = (bytes + bytes / 4 + 4095) & ~(size_t)4095;
-    held[slot].memory = aligned_alloc(4096, held[slot].bytes);
-    if (held[slot].memory == NULL) abort(); /* as MLX ends a process whose memory is spent */
+    held[slot].bytes = bytes + bytes / 4;
+    held[slot].memory = take_memory(&held[slot].bytes);
   }
   return held[slot].memory;
 }

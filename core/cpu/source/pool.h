@@ -24,6 +24,9 @@ void pool_barrier(Place place);
 /* The next item of the phase, counted from 0: each is given out once between two barriers. */
 int64_t pool_next(Place place);
 
+/* Memory for `free`, in large pages where it is large; bytes becomes how many there are. Ends the process if there is none. */
+void *take_memory(size_t *bytes);
+
 /* Memory of this thread that lasts until its next call with the same slot (0 to 3), 64-byte aligned. */
 void *pool_scratch(int slot, size_t bytes);
 

@@ -1,7 +1,7 @@
 /* Numbers of a row of weights, of every type, as floats. */
 #include "matrix.h"
 
-static const float INTEGERS[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+const float INTEGERS[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 const float MXFP4_VALUES[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
 
 static void unpack_8(const uint8_t *bytes, int64_t count, float *out) {

@@ -61,6 +61,50 @@ INLINE vfloat spread(vfloat from, vint index) {
 #endif
 }
 
+#if WIDTH == 16
+/* Rows become columns, of 16 by 16 floats. */
+INLINE void turn(vfloat rows[16]) {
+  __m512i r[16], t[16];
+  UNROLL for (int i = 0; i < 16; ++i) r[i] = (__m512i)rows[i];
+  UNROLL for (int i = 0; i < 8; ++i) {
+    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  }
+  UNROLL for (int i = 0; i < 4; ++i) {
+    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+  }
+  UNROLL for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  UNROLL for (int i = 0; i < 8; ++i) {
+    rows[i] = (vfloat)_mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    rows[i + 8] = (vfloat)_mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+  }
+}
+#endif
+
+/* to[columns][ldto] = from[rows][ldfrom] turned; rows at and beyond `count` are zeros. rows is a multiple of 16. */
+INLINE void turn_rows(const float *from, int64_t ldfrom, int64_t count, int64_t rows, int64_t columns, float *to, int64_t ldto) {
+  int64_t done = 0;
+#if WIDTH == 16
+  for (; done + 16 <= columns; done += 16)
+    for (int64_t row = 0; row < rows; row += 16) {
+      vfloat lines[16];
+      UNROLL for (int i = 0; i < 16; ++i) lines[i] = row + i < count ? load(from + (row + i) * ldfrom + done) : splat(0);
+      turn(lines);
+      UNROLL for (int i = 0; i < 16; ++i) store(to + (done + i) * ldto + row, lines[i]);
+    }
+#endif
+  for (; done < columns; ++done)
+    for (int64_t row = 0; row < rows; ++row) to[done * ldto + row] = row < count ? from[row * ldfrom + done] : 0;
+}
+
 INLINE float sum(vfloat v) {
 #if WIDTH == 16
   return _mm512_reduce_add_ps((__m512)v);
@@ -130,6 +174,12 @@ INLINE vfloat exponential(vfloat x) {
   y = y * rest + splat(1.0f);
   y = y * rest + splat(1.0f);
   return as_float(as_words(y) + (as_words(scaled) << 23));
+}
+
+/* x * sigmoid(x). */
+INLINE vfloat silu(vfloat x) {
+  const vint seen = x > splat(-87.0f); /* the sigmoid of smaller numbers is no float32 but 0 */
+  return x * (vfloat)((vint)(splat(1) / (splat(1) + exponential(-x))) & seen);
 }
 
 #endif
