@@ -114,7 +114,7 @@ def _prefill(
     model: CausalLM, prompt: list[int], cache: Cache, chunk: int, progress: Callable[[int, int], None] | None
 ) -> mx.array:
     """Processes the prompt and returns the logits of its last position, ``[1, vocab]``."""
-    start, size = 0, ChunkSize(chunk, fixed=cache.rotation_limit is not None)
+    start, size = 0, ChunkSize(chunk, model, fixed=cache.rotation_limit is not None)
     while True:
         began = time.perf_counter()
         count = chunk_length(cache.length, len(prompt) - start, size.tokens)

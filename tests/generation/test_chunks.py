@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+
+import mlx.nn as nn
 import pytest
 
 import core
@@ -51,3 +54,20 @@ def test_answers_do_not_depend_on_the_chunks() -> None:
     prompt = lm.encode("To be, or not to be, that is the question: " * 12)
     ids = [list(core.generate_tokens(lm.model, prompt, max_tokens=8, prefill_chunk=chunk)) for chunk in (16, 100, 4096)]
     assert ids[0] == ids[1] == ids[2]
+
+
+def test_the_next_prompt_of_a_model_starts_at_its_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "backend", lambda: "cpu")
+    model, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    size = ChunkSize(2048, model)
+    assert size.tokens == 64
+    size.took(64, 0.064)
+    assert ChunkSize(2048, model).tokens == 700
+    assert ChunkSize(500, model).tokens == 500
+    assert ChunkSize(2048, other).tokens == ChunkSize(2048).tokens == 64
+    size.took(512, 700)
+    assert ChunkSize(2048, model).tokens == 8
+    before = len(chunks._speeds)
+    del size, model
+    gc.collect()
+    assert len(chunks._speeds) == before - 1
