@@ -18,7 +18,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTHON_GPU ?= $(BIN)/python
 
-# What the CPU library is compiled from. Without a C compiler nothing is compiled, and everything works more slowly.
+# What the CPU library is compiled from: for this processor, and for tests for all that the compiler knows.
+# Without a C compiler nothing is compiled, and everything works more slowly.
 CPU_LIBRARY := core/cpu/source $(wildcard core/cpu/source/*) $(addprefix core/cpu/,build.py compiler.py levels.py)
 
 .PHONY: demo test test-gpu lint clean
@@ -43,14 +44,18 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.cpu-library: $(CPU_LIBRARY) | $(BIN)/python
-	$(BIN)/python -m core.cpu.build
+	CORELM_CPU_LEVELS=best $(BIN)/python -m core.cpu.build
 	touch $@
+
+$(VENV)/.cpu-library-test: $(CPU_LIBRARY) | $(BIN)/python
+	$(BIN)/python -m core.cpu.build
+	touch $(VENV)/.cpu-library $@
 
 $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt | $(VENV)/.cpu-library
-	$(PIP) install --quiet --constraint constraints.txt --editable ".[$(EXTRA)]"
+	CORELM_CPU_LEVELS=best $(PIP) install --quiet --constraint constraints.txt --editable ".[$(EXTRA)]"
 	touch $@
 
-$(VENV)/.installed-test: $(BIN)/python pyproject.toml constraints.txt | $(VENV)/.cpu-library
+$(VENV)/.installed-test: $(BIN)/python pyproject.toml constraints.txt | $(VENV)/.cpu-library-test
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[$(EXTRA),test]"
 	touch $@
 

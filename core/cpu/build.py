@@ -2,8 +2,8 @@
 
 A library is compiled only where its sources, its flags or the compiler have changed, and appears under its name only
 when it is whole. What the compiler cannot do is left out. Environment variables: ``CC`` names the compiler,
-``CORELM_NO_CPU_BUILD=1`` compiles nothing, ``CORELM_CPU_STRICT=1`` makes warnings, failures and a missing compiler
-errors.
+``CORELM_NO_CPU_BUILD=1`` compiles nothing, ``CORELM_CPU_LEVELS=best`` only the level that this processor takes, and
+``CORELM_CPU_STRICT=1`` makes warnings, failures and a missing compiler errors.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from core.cpu.manifest import (
     sources_digest,
     write_manifest,
 )
+from core.cpu.processor import features, machine
 
 FLAGS = (
     *("-O3", "-fPIC", "-shared", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden"),
@@ -73,13 +74,23 @@ def build(folder: Path = FOLDER, *, source: Path = SOURCE, environment: Mapping[
         levels = levels_of(compiler.machine)
         if not levels or not source_files(source):
             raise CompilerError(f"there are no sources for {compiler.machine}")
-        made = _compile_all(compiler, levels, source, folder, strict)
+        wanted = _wanted(levels, environment.get("CORELM_CPU_LEVELS", ""))
+        made = _compile_all(compiler, levels, wanted, source, folder, strict)
     except (CompilerError, OSError) as error:
         if strict:
             raise CompilerError(str(error)) from error
         return Built(None, (), (str(error),))
     libraries = tuple(folder / level.file_name for level in levels if level.name in made.entries)
     return Built(compiler.machine if libraries else None, libraries, tuple(made.notes))
+
+
+def _wanted(levels: tuple[Level, ...], names: str) -> tuple[Level, ...]:
+    """The levels that ``CORELM_CPU_LEVELS`` names: all where it is empty."""
+    if names not in ("", "best"):
+        raise CompilerError(f"CORELM_CPU_LEVELS is {names!r}; 'best' or nothing was expected")
+    if not names or levels[0].machine != machine():
+        return levels
+    return tuple(level for level in levels if level.features <= features())[-1:]
 
 
 def _is_set(environment: Mapping[str, str], name: str) -> bool:
@@ -92,7 +103,9 @@ class _Made:
     notes: list[str]
 
 
-def _compile_all(compiler: Compiler, levels: tuple[Level, ...], source: Path, folder: Path, strict: bool) -> _Made:
+def _compile_all(
+    compiler: Compiler, levels: tuple[Level, ...], wanted: tuple[Level, ...], source: Path, folder: Path, strict: bool
+) -> _Made:
     folder.mkdir(parents=True, exist_ok=True)
     before = read_manifest(folder)
     sources = sources_digest(source)
@@ -105,6 +118,8 @@ def _compile_all(compiler: Compiler, levels: tuple[Level, ...], source: Path, fo
         known = before.get(level.name, {})
         if known == {"sources": sources, "made_with": with_what, "file": _digest_of(path)}:
             return known, "unchanged"
+        if level not in wanted:
+            return None, "skipped: CORELM_CPU_LEVELS is best"
         if not compiler.knows(level.flags):
             return None, f"skipped: {compiler.version} does not know it"
         try:

@@ -39,6 +39,12 @@ def native() -> Level:
 
 
 @pytest.fixture
+def best_level(native: Level) -> Level:
+    """The best level for this processor, whatever the compiler knows."""
+    return [level for level in levels_of(native.machine) if level.features <= processor.features()][-1]
+
+
+@pytest.fixture
 def best(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products are computed by the best library."""
     monkeypatch.delenv("CORE_CPU", raising=False)

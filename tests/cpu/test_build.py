@@ -89,6 +89,23 @@ def test_a_level_that_the_compiler_does_not_know_is_left_out(
     assert {*read_manifest(folder)} == {"plain"}
 
 
+def test_only_the_best_level(tmp_path: Path, source: Path, compiler: Compiler, best_level: Level) -> None:
+    """Other levels stay, as long as they are what would be compiled."""
+    if not compiler.knows(best_level.flags):
+        pytest.skip(f"{compiler.version} does not know {best_level.name}")
+    folder, best = tmp_path / "lib", PLAIN | {"CORELM_CPU_LEVELS": "best"}
+    assert build(folder, source=source, environment=best).libraries == (folder / best_level.file_name,)
+    every = build(folder, source=source, environment=PLAIN).libraries
+    assert build(folder, source=source, environment=best).libraries == every
+    (source / "version.c").write_text((source / "version.c").read_text() + "\n")
+    assert build(folder, source=source, environment=best).libraries == (folder / best_level.file_name,)
+    assert {path.name for path in folder.glob("*.so")} == {best_level.file_name}
+    wrong = PLAIN | {"CORELM_CPU_LEVELS": "all of them"}
+    assert build(folder, source=source, environment=wrong).notes == (
+        "CORELM_CPU_LEVELS is 'all of them'; 'best' or nothing was expected",
+    )
+
+
 def test_sources_that_do_not_compile(tmp_path: Path, source: Path) -> None:
     assert build(tmp_path / "lib", source=source, environment=PLAIN).libraries
     (source / "wrong.c").write_text("int wrong(void) { return nothing; }\n")
@@ -147,18 +164,21 @@ def test_other_systems_are_left_alone(
     assert not (tmp_path / "lib").exists()
 
 
+@pytest.mark.usefixtures("native")
 def test_the_sources_of_this_project_compile_without_a_warning_and_have_the_version_that_python_wants(
-    tmp_path: Path, native: Level
+    tmp_path: Path,
 ) -> None:
+    """For the best level here; CI compiles all of them in this way."""
     from core.cpu.library import VERSION
 
-    build(tmp_path, source=SOURCE, environment=STRICT)
-    assert ctypes.CDLL(str(tmp_path / native.file_name)).corelm_version() == VERSION
+    built = build(tmp_path, source=SOURCE, environment=STRICT | {"CORELM_CPU_LEVELS": "best"})
+    assert [ctypes.CDLL(str(path)).corelm_version() for path in built.libraries] == [VERSION]
 
 
 def test_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "core.cpu.build", "--into", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=PLAIN, capture_output=True, text=True, check=True)
+    best = PLAIN | {"CORELM_CPU_LEVELS": "best"}
+    done = subprocess.run(command, cwd=ROOT, env=best, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert done.stdout.count("CPU library: ") == done.stdout.count("\n") >= 1
     none = PLAIN | {"PATH": "/nowhere"}

@@ -18,23 +18,24 @@ static int64_t padded(const Matrix *a) {
 
 static int64_t groups(const Matrix *a) { return a->type >= AFFINE ? a->columns / a->group : 0; }
 
-/* Each row of x in the order in which registers meet its weights, and the sums of its groups. */
-static void shuffle(const Matrix *a, const float *x, int64_t m, int64_t ldx, float *out) {
+/* Each row of x in the order in which registers meet its weights, and the sums of its groups: one part of `parts`. */
+static void shuffle(const Matrix *a, const float *x, int64_t m, int64_t ldx, float *out, int64_t part, int64_t parts) {
   const int64_t size = padded(a), columns = a->columns, stride = in_words(a) ? 32 / a->bits : a->type == BFLOAT16 ? 2 : 1;
-  for (int64_t row = 0; row < m; ++row, x += ldx, out += size + groups(a) + WIDTH) {
-    for (int64_t block = 0; block < size; block += WIDTH * stride)
+  const int64_t blocks = size / (WIDTH * stride), all = groups(a);
+  for (int64_t row = 0; row < m; ++row, x += ldx, out += size + all + WIDTH) {
+    for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block)
       for (int64_t i = 0; i < stride; ++i)
         for (int64_t j = 0; j < WIDTH; ++j) {
-          const int64_t from = block + j * stride + i;
-          out[block + i * WIDTH + j] = from < columns ? x[from] : 0;
+          const int64_t from = block * WIDTH * stride + j * stride + i;
+          out[(block * stride + i) * WIDTH + j] = from < columns ? x[from] : 0;
         }
     float *sums = out + size;
-    for (int64_t group = 0; group < groups(a); ++group) {
+    for (int64_t group = all * part / parts; group < all * (part + 1) / parts; ++group) {
       float total = 0;
       for (int64_t i = 0; i < a->group; ++i) total += x[group * a->group + i];
       sums[group] = total;
     }
-    for (int64_t i = 0; i < WIDTH; ++i) sums[groups(a) + i] = 0;
+    if (part == 0) memset(sums + all, 0, sizeof(float) * WIDTH);
   }
 }
 
@@ -43,11 +44,11 @@ size_t ordered_bytes(const Matrix *a, int64_t m, int precision) {
   return sizeof(float) * (size_t)(m * (padded(a) + groups(a) + WIDTH));
 }
 
-void put_in_order(const Matrix *a, const float *x, int64_t m, int64_t ldx, int precision, void *out) {
+void put_in_order(const Matrix *a, const float *x, int64_t m, int64_t ldx, int precision, void *out, Place place) {
   if (precision != EXACT && takes_integers(a))
-    make_integers(a, x, m, ldx, out);
+    make_integers(a, x, m, ldx, out, place.index, place.count);
   else
-    shuffle(a, x, m, ldx, out);
+    shuffle(a, x, m, ldx, out, place.index, place.count);
 }
 
 INLINE vfloat decode(vuint words, int bits, int mxfp4, int i) {

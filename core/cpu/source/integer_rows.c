@@ -3,7 +3,8 @@
    the largest of its group divided by 65,000; a bfloat16 would be off by up to its own size divided by 512. */
 #include "matrix.h"
 
-#define LARGEST 32639     /* 127 * 256 + 127: its high byte fits as well */
+#define LARGEST 32639  /* 127 * 256 + 127: its high byte fits as well */
+#define MOST_GROUP 128 /* numbers of a group */
 
 typedef int8_t vbytes __attribute__((vector_size(4 * WIDTH)));
 
@@ -29,9 +30,9 @@ INLINE vint dot(vint sums, vuint left, vbytes right) {
 int takes_integers(const Matrix *a) {
   if (a->type != AFFINE) return 0;
 #if defined(__AVX512VNNI__)
-  return a->bits == 4 || a->bits == 8;
+  return (a->bits == 4 || a->bits == 8) && a->group <= MOST_GROUP;
 #elif defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
-  return a->bits == 4;
+  return a->bits == 4 && a->group <= MOST_GROUP;
 #else
   return 0;
 #endif
@@ -48,35 +49,66 @@ static int64_t line_bytes(const Matrix *a) {
 
 size_t integer_bytes(const Matrix *a, int64_t m) { return (size_t)(m * line_bytes(a)); }
 
-void make_integers(const Matrix *a, const float *x, int64_t m, int64_t ldx, void *out) {
-  const int64_t in_byte = 8 / a->bits, groups = a->columns / a->group;
+/* Bytes of a group's numbers, in order, to the planes of a block from its byte `at` on. */
+INLINE void put_bytes(const int8_t *highs, const int8_t *lows, int64_t in_byte, int64_t bytes, int8_t *to) {
+  if (in_byte == 1) {
+    memcpy(to, highs, (size_t)bytes);
+    memcpy(to + BYTES, lows, (size_t)bytes);
+    return;
+  }
+  for (int64_t i = 0; i < bytes; ++i) {
+    to[i] = highs[2 * i];
+    to[BYTES + i] = lows[2 * i];
+    to[2 * BYTES + i] = highs[2 * i + 1];
+    to[3 * BYTES + i] = lows[2 * i + 1];
+  }
+}
+
+/* Makes one group of x integers in the line of its row; returns its sum. */
+static float group_integers(const Matrix *a, const float *x, int64_t group, uint8_t *line) {
+  vfloat sizes = splat(0), sums = splat(0);
+  for (int64_t i = 0; i < a->group; i += WIDTH) {
+    const vfloat numbers = load(x + i);
+    sizes = maximum(as_float(as_words(numbers) & 0x7fffffffu), sizes);
+    sums += numbers;
+  }
+  const float most = largest(sizes), total = sum(sums);
+  /* A group with NaN or infinity gives NaN: its scale is one. */
+  const int finite = total - total == 0 && most - most == 0, some = finite && most > 1e-30f;
+  const float scale = !finite ? total - total : some ? most / LARGEST : 0, inverse = some ? LARGEST / most : 0;
+  int8_t highs[MOST_GROUP], lows[MOST_GROUP];
+  for (int64_t i = 0; i < a->group; ++i) {
+    const float scaled = some ? x[i] * inverse : 0;
+    const int32_t number = (int32_t)(scaled + (scaled < 0 ? -0.5f : 0.5f)), high = (number + 128) >> 8;
+    highs[i] = (int8_t)high;
+    lows[i] = (int8_t)(number - high * 256);
+  }
+  const int64_t in_byte = 8 / a->bits, bytes = a->group / in_byte, piece = bytes < BYTES ? bytes : BYTES;
+  for (int64_t done = 0; done < bytes; done += piece) { /* a group is a part of a block, or several blocks */
+    const int64_t at = group * bytes + done, inside = at % BYTES;
+    uint8_t *block = line + at / BYTES * block_bytes(a);
+    put_bytes(highs + done * in_byte, lows + done * in_byte, in_byte, piece, (int8_t *)block + inside);
+    float *scales = (float *)(block + planes(a) * BYTES) + inside / 4;
+    for (int64_t i = 0; i < piece / 4; ++i) scales[i] = scale;
+  }
+  return total;
+}
+
+void make_integers(const Matrix *a, const float *x, int64_t m, int64_t ldx, void *out, int64_t part, int64_t parts) {
+  const int64_t groups = a->columns / a->group, size = block_bytes(a), all = row_bytes(a);
   for (int64_t row = 0; row < m; ++row, x += ldx) {
     uint8_t *line = (uint8_t *)out + row * line_bytes(a);
-    float *sums = (float *)(line + blocks(a) * block_bytes(a));
-    memset(line, 0, (size_t)line_bytes(a));
-    for (int64_t group = 0; group < groups; ++group) {
-      const float *from = x + group * a->group;
-      float most = 0, total = 0;
-      for (int64_t i = 0; i < a->group; ++i) {
-        const float size = from[i] < 0 ? -from[i] : from[i];
-        most = size > most ? size : most;
-        total += from[i];
-      }
-      /* A group with NaN or infinity gives NaN: its scale is one. */
-      const float scale = most > 1e-30f ? most / LARGEST : 0, inverse = most > 1e-30f ? LARGEST / most : 0;
-      const int finite = total - total == 0 && most - most == 0;
-      sums[group] = total;
-      for (int64_t i = 0; i < a->group; ++i) {
-        const int64_t column = group * a->group + i, byte = column / in_byte, block = byte / BYTES;
-        uint8_t *at = line + block * block_bytes(a);
-        const float scaled = finite ? from[i] * inverse : 0;
-        const int32_t number = (int32_t)(scaled + (scaled < 0 ? -0.5f : 0.5f)), high = (number + 128) >> 8;
-        int8_t *plane = (int8_t *)at + column % in_byte * 2 * BYTES + byte % BYTES;
-        plane[0] = (int8_t)high;
-        plane[BYTES] = (int8_t)(number - high * 256);
-        ((float *)(at + planes(a) * BYTES))[byte % BYTES / 4] = finite ? scale : total - total;
-      }
+    float *sums = (float *)(line + blocks(a) * size);
+    for (int64_t group = groups * part / parts; group < groups * (part + 1) / parts; ++group)
+      sums[group] = group_integers(a, x + group * a->group, group, line);
+    if (part + 1 < parts) continue;
+    /* What is beyond the columns is zeros. */
+    for (int64_t at = all; at % BYTES; at += 4) {
+      uint8_t *block = line + at / BYTES * size;
+      for (int64_t plane = 0; plane < planes(a); ++plane) memset(block + plane * BYTES + at % BYTES, 0, 4);
+      memset(block + planes(a) * BYTES + at % BYTES, 0, 4);
     }
+    memset(sums + groups, 0, sizeof(float) * WIDTH);
   }
 }
 

@@ -51,10 +51,10 @@ void unpack(const Matrix *matrix, int64_t expert, int64_t row, int64_t first, in
 #define TOGETHER(M) ((M) == 1 ? 4 : 2) /* rows of weights that are worked on side by side then */
 void few_rows(const Product *product, int64_t first, int64_t last, const void *ordered, int add, int precision);
 size_t ordered_bytes(const Matrix *matrix, int64_t m, int precision);
-void put_in_order(const Matrix *matrix, const float *x, int64_t m, int64_t ldx, int precision, void *ordered);
+void put_in_order(const Matrix *matrix, const float *x, int64_t m, int64_t ldx, int precision, void *ordered, Place place);
 int takes_integers(const Matrix *matrix);
 size_t integer_bytes(const Matrix *matrix, int64_t m);
-void make_integers(const Matrix *matrix, const float *x, int64_t m, int64_t ldx, void *integers);
+void make_integers(const Matrix *matrix, const float *x, int64_t m, int64_t ldx, void *integers, int64_t part, int64_t parts);
 void integer_rows(const Product *product, int64_t row, const void *integers, float *y);
 void many_rows(const Product *product, int64_t first, int64_t last, int add);
 #define PANEL 32 /* output features that are computed at once for many rows */

@@ -86,7 +86,7 @@ void multiply(Place place, const Product *products, int count, enum How how, int
     uint8_t *ordered = (uint8_t *)shared + starts[i];
     switch (way_of(p, precision)) {
       case FEW_ROWS:
-        if (place.index == i % place.count) put_in_order(p->matrix, p->x, p->m, p->ldx, precision, ordered);
+        put_in_order(p->matrix, p->x, p->m, p->ldx, precision, ordered, place);
         break;
 #if defined(TILES)
       case TILE_ROWS:
