@@ -16,7 +16,22 @@ static void score(const Item *item, const float *queries, int64_t rows, int64_t 
   const int64_t dim = item->dim;
   const float *keys = item->keys + slot * dim;
   if (rows <= FEW_QUERIES) {
-    for (int64_t key = 0; key < count; ++key)
+    int64_t first = 0;
+#if WIDTH == 16
+    for (; first + 16 <= count && dim % WIDTH == 0; first += 16)
+      for (int64_t row = 0; row < rows; ++row) {
+        vfloat parts[16];
+        UNROLL for (int key = 0; key < 16; ++key) {
+          parts[key] = splat(0);
+          for (int64_t i = 0; i < dim; i += WIDTH) parts[key] += load(queries + row * dim + i) * load(keys + (first + key) * dim + i);
+        }
+        turn(parts);
+        UNROLL for (int half = 8; half > 0; half /= 2)
+          UNROLL for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
+        store(scores + row * KEYS + first, parts[0]);
+      }
+#endif
+    for (int64_t key = first; key < count; ++key)
       for (int64_t row = 0; row < rows; ++row) {
         vfloat total = splat(0);
         int64_t i = 0;

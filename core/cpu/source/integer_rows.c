@@ -38,13 +38,14 @@ int takes_integers(const Matrix *a) {
 #endif
 }
 
-/* x in this order: for each vector of weights its planes of bytes [high, low] of each place in a byte's bits, and a
-   scale for each sum; then the sums of the groups. */
+/* x in this order: for each vector of weights its planes of bytes [high, low] of each place in a byte's bits; then the
+   scales of the groups, and their sums. */
 static int64_t planes(const Matrix *a) { return 16 / a->bits; }
 static int64_t blocks(const Matrix *a) { return (row_bytes(a) + BYTES - 1) / BYTES; }
-static int64_t block_bytes(const Matrix *a) { return planes(a) * BYTES + sizeof(float) * WIDTH; }
+static int64_t block_bytes(const Matrix *a) { return planes(a) * BYTES; }
+static int64_t padded_groups(const Matrix *a) { return a->columns / a->group + WIDTH; }
 static int64_t line_bytes(const Matrix *a) {
-  return (blocks(a) * block_bytes(a) + (int64_t)sizeof(float) * (a->columns / a->group + WIDTH) + 63) / 64 * 64;
+  return (blocks(a) * block_bytes(a) + 2 * (int64_t)sizeof(float) * padded_groups(a) + 63) / 64 * 64;
 }
 
 size_t integer_bytes(const Matrix *a, int64_t m) { return (size_t)(m * line_bytes(a)); }
@@ -64,8 +65,8 @@ INLINE void put_bytes(const int8_t *highs, const int8_t *lows, int64_t in_byte, 
   }
 }
 
-/* Makes one group of x integers in the line of its row; returns its sum. */
-static float group_integers(const Matrix *a, const float *x, int64_t group, uint8_t *line) {
+/* Makes one group of x integers in the line of its row. */
+static void group_integers(const Matrix *a, const float *x, int64_t group, uint8_t *line) {
   vfloat sizes = splat(0), sums = splat(0);
   for (int64_t i = 0; i < a->group; i += WIDTH) {
     const vfloat numbers = load(x + i);
@@ -88,32 +89,32 @@ static float group_integers(const Matrix *a, const float *x, int64_t group, uint
     const int64_t at = group * bytes + done, inside = at % BYTES;
     uint8_t *block = line + at / BYTES * block_bytes(a);
     put_bytes(highs + done * in_byte, lows + done * in_byte, in_byte, piece, (int8_t *)block + inside);
-    float *scales = (float *)(block + planes(a) * BYTES) + inside / 4;
-    for (int64_t i = 0; i < piece / 4; ++i) scales[i] = scale;
   }
-  return total;
+  float *scales = (float *)(line + blocks(a) * block_bytes(a));
+  scales[group] = scale;
+  scales[padded_groups(a) + group] = total;
 }
 
 void make_integers(const Matrix *a, const float *x, int64_t m, int64_t ldx, void *out, int64_t part, int64_t parts) {
   const int64_t groups = a->columns / a->group, size = block_bytes(a), all = row_bytes(a);
   for (int64_t row = 0; row < m; ++row, x += ldx) {
     uint8_t *line = (uint8_t *)out + row * line_bytes(a);
-    float *sums = (float *)(line + blocks(a) * size);
+    float *scales = (float *)(line + blocks(a) * size);
     for (int64_t group = groups * part / parts; group < groups * (part + 1) / parts; ++group)
-      sums[group] = group_integers(a, x + group * a->group, group, line);
+      group_integers(a, x + group * a->group, group, line);
     if (part + 1 < parts) continue;
     /* What is beyond the columns is zeros. */
     for (int64_t at = all; at % BYTES; at += 4) {
       uint8_t *block = line + at / BYTES * size;
       for (int64_t plane = 0; plane < planes(a); ++plane) memset(block + plane * BYTES + at % BYTES, 0, 4);
-      memset(block + planes(a) * BYTES + at % BYTES, 0, 4);
     }
-    memset(sums + groups, 0, sizeof(float) * WIDTH);
+    memset(scales + groups, 0, sizeof(float) * WIDTH);
+    memset(scales + padded_groups(a) + groups, 0, sizeof(float) * WIDTH);
   }
 }
 
-/* Adds the products of a vector of words with the same columns of `m` rows of x. */
-INLINE void one_block(int m, int bits, vuint words, vfloat factor, const uint8_t *x, int64_t line, vfloat *total) {
+/* Adds the products of a vector of words with the same columns of `m` rows of x. factors: of the words' groups. */
+INLINE void one_block(int m, int bits, vuint words, const vfloat *factors, vint lanes, const uint8_t *x, int64_t line, vfloat *total) {
   UNROLL for (int i = 0; i < m; ++i) {
     const uint8_t *mine = x + i * line;
     vint high = {0}, low = {0};
@@ -122,16 +123,16 @@ INLINE void one_block(int m, int bits, vuint words, vfloat factor, const uint8_t
       high = dot(high, part, (vbytes)load_words(mine + 2 * k * BYTES));
       low = dot(low, part, (vbytes)load_words(mine + (2 * k + 1) * BYTES));
     }
-    const vfloat scale = load((const float *)(mine + (16 / bits) * BYTES));
-    total[i] += __builtin_convertvector((high << 8) + low, vfloat) * (factor * scale);
+    total[i] += __builtin_convertvector((high << 8) + low, vfloat) * spread(factors[i], lanes);
   }
 }
 
 INLINE void rows_of(const Product *p, int64_t row, int count, int m, int bits, const uint8_t *x, float *y) {
   const Matrix *a = p->matrix;
   const int64_t all = a->columns / a->group, bytes = row_bytes(a), line = line_bytes(a), ahead = bytes_ahead(bytes, count);
-  const int64_t step = (16 / bits) * BYTES + (int64_t)sizeof(float) * WIDTH;
+  const int64_t step = (16 / bits) * BYTES;
   const Groups groups = groups_of(a);
+  const float *scales = (const float *)(x + blocks(a) * step), *sums = scales + padded_groups(a);
   const uint8_t *from[4];
   int64_t place[4]; /* of the row's first scale */
   vfloat total[4][FEW];
@@ -142,30 +143,34 @@ INLINE void rows_of(const Product *p, int64_t row, int count, int m, int bits, c
   }
   int64_t block = 0;
   for (int64_t group = 0; group < all; group += WIDTH) {
-    vfloat scales[4];
-    UNROLL for (int r = 0; r < count; ++r) scales[r] = scales_at(a->scales, a->scale_type, place[r] + group, all - group < WIDTH ? all - group : WIDTH);
+    vfloat factors[4][FEW]; /* a group of weights by the same group of x */
+    UNROLL for (int r = 0; r < count; ++r) {
+      const vfloat mine = scales_at(a->scales, a->scale_type, place[r] + group, all - group < WIDTH ? all - group : WIDTH);
+      UNROLL for (int i = 0; i < m; ++i) factors[r][i] = mine * load((const float *)((const uint8_t *)(scales + group) + i * line));
+    }
     const int64_t first = block, end = block + groups.blocks;
     for (; block < end && (block + 1) * BYTES <= bytes; ++block) {
       const vint lanes = group_lanes(&groups, block - first);
       UNROLL for (int r = 0; r < count; ++r) {
         const uint8_t *at = from[r] + block * BYTES;
         __builtin_prefetch(at + ahead, 0, 2);
-        one_block(m, bits, load_words(at), spread(scales[r], lanes), x + block * step, line, total[r]);
+        one_block(m, bits, load_words(at), factors[r], lanes, x + block * step, line, total[r]);
       }
     }
     if (block < end && block * BYTES < bytes) { /* the rest of a row, and zeros */
       UNROLL for (int r = 0; r < count; ++r) {
         vuint words = {0};
         memcpy(&words, from[r] + block * BYTES, (size_t)(bytes - block * BYTES));
-        one_block(m, bits, words, spread(scales[r], group_lanes(&groups, block - first)), x + block * step, line, total[r]);
+        one_block(m, bits, words, factors[r], group_lanes(&groups, block - first), x + block * step, line, total[r]);
       }
       ++block;
     }
   }
-  const uint8_t *sums = x + block * step;
   UNROLL for (int r = 0; r < count; ++r)
-    UNROLL for (int i = 0; i < m; ++i)
-      y[r * FEW + i] = sum(add_biases(total[r][i], a->biases, a->scale_type, place[r], all, (const float *)(sums + i * line)));
+    UNROLL for (int i = 0; i < m; ++i) {
+      const float *mine = (const float *)((const uint8_t *)sums + i * line);
+      y[r * FEW + i] = sum(add_biases(total[r][i], a->biases, a->scale_type, place[r], all, mine));
+    }
 }
 
 void integer_rows(const Product *p, int64_t row, const void *integers, float *y) {
