@@ -26,8 +26,9 @@ from plugins.mixtral.moe import Router
 needs_library = pytest.mark.skipif(
     mx.default_device().type != mx.cpu or load_library() is None, reason="no CPU library for the device at hand"
 )
-_TILES = library_status().level == "amx"
-BOUND = 1e-4 if _TILES else 2e-5
+TILES = library_status().level == "amx"
+"""Whether the library at hand multiplies in tiles."""
+BOUND = 1e-4 if TILES else 2e-5
 """Of float32 logits against MLX's, as a part of the largest. Tiles multiply sums of two bfloat16, which are 16 bits."""
 
 

@@ -10,11 +10,11 @@ import pytest
 
 from core.nn import Decoder
 from core.nn.groups import CacheGroups
-from tests.cpu.models import BOUND, assert_same, by_library, by_mlx, decoder, needs_library, quantize, tokens
+from tests.cpu.models import TILES, assert_same, by_library, by_mlx, decoder, needs_library, quantize, tokens
 
 pytestmark = [
     needs_library,
-    pytest.mark.skipif(BOUND < 1e-4, reason="this processor has no tiles"),  # tests.cpu.models: what its library is
+    pytest.mark.skipif(not TILES, reason="this processor has no tiles"),
 ]
 
 ROUNDED = 2e-2
