@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -133,13 +133,14 @@ def checkpoint_number(generation_config: Mapping[str, Any], key: str, kind: Call
     """One number of a ``generation_config.json``; None where it is absent or null.
 
     Raises:
-        UsageError: it is no number.
+        UsageError: it is no number, or larger than any float.
     """
     value = generation_config.get(key)
     if value is None:
         return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise UsageError(f"generation_config.json: key {key!r} is not a number", found=repr(value))
+    # An integer of JSON has any number of digits; NaN is not below anything.
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
+        raise UsageError(f"generation_config.json: key {key!r} is not a number", found=shown(value))
     return kind(value)
 
 
