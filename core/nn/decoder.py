@@ -142,6 +142,6 @@ class Decoder(nn.Module):
 @functools.cache
 def _cpu_library() -> ModuleType:
     """The passes of the CPU library, whose module imports this package's."""
-    from core.cpu import forward
+    from core.cpu_pass import forward
 
     return forward

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map_with_path
 
-from core.cpu import forward
 from core.cpu.library import library_status, load_library
-from core.cpu.passage import Passage
+from core.cpu_pass import forward
+from core.cpu_pass.passage import Passage
 from core.kernels import inference, reference_only
 from core.nn import Cache, CacheSpec, Decoder
 from core.nn.groups import CacheGroups
