@@ -9,12 +9,12 @@ from pathlib import Path
 
 from core.fast.shape import StepShape
 from core.kernels.cuda_text import constants
+from core.kernels.policy import STEP_MOST_STAGES, STEP_SHARED_BYTES, STEP_THREADS
 from core.kernels.source_files import source_text
 
 _CUDA = Path(__file__).parent / "cuda"
-THREADS = 256
+THREADS = STEP_THREADS
 WARPS = THREADS // 32
-SHARED_BYTES = 227 * 1024  # of one block on compute capability 9.0
 FIELDS = 17  # addresses a layer: two norms, keys, values, weights, scales and biases of four matrices, the router
 STATE_ROWS = 8
 STATE_BASE = 8  # state: positions, then each cache kind's base of each sequence, then each kind's capacity
@@ -61,7 +61,7 @@ class _Memory:
         parts = sums + _up(shape.batch * 4 * (columns // 64 + 8) * 2, 128)
         ring = parts + _up((tiles + WARPS) * 16 * shape.batch * 4, 128)
         unit = 4096 + max({4: 512, 8: 256, 16: 0}[width] for width in shape.widths)
-        stages = min(8, (SHARED_BYTES - ring) // (WARPS * unit))
+        stages = min(STEP_MOST_STAGES, (STEP_SHARED_BYTES - ring) // (WARPS * unit))
         return cls(
             shares,
             turns,

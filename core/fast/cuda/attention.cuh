@@ -1,8 +1,8 @@
 // One token's attention, its keys split over blocks, and the write of its key and value.
 //
-// A block takes one key/value head and a part of the keys; the block with the newest one rotates it and writes it to the
-// cache. Query heads that share the head are rows of a tensor-core product (FlashAttention-2's arrangement, Dao, 2023);
-// warps and then blocks are merged by their maxima and sums, the last by whichever block of a head finishes last
+// A block takes one key/value head and a part of the keys; the block with the newest one rotates it and writes it to
+// the cache. Query heads that share the head are rows of a tensor-core product (FlashAttention-2's arrangement, Dao,
+// 2023); warps and then blocks are merged by their maxima and sums, the last by whichever block of a head finishes last
 // (Flash-Decoding's split, Dao et al., 2023, without its second launch).
 #pragma once
 

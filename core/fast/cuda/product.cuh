@@ -4,8 +4,8 @@
 // operation unpacks two; a 4-bit one that stands 4 bits higher counts 16 times, and its input a sixteenth. The scale
 // multiplies a group's float32 sum; the 1024s and the biases leave with one more product, in bfloat16, of the group's
 // scales and biases with the sums of its inputs, which are kept as two bfloat16 each. The input is scaled by a power of
-// two, so that its largest fits float16. Sums over the input may run in any order, so weights keep the order they have in
-// memory, and the input takes theirs.
+// two, so that its largest fits float16. Sums over the input may run in any order, so weights keep the order they have
+// in memory, and the input takes theirs.
 #pragma once
 
 #include "stream.cuh"

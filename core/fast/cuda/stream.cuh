@@ -1,8 +1,9 @@
 // The stream of weights, from device memory into a ring in shared memory, ahead of all arithmetic.
 //
-// Which weights a warp multiplies by, and in which order, depends on no activation. So each warp keeps a ring of units in
-// flight, across products and across the waits between them, and memory never idles. A unit is 256 bytes of each of 16
-// rows, with their scales and biases; each lane copies what it will itself consume, and only scales are shared by a warp.
+// Which weights a warp multiplies by, and in which order, depends on no activation. So each warp keeps a ring of units
+// in flight, across products and across the waits between them, and memory never idles. A unit is 256 bytes of each of
+// 16 rows, with their scales and biases; each lane copies what it will itself consume, and only scales are shared by a
+// warp.
 #pragma once
 
 #include "primitives.cuh"
