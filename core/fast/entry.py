@@ -23,6 +23,7 @@ from core.kernels import KernelWarning
 from core.kernels.cuda_code import digest
 from core.kernels.device import current_device, multiprocessors
 from core.kernels.fingerprint import fingerprint
+from core.kernels.policy import STEP_CAPABILITY
 from core.nn import Cache, Decoder
 from core.version import __version__
 
@@ -83,8 +84,8 @@ def device_reason() -> str | None:
     device = current_device()
     if device is None or device.language != "cuda" or device.build is not mx.fast.cuda_kernel:
         return "no CUDA device"
-    if device.capability != 9:
-        return "a device that is not of compute capability 9"
+    if device.capability != STEP_CAPABILITY:
+        return f"a device that is not of compute capability {STEP_CAPABILITY}"
     if multiprocessors() == 0:
         return "an unknown number of multiprocessors"
     return None

@@ -1,18 +1,20 @@
-"""The CUDA text of a step, from its shape: constants, work space, shared memory, and the texts of the other files."""
+"""The CUDA text of a step, from its shape: constants, work space, shared memory, and the files in ``cuda``."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from core.fast import attention, primitives, product, program, staging, stream
 from core.fast.shape import StepShape
-from core.kernels.source_files import CUDA, source_text
+from core.kernels.cuda_text import constants
+from core.kernels.policy import STEP_MOST_STAGES, STEP_SHARED_BYTES, STEP_THREADS
+from core.kernels.source_files import source_text
 
-THREADS = 256
+_CUDA = Path(__file__).parent / "cuda"
+THREADS = STEP_THREADS
 WARPS = THREADS // 32
-SHARED_BYTES = 227 * 1024  # of one block on compute capability 9.0
 FIELDS = 17  # addresses a layer: two norms, keys, values, weights, scales and biases of four matrices, the router
 STATE_ROWS = 8
 STATE_BASE = 8  # state: positions, then each cache kind's base of each sequence, then each kind's capacity
@@ -59,7 +61,7 @@ class _Memory:
         parts = sums + _up(shape.batch * 4 * (columns // 64 + 8) * 2, 128)
         ring = parts + _up((tiles + WARPS) * 16 * shape.batch * 4, 128)
         unit = 4096 + max({4: 512, 8: 256, 16: 0}[width] for width in shape.widths)
-        stages = min(8, (SHARED_BYTES - ring) // (WARPS * unit))
+        stages = min(STEP_MOST_STAGES, (STEP_SHARED_BYTES - ring) // (WARPS * unit))
         return cls(
             shares,
             turns,
@@ -138,7 +140,7 @@ def work_bytes(shape: StepShape, blocks: int) -> int:
 def header(shape: StepShape, blocks: int) -> str:
     """The text before the kernel's own body; the same for equal arguments."""
     memory = _Memory.of(shape, blocks)
-    constants = {
+    values: dict[str, int | float] = {
         "THREADS": THREADS,
         "WARPS": WARPS,
         "BATCH": shape.batch,
@@ -169,13 +171,13 @@ def header(shape: StepShape, blocks: int) -> str:
         **{f"SMEM_{name.upper()}": getattr(memory, name) for name in _PLACES},
         **_work(shape, blocks),
     }
-    floats = dict(zip(("ATTENTION_EPSILON", "FEED_FORWARD_EPSILON", "HEAD_EPSILON"), shape.epsilons, strict=True))
-    floats["ROTARY_FACTOR"] = shape.rotary_factor
-    floats["SCORE_SCALE"] = shape.head_dim**-0.5 * math.log2(math.e)
-    lines = [f"constexpr int {name} = {value};" for name, value in constants.items()]
-    lines += [f"constexpr float {name} = {value!r}f;" for name, value in floats.items()]
+    values |= zip(
+        ("ATTENTION_EPSILON", "FEED_FORWARD_EPSILON", "HEAD_EPSILON"), map(float, shape.epsilons), strict=True
+    )
+    values["ROTARY_FACTOR"] = float(shape.rotary_factor)
+    values["SCORE_SCALE"] = shape.head_dim**-0.5 * math.log2(math.e)
     units = [columns * width // 2048 for (_, columns), width in zip(shape.matrices, shape.widths, strict=True)]
-    lines += [
+    choices = [
         _choice("BITS", "kind", shape.widths),
         _choice("TILES", "kind", [rows // 16 for rows, _ in shape.matrices]),
         _choice("UNITS", "kind", units),
@@ -184,27 +186,8 @@ def header(shape: StepShape, blocks: int) -> str:
         _choice("WINDOW", "kind", shape.windows),
         _choice("CACHE_KIND", "layer", shape.cache_kinds),
     ]
-    texts = (
-        primitives.SOURCE,
-        stream.SOURCE,
-        product.SOURCE,
-        program.SOURCE,
-        attention.SOURCE,
-        staging.SOURCE,
-        program.STEP,
-    )
-    return "\n".join(
-        [
-            "#include <cuda_bf16.h>",
-            "#include <cuda_fp16.h>",
-            source_text(CUDA / "primitives.cuh"),
-            "namespace corelm {",
-            "using namespace corelm_cuda;",
-            *lines,
-            *texts,
-            "}  // namespace corelm\n",
-        ]
-    )
+    text = constants("corelm", values) + "namespace corelm {\n" + "\n".join(choices) + "\n}\n"
+    return text + source_text(_CUDA / "step.cuh")
 
 
 def _choice(name: str, argument: str, values: tuple[int, ...] | list[int]) -> str:

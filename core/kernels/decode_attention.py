@@ -25,11 +25,9 @@ from core.kernels.device import current_device
 from core.kernels.fused import Launch
 from core.kernels.kernel import Kernel
 from core.kernels.merge_parts import NOTHING, merge_parts
+from core.kernels.policy import DECODE_BLOCKS, DECODE_BLOCKS_TOGETHER, DECODE_SMALLEST_PART, DECODE_WARPS
 from core.kernels.source_files import CUDA, source_text
 
-_WARPS = 8
-_BLOCKS = 264  # two for each multiprocessor of the largest devices
-_SMALLEST_PART = 256  # keys: a tile for each warp, twice
 _HEAD_DIMS = (64, 128)
 _lock = threading.Lock()  # two threads that need a new kernel must not both make it
 
@@ -55,7 +53,7 @@ class _InParts:
 
 def _parts(heads: int, slots: int) -> int:
     """Into how many parts the keys of each of so many key/value heads, of all rows, are cut."""
-    return max(1, min(_BLOCKS // heads, slots // _SMALLEST_PART))
+    return max(1, min(DECODE_BLOCKS // heads, slots // DECODE_SMALLEST_PART))
 
 
 def _reference(
@@ -109,18 +107,20 @@ def _made(head_dim: int, group: int, in_parts: bool) -> Kernel:
     values = {
         "HEAD_DIM": head_dim,
         "GROUP": group,
-        "WARPS": _WARPS,
+        "WARPS": DECODE_WARPS,
         "SCORE_SCALE": head_dim**-0.5 * math.log2(math.e),
         "NOTHING": NOTHING,
         "PARTS": in_parts,
     }
     arrays = [strided(one, shape=one == "cache_k") for one in ("queries", "new_key", "new_value", "cache_k", "cache_v")]
     out = "float" if in_parts else "__nv_bfloat16"
-    declared = declaration(name, _WARPS * 32, 2, [*arrays, "const int32_t* bounds", f"{out}* out"])
+    declared = declaration(
+        name, DECODE_WARPS * 32, DECODE_BLOCKS_TOGETHER, [*arrays, "const int32_t* bounds", f"{out}* out"]
+    )
 
     def launch(queries: mx.array, *others: mx.array) -> Launch:
         rows, kv_heads, slots, _ = others[2].shape
-        threads = _WARPS * 32
+        threads = DECODE_WARPS * 32
         if not in_parts:
             return Launch((rows * kv_heads * threads, 1, 1), (threads, 1, 1), queries.shape, queries.dtype)
         parts = _parts(rows * kv_heads, slots)

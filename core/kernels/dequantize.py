@@ -12,9 +12,9 @@ import mlx.core as mx
 
 from core.kernels.fused import Launch
 from core.kernels.kernel import Kernel
+from core.kernels.policy import ELEMENTWISE_THREADS
 from core.kernels.source_files import CUDA, source_text
 
-_THREADS = 256
 _EACH = 8  # elements of a thread: 16 bytes of half precision, and never of two groups
 _DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 
@@ -39,7 +39,7 @@ def _kernel(bits: int, group_size: int) -> Kernel:
     def launch(weight: mx.array, scales: mx.array, biases: mx.array) -> Launch:
         threads = scales.size * group_size // _EACH
         template = (("T", scales.dtype), ("BITS", bits), ("GROUP", group_size))
-        return Launch((threads, 1, 1), (min(threads, _THREADS), 1, 1), shape(scales), scales.dtype, template)
+        return Launch((threads, 1, 1), (min(threads, ELEMENTWISE_THREADS), 1, 1), shape(scales), scales.dtype, template)
 
     def supports(weight: mx.array, scales: mx.array, biases: mx.array) -> bool:
         whole = weight.shape[-1] * 32 == scales.shape[-1] * group_size * bits

@@ -21,14 +21,18 @@ from core.kernels.dequantize import rounded_once
 from core.kernels.device import current_device
 from core.kernels.fused import Launch
 from core.kernels.kernel import Kernel
+from core.kernels.policy import (
+    FEW_ROWS_LEAST_CHUNKS,
+    FEW_ROWS_WARPS,
+    MULTIPROCESSORS,
+    few_rows_blocks,
+    few_rows_tiles,
+)
 from core.kernels.source_files import CUDA, source_text
 from core.kernels.sum_parts import sum_parts
 
 MOST_ROWS = 64
 GROUP_SIZE = 64
-_WARPS = 8
-_MULTIPROCESSORS = 132  # of the devices for which parts were chosen (benchmarks/LOG.md, 10)
-_CHUNKS = 4  # that a part has at least: fewer, and a block waits for its first one more than it computes
 
 
 class FewRows(Protocol):
@@ -80,12 +84,12 @@ class _Shape:
 
     @property
     def block_rows(self) -> int:
-        return _WARPS * self.row_tiles * 16
+        return FEW_ROWS_WARPS * self.row_tiles * 16
 
     @property
     def blocks(self) -> int:
-        """That a multiprocessor runs at a time: two have too few registers for two tiles of the matrix."""
-        return 2 if self.row_tiles == 1 else 1
+        """That a multiprocessor runs at a time."""
+        return few_rows_blocks(self.row_tiles)
 
     @property
     def shared_memory(self) -> int:
@@ -96,7 +100,7 @@ class _Shape:
         """Into how many parts the features of a matrix are cut: as many as fill a device with blocks."""
         parts = 1
         blocks, chunks = rows // self.block_rows, features // self.chunk
-        while 2 * parts * blocks <= self.blocks * _MULTIPROCESSORS and chunks >= 2 * parts * _CHUNKS:
+        while 2 * parts * blocks <= self.blocks * MULTIPROCESSORS and chunks >= 2 * parts * FEW_ROWS_LEAST_CHUNKS:
             parts *= 2
         return parts
 
@@ -107,7 +111,7 @@ class _Shape:
             "BATCH_TILES": self.batch_tiles,
             "ROW_TILES": self.row_tiles,
             "CHUNK": self.chunk,
-            "WARPS": _WARPS,
+            "WARPS": FEW_ROWS_WARPS,
         }
         parameters = [
             "const __nv_bfloat16* x",
@@ -118,7 +122,7 @@ class _Shape:
             "const __nv_bfloat16* biases",
             f"{'float' if self.in_parts else '__nv_bfloat16'}* out",
         ]
-        declared = declaration(self.name, _WARPS * 32, self.blocks, parameters)
+        declared = declaration(self.name, FEW_ROWS_WARPS * 32, self.blocks, parameters)
         return constants("corelm_few_rows", values) + source_text(CUDA / "few_rows.cuh") + declared
 
 
@@ -145,7 +149,7 @@ def _kernel(shape: _Shape) -> Kernel:
 
     def launch(x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array) -> Launch:
         rows = weight.shape[0]
-        threads = _WARPS * 32
+        threads = FEW_ROWS_WARPS * 32
         grid, output = rows // shape.block_rows * threads, (*x.shape[:-1], rows)
         if not shape.in_parts:
             return Launch((grid, 1, 1), (threads, 1, 1), output, x.dtype)
@@ -210,16 +214,12 @@ _KERNELS: Mapping[_Shape, FewRows] = {
 
 
 def _shape(bits: int, batch_tiles: int, rows: int, features: int) -> _Shape:
-    """The layout for a matrix of so many rows and features (benchmarks/LOG.md, 10).
-
-    Two tiles for each warp read the rows of ``x`` from shared memory half as often; one leaves registers for a second
-    block, whose warps hide how long memory takes.
-    """
-    two_fit = rows % (2 * _WARPS * 16) == 0
-    in_parts = _Shape(bits, batch_tiles, 2 if batch_tiles == 8 and two_fit else 1, True)
+    """The layout for a matrix of so many rows and features."""
+    most = 2 if rows % (2 * FEW_ROWS_WARPS * 16) == 0 else 1
+    in_parts = _Shape(bits, batch_tiles, min(most, few_rows_tiles(batch_tiles, in_parts=True)), True)
     if in_parts.parts(rows, features) > 1:
         return in_parts
-    return _Shape(bits, batch_tiles, 2 if two_fit else 1, False)
+    return _Shape(bits, batch_tiles, min(most, few_rows_tiles(batch_tiles, in_parts=False)), False)
 
 
 def few_rows_kernel(rows: int, weight: mx.array, bits: int, group_size: int, mode: str) -> FewRows | None:

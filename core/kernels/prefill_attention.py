@@ -21,11 +21,8 @@ from core.kernels.device import current_device, multiprocessors
 from core.kernels.fused import Launch
 from core.kernels.kernel import Kernel
 from core.kernels.merge_parts import merge_parts
+from core.kernels.policy import MULTIPROCESSORS, PREFILL_MOST_PARTS, PREFILL_UNIT
 from core.kernels.prefill_attention_layout import LAYOUTS, Layout, layout_for, runs
-
-_MOST_PARTS = 16
-_MULTIPROCESSORS = 132  # where the driver does not say: an H100's
-_UNIT = 128  # slots, in which what blocks read is counted
 
 
 @dataclass(frozen=True)
@@ -51,12 +48,12 @@ def _parts(blocks: int, slots: int, places: int) -> int:
 
     As many as finish first: in waves, of which each takes its tiles, and some time to begin; merging takes more.
     """
-    units = -(-slots // _UNIT)
+    units = -(-slots // PREFILL_UNIT)
 
     def cost(parts: int) -> int:
         return -(-blocks * parts // places) * (-(-units // parts) + (1 if parts == 1 else 2))
 
-    return min(range(1, min(_MOST_PARTS, units) + 1), key=cost)
+    return min(range(1, min(PREFILL_MOST_PARTS, units) + 1), key=cost)
 
 
 def _blocks(layout: Layout, queries: mx.array, cache_k: mx.array) -> int:
@@ -67,7 +64,7 @@ def _blocks(layout: Layout, queries: mx.array, cache_k: mx.array) -> int:
 
 
 def _parts_for(layout: Layout, queries: mx.array, cache_k: mx.array) -> int:
-    places = (multiprocessors() or _MULTIPROCESSORS) * layout.blocks
+    places = (multiprocessors() or MULTIPROCESSORS) * layout.blocks
     return _parts(_blocks(layout, queries, cache_k), cache_k.shape[2], places)
 
 

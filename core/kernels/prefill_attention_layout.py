@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from core.kernels.cuda_text import constants, declaration, strided
 from core.kernels.merge_parts import NOTHING
+from core.kernels.policy import PREFILL_TILES, Products, prefill_products
 from core.kernels.source_files import CUDA, source_text
-
-HEAD_DIMS = (64, 128)
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class Layout:
     """A source and its compile-time constants.
 
     Attributes:
-        name: which instructions multiply: ``mma`` or ``wgmma``.
+        name: the instructions that multiply.
         head_dim: features of a head.
         warps: warps of a block.
         tiles: tiles of 16 queries for each warp.
@@ -25,7 +24,7 @@ class Layout:
         blocks: blocks of a multiprocessor.
     """
 
-    name: str
+    name: Products
     head_dim: int
     warps: int
     tiles: int
@@ -65,23 +64,16 @@ class Layout:
         return constants("corelm_prefill", values) + text + declared, source_text(CUDA / "prefill_attention.cu")
 
 
-# The fastest of several, measured on an H200: Hopper's products are half as fast again as those that all devices
-# know, and 64 features leave the registers for two blocks that wait for each other's softmax.
-_MMA = {dim: Layout("mma", dim, warps=4, tiles=2, keys=64, blocks=2) for dim in HEAD_DIMS}
-_WGMMA = {
-    64: Layout("wgmma", 64, warps=4, tiles=1, keys=128, blocks=2),
-    128: Layout("wgmma", 128, warps=8, tiles=1, keys=128, blocks=1),
-}
-LAYOUTS = (*_MMA.values(), *_WGMMA.values())
+_LAYOUTS = {key: Layout(*key, *tiles) for key, tiles in PREFILL_TILES.items()}
+LAYOUTS = (*_LAYOUTS.values(),)
 
 
 def runs(layout: Layout, capability: int) -> bool:
     """Whether a device of this compute capability (major) has the instructions of a layout."""
-    return capability == 9 if layout.name == "wgmma" else capability >= 8
+    return layout.name in prefill_products(capability)
 
 
 def layout_for(capability: int, head_dim: int) -> Layout | None:
     """The fastest that a device of this compute capability (major) runs; None where there is none."""
-    if capability < 8:
-        return None
-    return (_WGMMA if capability == 9 else _MMA).get(head_dim)
+    found = (_LAYOUTS.get((products, head_dim)) for products in prefill_products(capability))
+    return next((layout for layout in found if layout is not None), None)

@@ -6,9 +6,8 @@ import mlx.core as mx
 
 from core.kernels.fused import Launch
 from core.kernels.kernel import Kernel
+from core.kernels.policy import ELEMENTWISE_THREADS
 from core.kernels.source_files import CUDA, source_text
-
-_THREADS = 256
 
 
 def _reference(found: mx.array) -> mx.array:
@@ -16,8 +15,8 @@ def _reference(found: mx.array) -> mx.array:
 
 
 def _launch(found: mx.array) -> Launch:
-    blocks = -(-found.size // found.shape[0] // (4 * _THREADS))
-    return Launch((blocks * _THREADS, 1, 1), (_THREADS, 1, 1), found.shape[1:], mx.bfloat16)
+    blocks = -(-found.size // found.shape[0] // (4 * ELEMENTWISE_THREADS))
+    return Launch((blocks * ELEMENTWISE_THREADS, 1, 1), (ELEMENTWISE_THREADS, 1, 1), found.shape[1:], mx.bfloat16)
 
 
 def _supports(found: mx.array) -> bool:

@@ -14,9 +14,9 @@ import mlx.core as mx
 from core.cpu import swiglu as cpu
 from core.kernels.fused import Launch
 from core.kernels.kernel import Kernel
+from core.kernels.policy import ELEMENTWISE_THREADS
 from core.kernels.source_files import CUDA, METAL, source_text
 
-_THREADS = 256
 _VECTOR_BYTES = 16  # the widest load of one thread, in Metal and CUDA alike
 _DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 
@@ -39,7 +39,7 @@ def _launch(output_shape: tuple[int, ...], dtype: mx.Dtype, run: int) -> Launch:
     threads = math.prod(output_shape) // width
     return Launch(
         grid=(threads, 1, 1),
-        threadgroup=(min(threads, _THREADS), 1, 1),
+        threadgroup=(min(threads, ELEMENTWISE_THREADS), 1, 1),
         output_shape=output_shape,
         output_dtype=dtype,
         template=(("T", dtype), ("WIDTH", width)),

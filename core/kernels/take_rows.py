@@ -10,9 +10,9 @@ import mlx.core as mx
 
 from core.kernels.fused import Launch
 from core.kernels.kernel import Kernel
+from core.kernels.policy import ELEMENTWISE_THREADS
 from core.kernels.source_files import CUDA, source_text
 
-_THREADS = 256
 _DTYPES = (mx.uint32, mx.uint8, mx.float32, mx.float16, mx.bfloat16)
 
 
@@ -28,14 +28,14 @@ def _definition(matrix: mx.array, numbers: mx.array) -> mx.array:
 
 def _launch(matrix: mx.array, numbers: mx.array) -> Launch:
     width = matrix.shape[1]
-    threads = min(width, _THREADS)
+    threads = min(width, ELEMENTWISE_THREADS)
     grid = (numbers.size * threads, -(-width // threads), 1)
     return Launch(grid, (threads, 1, 1), (*numbers.shape, width), matrix.dtype)
 
 
 def _supports(matrix: mx.array, numbers: mx.array) -> bool:
     # MLX counts threads in 32 bits.
-    few = numbers.size * _THREADS < 2**31
+    few = numbers.size * ELEMENTWISE_THREADS < 2**31
     return matrix.ndim == 2 and matrix.dtype in _DTYPES and numbers.dtype in (mx.int32, mx.uint32) and few
 
 

@@ -15,16 +15,21 @@ __device__ __forceinline__ void mma_top(float& d0, float& d1, u32 a0, u32 a2, u3
   d1 = d[1];
 }
 
+// The softmax over the keys so far: the largest score, and the sum of this lane's weights.
+struct Softmax {
+  float maximum, sum;
+};
+
 // Attends to the keys from `at` on that are below `end`.
 //
-// q: the features of this lane's query. k, v: of the 16 keys, as the products take them. fade(from, to): the factor on
-// what was summed before. o, maximum, sum: what the warp has found so far; o is not yet divided by sum, nor is sum yet
-// that of all four lanes of a query.
+// q: the features of this lane's query. k, v: the 16 keys and their values, as the products take them.
+// fade(from, to): the factor on what was summed before. o: the weighted sum of the values; not yet divided by the sum.
 template <int CHUNKS, int HALVES, typename Fade>
-__device__ __forceinline__ void attend_tile(const uint4 (&q)[CHUNKS], const uint4 (&k)[2][CHUNKS],
-                                            const uint4 (&v)[HALVES][4], int at, int end, float scale, Fade fade,
-                                            float (&o)[HALVES * 8][2], float& maximum, float& sum) {
+__device__ __forceinline__ Softmax attend_tile(const uint4 (&q)[CHUNKS], const uint4 (&k)[2][CHUNKS],
+                                               const uint4 (&v)[HALVES][4], int at, int end, float scale, Fade fade,
+                                               float (&o)[HALVES * 8][2], Softmax before) {
   const int t = threadIdx.x & 3;
+  float maximum = before.maximum, sum = before.sum;
   float s[2][2] = {{0.f, 0.f}, {0.f, 0.f}};
 #pragma unroll
   for (int c = 0; c < CHUNKS; ++c)
@@ -61,6 +66,7 @@ __device__ __forceinline__ void attend_tile(const uint4 (&q)[CHUNKS], const uint
       mma_top(to[0], to[1], p0, p1, __byte_perm(component(v[h][0], j >> 1), component(v[h][1], j >> 1), select),
               __byte_perm(component(v[h][2], j >> 1), component(v[h][3], j >> 1), select));
     }
+  return {maximum, sum};
 }
 
 // Writes what a warp has found for the first GROUP queries.
@@ -91,8 +97,8 @@ struct Merged {
 };
 
 template <int WARPS, int GROUP, int HEAD_DIM, typename Fade>
-__device__ __forceinline__ Merged merged(const float* maxima, const float* sums, const float* outputs,
-                                         int query, int feature, Fade fade) {
+__device__ __forceinline__ Merged merged(const float* maxima, const float* sums, const float* outputs, int query,
+                                         int feature, Fade fade) {
   float best = -INFINITY, total = 0.f, value = 0.f;
 #pragma unroll
   for (int w = 0; w < WARPS; ++w) best = fmaxf(best, maxima[w * GROUP + query]);

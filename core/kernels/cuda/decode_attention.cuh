@@ -64,7 +64,9 @@ __device__ __forceinline__ void attend(View queries, const __nv_bfloat16* new_ke
 #pragma unroll
       for (int r = 0; r < 4; ++r)
         v[h][r] = read(values, min(at + (r >> 1) * 8 + t * 2 + (r & 1), end - 1), h * 64 + g * 8, 1);
-    attend_tile(q, k, v, at, end, SCORE_SCALE, fade, o, maximum, sum);
+    const Softmax softmax = attend_tile(q, k, v, at, end, SCORE_SCALE, fade, o, {maximum, sum});
+    maximum = softmax.maximum;
+    sum = softmax.sum;
   }
   leave_tile<GROUP, HEAD_DIM>(o, maximum, sum, maxima, sums, outputs);
   __syncthreads();

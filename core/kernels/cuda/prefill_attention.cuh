@@ -1,7 +1,7 @@
 // What a tile of queries sees of a buffer of keys, how both are read, and the softmax: for sources that multiply.
 //
-// The layout is that of tensor cores: a lane holds columns 2 t and 2 t + 1 of rows g and g + 8 of each tile of 16 rows and
-// 8 columns. Python declares in this namespace: HEAD_DIM, WARPS, TILES, KEYS, SCORE_SCALE, NOTHING, PARTS.
+// The layout is that of tensor cores: a lane holds columns 2 t and 2 t + 1 of rows g and g + 8 of each tile of 16 rows
+// and 8 columns. Python declares in this namespace: HEAD_DIM, WARPS, TILES, KEYS, SCORE_SCALE, NOTHING, PARTS.
 #pragma once
 
 #include "primitives.cuh"

@@ -1,7 +1,7 @@
 // Attention of a tile of queries with wgmma, Hopper's products of four warps, keys in shared memory.
 //
-// FlashAttention-3's arrangement within a warp group (Shah et al., 2024): scores of the next keys, and the sum over these
-// values, are under way while the softmax is taken.
+// FlashAttention-3's arrangement within a warp group (Shah et al., 2024): scores of the next keys, and the sum over
+// these values, are under way while the softmax is taken.
 #pragma once
 
 #include "prefill_attention.cuh"

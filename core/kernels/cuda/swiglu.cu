@@ -1,4 +1,4 @@
-// Body of the kernel swiglu.
+// Body of the kernel swiglu: WIDTH neighbours of one array a thread.
 const unsigned hidden = static_cast<unsigned>(gate_up_shape[gate_up_ndim - 1]) / 2;
 const unsigned packs = hidden / WIDTH;
 unsigned total = packs;

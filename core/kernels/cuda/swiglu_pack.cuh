@@ -1,6 +1,7 @@
 // The end of both SwiGLU bodies, which name gates_at, ups_at and to: WIDTH neighbours a thread, in float32, where
-// exp(-|gate|) neither overflows nor meets an infinity that a fast math mode would be allowed to ignore. Inputs may start
-// anywhere in a larger buffer, so that wide loads need a look at the address; the branch is the same for all threads.
+// exp(-|gate|) neither overflows nor meets an infinity that a fast math mode would be allowed to ignore. Inputs may
+// start anywhere in a larger buffer, so that wide loads need a look at the address; the branch is the same for all
+// threads.
 struct alignas(sizeof(T) * WIDTH) Pack { T values[WIDTH]; };
 Pack gates, ups, results;
 const bool aligned = (reinterpret_cast<size_t>(gates_at) | reinterpret_cast<size_t>(ups_at)) % sizeof(Pack) == 0;

@@ -1,4 +1,4 @@
-// Body of the kernel swiglu_pair.
+// Body of the kernel swiglu_pair: WIDTH neighbours of two arrays a thread.
 size_t total = 1;
 for (int axis = 0; axis < gate_ndim; ++axis) total *= gate_shape[axis];
 const size_t to = (static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x) * WIDTH;

@@ -1,4 +1,4 @@
-// Body of the kernel swiglu.
+// Body of the kernel swiglu: WIDTH neighbours of one array a thread.
 const uint hidden = static_cast<uint>(gate_up_shape[gate_up_ndim - 1]) / 2;
 const uint packs = hidden / WIDTH;
 const uint pack = thread_position_in_grid.x;

@@ -1,4 +1,4 @@
-// Body of the kernel swiglu_pair.
+// Body of the kernel swiglu_pair: WIDTH neighbours of two arrays a thread.
 const size_t to = static_cast<size_t>(thread_position_in_grid.x) * WIDTH;
 #define GATE gate[to + i]
 #define UP up[to + i]

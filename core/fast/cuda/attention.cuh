@@ -1,15 +1,17 @@
-"""CUDA text: one token's attention, its keys split over blocks, and the write of its key and value.
+// One token's attention, its keys split over blocks, and the write of its key and value.
+//
+// A block takes one key/value head and a part of the keys; the block with the newest one rotates it and writes it to
+// the cache. Query heads that share the head are rows of a tensor-core product (FlashAttention-2's arrangement, Dao,
+// 2023); warps and then blocks are merged by their maxima and sums, the last by whichever block of a head finishes last
+// (Flash-Decoding's split, Dao et al., 2023, without its second launch).
+#pragma once
 
-A block takes one key/value head and a part of the keys; the block with the newest one rotates it and writes it to the
-cache. Query heads that share the head are rows of a tensor-core product (FlashAttention-2's arrangement, Dao, 2023);
-warps and then blocks are merged by their maxima and sums, the last by whichever block of a head finishes last
-(Flash-Decoding's split, Dao et al., 2023, without its second launch).
-"""
+#include "../../kernels/cuda/attention_tile.cuh"
+#include "work.cuh"
 
-from core.kernels.attention_tile import tile
+namespace corelm {
+using namespace corelm_cuda;
 
-SOURCE = (
-    r"""
 // Which keys a block attends to: of one key/value head, a part of those that are visible.
 struct Part {
   int head, kind, slot, capacity, begin, end, active, split, splits;
@@ -88,6 +90,8 @@ __device__ __forceinline__ void attention(int layer, const u8* const* table, con
 #pragma unroll
   for (int i = 0; i < HALVES * 8; ++i) o[i][0] = o[i][1] = 0.f;
   float maximum = -INFINITY, sum = 0.f;
+  // Each block has a key, and so a finite maximum, to fade to.
+  const auto fade = [](float from, float to) { return exp2f(from - to); };
   for (int at = begin + warp * 16; at < end; at += WARPS * 16) {
     uint4 k[2][CHUNKS], v[HALVES][4];
 #pragma unroll
@@ -103,28 +107,24 @@ __device__ __forceinline__ void attention(int layer, const u8* const* table, con
         v[h][r] = __ldcg(reinterpret_cast<const uint4*>(
             cached_values + static_cast<u64>(min(at + (r >> 1) * 8 + t * 2 + (r & 1), end - 1)) * HEAD_DIM + h * 64 +
             g * 8));
-"""
-    + tile("exp2f(maximum - best)")
-    + r"""  __nv_bfloat16* result = work.attended + b * QUERY_ROWS + kv * GROUP * HEAD_DIM;
+    const Softmax softmax = attend_tile(q, k, v, at, end, SCORE_SCALE, fade, o, {maximum, sum});
+    maximum = softmax.maximum;
+    sum = softmax.sum;
+  }
+  leave_tile<GROUP, HEAD_DIM>(o, maximum, sum, maxima, sums, outputs);
+  __syncthreads();
+  __nv_bfloat16* result = work.attended + b * QUERY_ROWS + kv * GROUP * HEAD_DIM;
   float* mine = work.partial + static_cast<u64>(blockIdx.x) * GROUP * (HEAD_DIM + 2);
   for (int i = tid; i < GROUP * HEAD_DIM; i += THREADS) {
     const int row = i / HEAD_DIM;
-    float best = -INFINITY, all = 0.f, value = 0.f;
-#pragma unroll
-    for (int w = 0; w < WARPS; ++w) best = fmaxf(best, maxima[w * GROUP + row]);
-#pragma unroll
-    for (int w = 0; w < WARPS; ++w) {
-      const float weight = exp2f(maxima[w * GROUP + row] - best);
-      all += weight * sums[w * GROUP + row];
-      value += weight * outputs[(w * GROUP + row) * HEAD_DIM + i % HEAD_DIM];
-    }
+    const Merged all = merged<WARPS, GROUP, HEAD_DIM>(maxima, sums, outputs, row, i % HEAD_DIM, fade);
     if (active == 1) {
-      result[i] = __float2bfloat16_rn(value / all);
+      result[i] = __float2bfloat16_rn(all.value / all.total);
     } else {
-      mine[2 * GROUP + i] = value;
+      mine[2 * GROUP + i] = all.value;
       if (i % HEAD_DIM == 0) {
-        mine[row] = best;
-        mine[GROUP + row] = all;
+        mine[row] = all.maximum;
+        mine[GROUP + row] = all.total;
       }
     }
   }
@@ -166,5 +166,4 @@ __device__ __forceinline__ void attention(int layer, const u8* const* table, con
     result[i] = __float2bfloat16_rn(value / all);
   }
 }
-"""
-)
+}  // namespace corelm

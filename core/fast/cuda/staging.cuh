@@ -1,15 +1,19 @@
-"""CUDA text: what a product's input is made from: the embedding, the norm, the router, or what other blocks left.
+// What a product's input is made from: the embedding, the norm, the router, or what other blocks left.
+//
+// Every block makes the whole input for itself, in its own shared memory.
+#pragma once
 
-Every block makes the whole input for itself, in its own shared memory.
-"""
+#include "product.cuh"
 
-SOURCE = r"""
+namespace corelm {
+using namespace corelm_cuda;
+
 __device__ __forceinline__ void embedding_octet(const u8* const* table, u32 token, int octet, float (&value)[8]) {
   const u8* const* at = table + EMBEDDING_FIELD;
   if (EMBEDDING_BITS == 16) {
     const uint4 v = *(reinterpret_cast<const uint4*>(at[0]) + static_cast<u64>(token) * (HIDDEN / 8) + octet);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) value[i] = i & 1 ? high(component(v, i >> 1)) : low(component(v, i >> 1));
+    for (int i = 0; i < 8; ++i) value[i] = element(v, i);
     return;
   }
   const u64 group = static_cast<u64>(token) * (HIDDEN / 64) + (octet >> 3);
@@ -44,7 +48,7 @@ __device__ __forceinline__ void choose_experts(const float (&value)[PASSES][8], 
         const uint4 w = *(reinterpret_cast<const uint4*>(router) + e * OCTETS + octet);
 #pragma unroll
         for (int i = 0; i < 8; ++i)
-          score[e] += value[pass][i] * (i & 1 ? high(component(w, i >> 1)) : low(component(w, i >> 1)));
+          score[e] += value[pass][i] * element(w, i);
       }
     }
   }
@@ -112,7 +116,7 @@ __device__ __forceinline__ void stage_normed(bool lookup, const u8* const* table
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
           squares += value[pass][i] * value[pass][i];
-          value[pass][i] *= i & 1 ? high(component(w[pass], i >> 1)) : low(component(w[pass], i >> 1));
+          value[pass][i] *= element(w[pass], i);
           largest = fmaxf(largest, fabsf(value[pass][i]));
         }
     squares = warp_sum(squares);
@@ -176,10 +180,10 @@ __device__ __forceinline__ void stage_plain(const __nv_bfloat16* from, u8* x, u1
       float value[8];
 #pragma unroll
       for (int i = 0; i < 8; ++i)
-        value[i] = scale * (i & 1 ? high(component(v[pass], i >> 1)) : low(component(v[pass], i >> 1)));
+        value[i] = scale * element(v[pass], i);
       put_octet<BITS(KIND)>(x, sums, FEATURES, b, octet, value, octet < OCTETS);
     }
     __syncthreads();
   }
 }
-"""
+}  // namespace corelm

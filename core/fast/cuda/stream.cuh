@@ -1,11 +1,16 @@
-"""CUDA text: the stream of weights, from device memory into a ring in shared memory, ahead of all arithmetic.
+// The stream of weights, from device memory into a ring in shared memory, ahead of all arithmetic.
+//
+// Which weights a warp multiplies by, and in which order, depends on no activation. So each warp keeps a ring of units
+// in flight, across products and across the waits between them, and memory never idles. A unit is 256 bytes of each of
+// 16 rows, with their scales and biases; each lane copies what it will itself consume, and only scales are shared by a
+// warp.
+#pragma once
 
-Which weights a warp multiplies by, and in which order, depends on no activation. So each warp keeps a ring of units in
-flight, across products and across the waits between them, and memory never idles. A unit is 256 bytes of each of 16
-rows, with their scales and biases; each lane copies what it will itself consume, and only scales are shared by a warp.
-"""
+#include "primitives.cuh"
 
-SOURCE = r"""
+namespace corelm {
+using namespace corelm_cuda;
+
 // The part of one product that a block computes: whole tiles of 16 rows. Where rows are paired (gate and up), tiles
 // 2i and 2i + 1 are the same rows of both halves.
 struct Share {
@@ -109,10 +114,10 @@ struct Stream {
       const u8* lower = weights + 8 * row_bytes;
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        copy16(to + c * 1024, weights + c * 64);
-        copy16(to + c * 1024 + 512, lower + c * 64);
+        copy16_of_128(to + c * 1024, weights + c * 64);
+        copy16_of_128(to + c * 1024 + 512, lower + c * 64);
       }
-      if (width == 4) copy16(to + 4096, scales);
+      if (width == 4) copy16_of_128(to + 4096, scales);
       if (width == 8) copy8(to - lane * 8 + 4096, scales);
       --left;
       weights += 256;
@@ -127,4 +132,4 @@ struct Stream {
     copy_commit();
   }
 };
-"""
+}  // namespace corelm

@@ -1,10 +1,14 @@
-"""CUDA text: the instructions that only the step is made of, and its waiting on the whole grid.
+// The instructions that only the step is made of, and its waiting on the whole grid.
+#pragma once
 
-``core.kernels.cuda`` has those that other sources use too. Knows PTX; knows nothing of models.
-"""
+#include <cuda_fp16.h>
+#include "../../kernels/cuda/primitives.cuh"
 
-SOURCE = r"""
-__device__ __forceinline__ void copy16(u32 to, const u8* from) {
+namespace corelm {
+using namespace corelm_cuda;
+
+// As copy16, and fetches the other bytes of 128 to the L2 cache.
+__device__ __forceinline__ void copy16_of_128(u32 to, const u8* from) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 __device__ __forceinline__ void copy8(u32 to, const u8* from) {
@@ -18,15 +22,11 @@ __device__ __forceinline__ void mma_half(float (&d)[4], u32 a0, u32 a1, u32 a2, 
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
-// As mma, where the lower 8 rows of a are zeros, and their results are not wanted.
-__device__ __forceinline__ void mma_top(float& d0, float& d1, u32 a0, u32 a2, u32 b0, u32 b1) {
-  float unused0, unused1;
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%8,%5,%8}, {%6,%7}, {%9,%10,%11,%11};"
-      : "=f"(d0), "=f"(d1), "=f"(unused0), "=f"(unused1)
-      : "r"(a0), "r"(a2), "r"(b0), "r"(b1), "r"(0), "f"(d0), "f"(d1), "f"(0.f));
-}
-
 __device__ __forceinline__ float high(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+// The i-th of eight.
+__device__ __forceinline__ float element(const uint4& v, int i) {
+  return i & 1 ? high(component(v, i >> 1)) : low(component(v, i >> 1));
+}
 __device__ __forceinline__ u32 bits(__nv_bfloat16 x) { return __bfloat16_as_ushort(x); }
 __device__ __forceinline__ u32 pack_half(float x, float y) {
   const __half2 pair = __floats2half2_rn(x, y);
@@ -58,4 +58,4 @@ __device__ __forceinline__ float warp_sum(float x) {
   for (int lanes = 16; lanes > 0; lanes >>= 1) x += __shfl_xor_sync(0xffffffffu, x, lanes);
   return x;
 }
-"""
+}  // namespace corelm

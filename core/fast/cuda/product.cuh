@@ -1,14 +1,18 @@
-"""CUDA text: the matrix-vector product of one block's rows, on the tensor cores, and its input in shared memory.
+// The matrix-vector product of one block's rows, on the tensor cores, and its input in shared memory.
+//
+// A quantized weight is an integer of 4 or 8 bits, OR-ed into the mantissa of float16's 1024, so that one logical
+// operation unpacks two; a 4-bit one that stands 4 bits higher counts 16 times, and its input a sixteenth. The scale
+// multiplies a group's float32 sum; the 1024s and the biases leave with one more product, in bfloat16, of the group's
+// scales and biases with the sums of its inputs, which are kept as two bfloat16 each. The input is scaled by a power of
+// two, so that its largest fits float16. Sums over the input may run in any order, so weights keep the order they have
+// in memory, and the input takes theirs.
+#pragma once
 
-A quantized weight is an integer of 4 or 8 bits, OR-ed into the mantissa of float16's 1024, so that one logical
-operation unpacks two; a 4-bit one that stands 4 bits higher counts 16 times, and its input a sixteenth. The scale
-multiplies a group's float32 sum; the 1024s and the biases leave with one more product, in bfloat16, of the group's
-scales and biases with the sums of its inputs, which are kept as two bfloat16 each. The input is scaled by a power of
-two, so that its largest fits float16. Sums over the input may run in any order, so weights keep the order they have in
-memory, and the input takes theirs.
-"""
+#include "stream.cuh"
 
-SOURCE = r"""
+namespace corelm {
+using namespace corelm_cuda;
+
 // Input in shared memory, one row a sequence: octets of 8 features in the order in which units take them.
 template <int W>
 __device__ __forceinline__ void put_octet(u8* x, u16* sums, int features, int b, int octet, const float (&value)[8],
@@ -144,8 +148,8 @@ __device__ __forceinline__ void product(Stream& stream, u32& slot, const u8* rin
           total[0] += low(component(s0, c)) * d[c][0] + high(component(s0, c)) * d[c][1];
           total[1] += low(component(s1, c)) * d[c][2] + high(component(s1, c)) * d[c][3];
         } else {
-          total[0] += (c & 1 ? high(component(s0, c / 2)) : low(component(s0, c / 2))) * d[c][0];
-          total[1] += (c & 1 ? high(component(s1, c / 2)) : low(component(s1, c / 2))) * d[c][2];
+          total[0] += element(s0, c) * d[c][0];
+          total[1] += element(s1, c) * d[c][2];
         }
       }
       const u32* pairs = reinterpret_cast<const u32*>(scales) + (t < GROUPS / 2 ? t : 0);
@@ -191,4 +195,4 @@ __device__ __forceinline__ float row_sum(const Share* shares, const float* parts
   }
   return sum;
 }
-"""
+}  // namespace corelm

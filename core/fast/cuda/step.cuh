@@ -1,29 +1,18 @@
-"""CUDA text: the whole step: which product follows which, what each one's rows become, and where the grid waits.
+// The whole step: which product follows which, what each one's rows become, and where the grid waits.
+//
+// Five waits a layer: after the projections of queries, keys and values; after attention; after its output projection;
+// after gate and up; after down.
+//
+// Python declares in this namespace what depends on the model: core/fast/layout.py.
+#pragma once
 
-Five waits a layer: after the projections of queries, keys and values; after attention; after its output projection;
-after gate and up; after down.
-"""
+#include "attention.cuh"
+#include "product.cuh"
+#include "staging.cuh"
 
-SOURCE = r"""
-struct Work {  // what blocks leave for each other, in device memory
-  u32* counters;
-  float *stream, *qkv, *partial;
-  __nv_bfloat16 *attended, *activated;
-};
+namespace corelm {
+using namespace corelm_cuda;
 
-__device__ __forceinline__ Work work_at(u8* memory) {
-  Work work;
-  work.counters = reinterpret_cast<u32*>(memory);
-  work.stream = reinterpret_cast<float*>(memory + WORK_STREAM);
-  work.qkv = reinterpret_cast<float*>(memory + WORK_QKV);
-  work.partial = reinterpret_cast<float*>(memory + WORK_PARTIAL);
-  work.attended = reinterpret_cast<__nv_bfloat16*>(memory + WORK_ATTENDED);
-  work.activated = reinterpret_cast<__nv_bfloat16*>(memory + WORK_ACTIVATED);
-  return work;
-}
-"""
-
-STEP = r"""
 // This block's rows of the residual stream are in its shared memory; others read them from device memory.
 template <int KIND>
 __device__ __forceinline__ void add_to_stream(const Share* shares, float* stream, float* mine, const float* unscale,
@@ -127,4 +116,4 @@ __device__ __forceinline__ void step(const u8* const* table, const u32* token, c
     }
   }
 }
-"""
+}  // namespace corelm
