@@ -1,7 +1,6 @@
-"""Reads the header of one safetensors file: which tensors it holds, of which dtype and shape, and where.
+"""Parses the header of a safetensors file: the name, dtype, shape and byte range of each tensor.
 
-Knows the format and every way in which a file can break it; reads the length and the header, never a byte of a tensor.
-Knows nothing of models, of the other shards, or of where the bytes come from.
+Only the length and the header are read, no tensor data.
 
 Format: https://github.com/huggingface/safetensors#format, with the stricter rules of its Rust implementation (tensors
 cover the data without holes or overlap). A file is ``uint64 length, length bytes of JSON, data``, little-endian.
@@ -82,7 +81,7 @@ class TensorInfo:
 
 
 class Ranges(Protocol):
-    """A file of which byte ranges can be read: on disk, over HTTP, or in a test's memory."""
+    """A file whose byte ranges can be read: on disk, over HTTP, or in a test's memory."""
 
     @property
     def size(self) -> int:
@@ -194,7 +193,7 @@ def _check_metadata(metadata: object, where: str) -> None:
 
 
 def _tensor(name: str, entry: object, data: int, where: str, shard: str) -> TensorInfo:
-    """One entry of a header, checked by itself."""
+    """Parses and checks one entry of a header."""
 
     def wrong(what: str, *, expected: object, found: object, hint: str = _AGAIN) -> CheckpointError:
         return CheckpointError(
@@ -291,7 +290,7 @@ def _is_uint64(value: object) -> bool:
 
 
 def _shown_list(value: object) -> str:
-    """A short list of scalars in full, anything else as `shown` has it."""
+    """A short list of scalars in full; anything else as `shown` prints it."""
     if isinstance(value, list) and len(value) <= 8:
         return f"[{', '.join(shown(item) for item in value)}]"
     return shown(value)

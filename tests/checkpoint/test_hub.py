@@ -206,7 +206,7 @@ def test_a_download_that_is_killed_leaves_nothing_finished_and_goes_on(hub: Hub,
     before = len(hub.requests)
     (line, hint) = child(OPEN, HF_HUB_OFFLINE="1")
     assert line == (
-        "HubError hub:org/model: HF_HUB_OFFLINE forbids to ask the hub, "
+        "HubError hub:org/model: HF_HUB_OFFLINE forbids requests to the hub, "
         f"and the cache holds only a part of the repository (found no {TWO})"
     )
     assert "unset HF_HUB_OFFLINE" in hint
@@ -419,7 +419,7 @@ def test_a_hub_that_is_not_there(child: Child) -> None:
     assert "check the network and HF_ENDPOINT" in error
     (error,) = errors(child, "org/model", HF_HUB_OFFLINE="1")
     assert error == (
-        "HubError hub:org/model: HF_HUB_OFFLINE forbids to ask the hub, and nothing of the repository is cached "
+        "HubError hub:org/model: HF_HUB_OFFLINE forbids requests to the hub, and nothing of the repository is cached "
         "  unset HF_HUB_OFFLINE to download it, or pass a local directory"
     )
 
