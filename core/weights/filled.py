@@ -1,4 +1,4 @@
-"""Tensors that a CPU's threads read, each into memory of its own."""
+"""``FilledTensors``: reads tensors into memory of their own, with the threads of a ``Filler``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from core.weights.nodes import Leaf
 
 
 class FilledTensors:
-    """Reads what is announced by ``begin``, and hands each tensor out once.
+    """Reads the tensors given to ``begin``, and returns each once.
 
     Args:
         filler: its threads read.
-        tensors: what a checkpoint holds, by name.
+        tensors: the checkpoint's tensors, by name.
     """
 
     def __init__(self, filler: Filler, tensors: Mapping[str, TensorInfo]) -> None:
@@ -27,7 +27,7 @@ class FilledTensors:
         self._begun: dict[str, tuple[mx.array, Extent, list[Future[bool]]]] = {}
 
     def begin(self, names: Iterable[str]) -> None:
-        """Begins to read tensors; those of a dtype that is not simply copied are left out.
+        """Starts to read tensors. Those whose dtype needs a conversion are left out.
 
         Raises:
             OSError: a shard cannot be opened.
@@ -41,10 +41,10 @@ class FilledTensors:
             self._begun[name] = memory[name], one, self._filler.fill(memory[name], one.runs, None)
 
     def take(self, name: str) -> mx.array | None:
-        """A tensor, evaluated, handed out once; None for one that was not begun.
+        """A tensor, evaluated; each is returned once. None for one that was not begun.
 
         Raises:
-            OSError: what the thread met.
+            OSError: reading failed.
         """
         if name not in self._begun:
             return None
