@@ -205,8 +205,8 @@ class Tokenizer:
 
         Raises:
             ChatTemplateError: there is no template and no known format; the template refuses the conversation (the
-                error has its message), is broken, does something that the sandbox forbids, or exceeds a bound; a part is
-                not text.
+                error has its message), is broken, does what the sandbox forbids, or exceeds a bound; a part is not
+                text.
         """
         variables = {"add_generation_prompt": add_generation_prompt, **variables}
         return self._chat.render(messages, tools, chat_template, variables)
