@@ -60,7 +60,7 @@ _HOMES = {
 
 __version__ = "0.1.0"
 PLUGIN_API = "0.1"
-"""The version of what plugins are written against; CONTRIBUTING.md says what may change in it, and when."""
+"""The version of the plugin API; CONTRIBUTING.md says what may change in it, and when."""
 __all__ = [
     "Batch",
     "Benchmark",
@@ -104,7 +104,7 @@ def __getattr__(name: str) -> Any:
     except ImportError:
         from core.installation import check_mlx
 
-        check_mlx()  # raises what to do, where MLX is what cannot be imported
+        check_mlx()  # raises an error that says what to do if MLX cannot be imported
         raise
     globals()[name] = value
     return value

@@ -31,7 +31,7 @@ def default_config(model_type: str) -> dict[str, Any]:
     """transformers' own default config of a type.
 
     Raises:
-        ConfigError: it knows no such type.
+        ConfigError: it has no such type.
     """
     try:
         config = transformers.AutoConfig.for_model(model_type)
