@@ -78,7 +78,7 @@ class PeerName:
         if ours not in self.kind.usual:
             shown = " and ".join(map(str, sorted(bits)))
             raise UsageError(
-                f"{self.text} has no format that stands beside weights of {shown} bits",
+                f"{self.text} has no format that corresponds to weights of {shown} bits",
                 hint=f"Name the format: {self.text}:{self.kind.formats[-1]}.",
             )
         return self.kind.usual[ours]
@@ -93,7 +93,7 @@ def check_peer(text: str) -> PeerName:
     """
     name, colon, chosen = text.partition(":")
     if name not in PEERS:
-        raise UsageError(f"nothing is known of {name!r} to measure against", expected=", ".join(PEERS), found=name)
+        raise UsageError(f"{name!r} is not a known peer", expected=", ".join(PEERS), found=name)
     kind = PEERS[name]
     if colon and chosen not in kind.formats:
         expected = ", ".join(f"{name}:{each}" for each in kind.formats) or f"{name} alone"
@@ -101,7 +101,7 @@ def check_peer(text: str) -> PeerName:
     for module in kind.modules:
         if importlib.util.find_spec(module) is None:
             raise BenchmarkError(
-                f"{name} is not installed beside core: there is no module {module}",
+                f"{name} is not installed: there is no module {module}",
                 where=sys.prefix,
                 hint=f"pip install {kind.install}; core needs it for this comparison only.",
             )

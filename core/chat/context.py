@@ -121,7 +121,8 @@ def first_sent(
 
 
 def _longest_end(starts: Sequence[int], count: Callable[[int], int], most: int) -> int:
-    """The first of ``starts`` from which at most ``most`` tokens follow; from the last one, that few must follow.
+    """The first of ``starts`` from which the prompt has at most ``most`` tokens. The prompt from the last start must
+    fit.
 
     It searches from the end, in steps that double, and then between the last two. So it counts little more than what
     fits, however long the conversation is.

@@ -153,7 +153,7 @@ class Conversation:
             ConversationError: there is no answer, or as ``stream``.
         """
         if not self._messages or self._messages[-1]["role"] != "assistant":
-            raise ConversationError("there is no answer to make anew")
+            raise ConversationError("there is no answer to regenerate")
         return self._stream(self._messages[:-1], options)
 
     def undo(self) -> Message | None:

@@ -53,7 +53,7 @@ def checked_tools(value: object, where: str | None = None) -> list[dict[str, Any
     for place, tool in enumerate(value, start=1):
         function = tool.get("function") if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise ConversationError(f"tool {place} of {len(value)} is none", where=where, expected=expected)
+            raise ConversationError(f"tool {place} of {len(value)} is not valid", where=where, expected=expected)
         problem = problem_within(tool)
         if problem is not None:
             raise ConversationError(f"tool {place} of {len(value)} {problem}", where=where)
@@ -85,7 +85,7 @@ def shown(message: Message) -> Message:
 
 def _problem(item: object) -> str | None:
     if not isinstance(item, Mapping):
-        return f"is no object but {type(item).__name__}"
+        return f"is not an object but {type(item).__name__}"
     role = item.get("role")
     if not isinstance(role, str) or not role:
         return "has no role"
@@ -94,14 +94,14 @@ def _problem(item: object) -> str | None:
         if role != "assistant":
             return f"has tool calls, and the role {role!r}"
         if not _are_calls(calls):
-            return 'tool_calls is no list of {"id": …, "function": {"name": …, "arguments": …}}'
+            return 'tool_calls is not a list of {"id": …, "function": {"name": …, "arguments": …}}'
     if content is None:
         if not calls:
             return "has no content"
     elif not isinstance(content, str) and not _are_chunks(content):
         return f"content is neither text nor a list of objects, but {type(content).__name__}"
     if role == "tool" and not isinstance(item.get("tool_call_id", ""), str):
-        return "tool_call_id is no text"
+        return "tool_call_id is not text"
     if not isinstance(item.get(INTERRUPTED, True), bool):
         return f"{INTERRUPTED} is neither true nor false"
     return problem_within(item)
@@ -130,7 +130,7 @@ def problem_within(value: object) -> str | None:
         item, depth = left.pop()
         if isinstance(item, str):
             if not item.isascii() and any("\ud800" <= character <= "\udfff" for character in item):
-                return "holds text that is no Unicode (half a surrogate pair)"
+                return "holds text that is not valid Unicode (half a surrogate pair)"
             continue
         if not isinstance(item, Mapping | list | tuple):
             continue

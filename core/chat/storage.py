@@ -99,7 +99,7 @@ def write_conversation(
     except (OSError, ValueError, RuntimeError) as error:  # the last is a loop of links
         raise ConversationError(f"cannot be written: {_reason(error)}", where=path) from None
     if there and not _holds_conversation(target):
-        raise ConversationError("is there, and is no conversation", where=path, hint="Choose a new name.")
+        raise ConversationError("exists, and is not a conversation", where=path, hint="Choose a new name.")
     value: dict[str, Any] = {_KEY: _VERSION, "model": model, "messages": list(messages)}
     if tools is not None:
         value["tools"] = list(tools)

@@ -137,7 +137,7 @@ class Checkpoint:
             raise CheckpointError("is not downloaded", where=self.where(name), hint="call fetch_weights() first")
         if name not in self.shards:
             raise CheckpointError(
-                "is none of the model's shards", where=self.where(name), expected=", ".join(self.shards[:5])
+                "is not one of the model's shards", where=self.where(name), expected=", ".join(self.shards[:5])
             )
         return self.path / name
 

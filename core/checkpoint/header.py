@@ -121,7 +121,7 @@ def read_header(file: Ranges, *, where: str, shard: str) -> dict[str, TensorInfo
     length = int.from_bytes(prefix, "little")
     if length > MAX_HEADER:
         raise CheckpointError(
-            "is not a safetensors file: its first 8 bytes are no header length",
+            "is not a safetensors file: its first 8 bytes are not a header length",
             where=where,
             expected=f"a header of at most {MAX_HEADER:,} bytes",
             found=f"{length:,} (the file starts with {prefix!r})",
@@ -157,7 +157,7 @@ def parse_header(header: bytes, *, size: int, where: str, shard: str) -> dict[st
         if header.startswith(LFS_PREFIX):
             raise CheckpointError(LFS_PROBLEM, where=where, hint=LFS_HINT)
         raise CheckpointError(
-            "is not a safetensors file: its header is no JSON object",
+            "is not a safetensors file: its header is not a JSON object",
             where=where,
             expected="a header that starts with {",
             found=repr(bytes(header[:16])),
@@ -205,7 +205,7 @@ def _tensor(name: str, entry: object, data: int, where: str, shard: str) -> Tens
     except UnicodeEncodeError:
         raise wrong("its name is not Unicode text", expected="UTF-8", found="a lone surrogate") from None
     if not isinstance(entry, dict):
-        raise wrong("its entry is no object", expected="dtype, shape and data_offsets", found=shown(entry))
+        raise wrong("its entry is not an object", expected="dtype, shape and data_offsets", found=shown(entry))
     for key in ("dtype", "shape", "data_offsets"):
         if key not in entry:
             raise wrong(

@@ -25,7 +25,7 @@ def configure(checkpoint: Checkpoint, plugin: Any, strict: bool) -> tuple[dict[s
     unread = unread_keys(checkpoint, raw, config)
     if strict and unread:
         raise ConfigError(
-            f"nobody reads the config keys {', '.join(map(repr, unread))}",
+            f"these config keys are not read: {', '.join(map(repr, unread))}",
             where=where,
             hint=f"Without strict they are ignored; or let {bound.name} read them or declare them harmless.",
         )

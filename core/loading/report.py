@@ -36,11 +36,11 @@ class LoadReport:
             f"  {plan.parameters:,} parameters, {plan.bytes:,} bytes, computes in {plan.precision} on {self.device}",
         ]
         if plan.unread_keys:
-            lines.append(f"  config keys nobody read: {', '.join(plan.unread_keys)}")
+            lines.append(f"  config keys that were not read: {', '.join(plan.unread_keys)}")
         if plan.ignored:
             lines.append(f"  tensors left unread: {len(plan.ignored)}")
         if self.stray_files:
-            lines.append(f"  files that are no part of the model: {', '.join(self.stray_files)}")
+            lines.append(f"  files that are not part of the model: {', '.join(self.stray_files)}")
         if self.shadowed:
             lines.append(f"  other claims of {plan.model_type}: {'; '.join(self.shadowed)}")
         if self.weight_error is not None:

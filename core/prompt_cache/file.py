@@ -53,7 +53,7 @@ def save_cache(path: str | os.PathLike[str], cache: Cache, model: Any, ids: Sequ
     check_process()
     place = Path(path).expanduser()
     if "\0" in str(place):
-        raise CacheError("is no name of a file: it holds a NUL", where=place)
+        raise CacheError("is not a file name: it holds a NUL", where=place)
     kept = snapshot(cache)
     if not 0 < kept.length <= len(ids):
         raise CacheError("a saved cache needs its tokens' ids", expected=f"{kept.length}, and some", found=len(ids))
@@ -93,7 +93,7 @@ def load_cache(path: str | os.PathLike[str], model: Any) -> tuple[Cache, list[in
         problem = (isinstance(error, OSError) and error.strerror) or str(error)
         raise CacheError(f"cannot be read: {problem}", where=where) from error
     except CheckpointError as error:
-        problem = f"is no saved cache, or damaged: {error.problem}"
+        problem = f"is not a saved cache, or is damaged: {error.problem}"
         raise CacheError(
             problem, where=where, expected=error.expected, found=error.found, hint="Save it again."
         ) from error
@@ -137,7 +137,7 @@ def _read_header(file: _File, where: str) -> tuple[str, str, dict[str, TensorInf
     header = parse_object(file.read(8, 8 + length), where=where, error=CheckpointError, part="header")
     metadata: Any = header.get("__metadata__") or {}
     if _DESCRIPTION not in metadata or _CHECKSUM not in metadata:
-        raise CheckpointError("its header describes none", where=where)
+        raise CheckpointError("its header does not describe one", where=where)
     return metadata[_DESCRIPTION], metadata[_CHECKSUM], tensors
 
 
@@ -154,7 +154,7 @@ def _whole(ids: Sequence[int]) -> list[int]:
     except TypeError:
         raise CacheError("a saved cache needs its tokens' ids", expected="integers", found=repr(ids)[:60]) from None
     if not 0 <= min(whole) <= max(whole) < 2**32:
-        raise CacheError("these are no token ids", expected="0 to 2**32 - 1", found=repr(ids)[:60])
+        raise CacheError("these are not token ids", expected="0 to 2**32 - 1", found=repr(ids)[:60])
     return whole
 
 

@@ -59,7 +59,7 @@ class Claim:
         """
         match = _VALUE.fullmatch(self.value.strip())
         if match is None:
-            raise ValueError(f"{self.value!r} is not a module's dotted path, nor module:object")
+            raise ValueError(f"{self.value!r} is neither a module's dotted path nor module:object")
         return match[1], match[2] or ""
 
     @property

@@ -68,7 +68,7 @@ def local_file(root: Path, name: str) -> Path:
         file = home = Path()
     if not file.is_file():
         hint = "The source was moved or changed: load it again."
-        raise SaveError("is no file, or no longer there", where=root / name, hint=hint)
+        raise SaveError("is not a file, or no longer exists", where=root / name, hint=hint)
     if home in file.parents or (home.parent.name == "snapshots" and home.parent.parent / "blobs" in file.parents):
         return file
     raise SaveError(

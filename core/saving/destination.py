@@ -166,7 +166,7 @@ def _check_replaceable(directory: Path, place: Path) -> None:
         if not names or names & {"config.json", "params.json"}:
             return
     raise SaveError(
-        "is no checkpoint, and is not replaced",
+        "is not a checkpoint, and is not replaced",
         where=place,
         expected="a directory with a config.json or a params.json",
         hint="Remove it yourself if you are sure.",

@@ -28,7 +28,7 @@ def check_with_safetensors(path: Path, shard: Shard) -> None:
     found = _tensors(path)
     for name in expected | found:
         if expected.get(name) != found.get(name):
-            problem = f"tensor {name!r} is read otherwise by safetensors"
+            problem = f"tensor {name!r} is read differently by safetensors"
             raise SaveError(problem, where=path, expected=expected.get(name), found=found.get(name))
 
 

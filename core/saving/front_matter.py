@@ -108,5 +108,5 @@ def _read(text: str) -> dict[str, Any]:
     try:
         values = vars(RepoCard(f"---\n{text.rstrip()}\n---\n").data)
     except (Exception, RecursionError) as error:  # its YAML reader may raise anything for an untrusted text
-        raise ValueError(f"it is no valid YAML: {first_line(error)}") from error
+        raise ValueError(f"it is not valid YAML: {first_line(error)}") from error
     return {str(key): value for key, value in values.items()}

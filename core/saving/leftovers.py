@@ -127,6 +127,6 @@ def resolved(path: Path) -> Path:
         SaveError: no file can have this name.
     """
     if "\0" in str(path):
-        raise SaveError("is no name of a file: it holds a NUL", where=path)
+        raise SaveError("is not a file name: it holds a NUL", where=path)
     # A link at the place itself is not resolved: the rename would replace the link, not its target.
     return path.expanduser().resolve()

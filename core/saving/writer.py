@@ -123,7 +123,7 @@ class ShardWriter:
                 if info is None or (info.shard, info.dtype, info.shape) != expected:
                     where = self._directory / shard.name
                     raise SaveError(
-                        f"tensor {tensor.name!r} reads otherwise", where=where, expected=expected, found=info
+                        f"tensor {tensor.name!r} differs when read back", where=where, expected=expected, found=info
                     )
         if len(found) != sum(len(shard.tensors) for shard in self._shards):
             raise SaveError("holds other tensors than were written", where=self._directory)

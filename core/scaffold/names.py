@@ -30,7 +30,7 @@ class Names:
     def __post_init__(self) -> None:
         if not _TYPE.fullmatch(self.model_type):
             raise UsageError(
-                f"{self.model_type!r} is no model_type that a package can be called by",
+                f"{self.model_type!r} is not a model_type that a package can be named after",
                 expected="up to 40 ASCII letters, digits, '.', '_' and '-', from a letter to a letter or digit",
             )
 

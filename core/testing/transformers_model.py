@@ -133,7 +133,7 @@ def _kind_of(raw: Mapping[str, Any], where: str) -> tuple[Any, Any]:
                 hint="--tiny shrinks the sizes, and says which.",
             )
         return kind, config
-    raise ConfigError("transformers makes no language model of the config", where=where, found=problems[0])
+    raise ConfigError("transformers cannot make a language model of the config", where=where, found=problems[0])
 
 
 def _random_model(kind: Any, config: Any, seed: int) -> Any:

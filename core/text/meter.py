@@ -83,7 +83,8 @@ class Meter:
         """Number of values in ``value``: itself and all nested values, each as often as it occurs.
 
         Raises:
-            ChatTemplateError: it exceeds `MAX_ITEMS`, as that of a list which contains itself does.
+            ChatTemplateError: it exceeds `MAX_ITEMS`; a few lists nested in each other several times are enough for
+                that.
         """
         if isinstance(value, str | bytes):
             return 1 + len(value) // _ITEMS_A_STEP

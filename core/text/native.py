@@ -247,7 +247,7 @@ def _check_sizes(tekken: Mapping[str, object], path: Path) -> None:
         size = config.get(key) if isinstance(config, Mapping) else None
         if not isinstance(size, int) or not 0 <= size <= _MAX_TOKENS:
             raise TokenizerError(
-                f"config.{key} is no number of tokens",
+                f"config.{key} is not a number of tokens",
                 where=path,
                 expected=f"0 to {_MAX_TOKENS:,}",
                 found=repr(size)[:40],

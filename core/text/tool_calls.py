@@ -133,7 +133,7 @@ def _calls(part: list[int], forms: dict[int, str], tokenizer: Vocabulary) -> lis
 
 def _listed(value: Any) -> list[_Call]:
     if not isinstance(value, list) or not value:
-        raise _MalformedError(f"what follows {TOOL_CALLS} is no list of calls")
+        raise _MalformedError(f"what follows {TOOL_CALLS} is not a list of calls")
     for item in value:
         if not isinstance(item, dict) or "name" not in item or not item.keys() <= {"name", "arguments", "id"}:
             raise _MalformedError("a call is an object with name, arguments and perhaps an id")
@@ -146,7 +146,7 @@ def _call(name: object, arguments: object, call_id: object) -> _Call:
     if isinstance(arguments, str):  # JSON within JSON, as OpenAI's interface has it
         arguments = _json(arguments)
     if not isinstance(arguments, dict):
-        raise _MalformedError(f"the arguments of {name} are no object")
+        raise _MalformedError(f"the arguments of {name} are not an object")
     # An id of another form could not be repeated in the result's message.
     return name, arguments, call_id if isinstance(call_id, str) and _ID.fullmatch(call_id) else None
 
@@ -161,7 +161,7 @@ def _json(text: str) -> Any:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _made_id(turn: int, place: int, name: str, arguments: dict[str, Any]) -> str:

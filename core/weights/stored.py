@@ -96,7 +96,7 @@ class Stored:
             )
         if not quantized and config.overrides.get(name) is not None:
             raise QuantizationError(
-                f"the config says that {name!r} is quantized ({settings}), but '{name}.scales' is not there",
+                f"the config says that {name!r} is quantized ({settings}), but '{name}.scales' is missing",
                 where=self.where(leaf),
             )
         if quantized and dequantized:

@@ -290,7 +290,7 @@ def test_damage_on_the_hub_is_named(hub: Hub, child: Child) -> None:
     damage = {
         b"": "is an empty file",
         b"\x10": "is too short",
-        b"\x02\0\0\0\0\0\0\0[]": "is not a safetensors file: its header is no JSON object",
+        b"\x02\0\0\0\0\0\0\0[]": "is not a safetensors file: its header is not a JSON object",
         b"\xff" * 9: "is not a safetensors file: its first 8 bytes",
         b"\0\0\1\0\0\0\0\0{}": "is cut off inside its header",
         b"version https://git-lfs.github.com/spec/v1": "is a git-LFS pointer",

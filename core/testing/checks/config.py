@@ -58,7 +58,7 @@ class ConfigChecks(KitBase):
         """
         for source, raw in (("config", self.raw), *self._reference_config()):
             unread = self.subject.bound.parse_config(raw).unread_keys(raw)
-            demand(not unread, f"nobody reads these keys of the {source}, or declares them harmless: {unread}")
+            demand(not unread, f"these keys of the {source} are neither read nor declared harmless: {unread}")
 
     def test_every_config_key_matters(self) -> None:
         """A failure means that a key is read but has no effect: on no shape, no logit, and on whether the config is
@@ -156,7 +156,7 @@ def _demand_refusal(subject: Subject, raw: dict[str, Any], path: tuple[str, ...]
     except ConfigError as error:
         demand(path[-1] in str(error), f"the config key {name!r} {how} is refused without being named: {error}")
     except CoreError as error:
-        raise AssertionError(f"the config key {name!r} {how} is no ConfigError, but {error!r}") from error
+        raise AssertionError(f"the config key {name!r} {how} raises no ConfigError, but {error!r}") from error
     else:
         raise AssertionError(f"the config key {name!r} is accepted when it is {how}: give the field a strict type")
 

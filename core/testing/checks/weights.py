@@ -45,7 +45,7 @@ class WeightChecks(KitBase):
             forgotten = sorted(set(subject.arrays) - set(found))
             demand(not forgotten, f"layout {layout!r} has no rule for the parameters {forgotten}")
             foreign = sorted(set(found) - set(subject.arrays))
-            demand(not foreign, f"layout {layout!r} has rules for parameters that the model has not: {foreign}")
+            demand(not foreign, f"layout {layout!r} has rules for parameters that the model does not have: {foreign}")
             names = [name for inverse in found.values() for name in inverse.names]
             doubled = sorted({name for name in names if names.count(name) > 1})
             demand(not doubled, f"layout {layout!r} uses the tensors {doubled} twice")
