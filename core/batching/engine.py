@@ -98,11 +98,12 @@ class Batch:
         )
         self._inbox: deque[Row] = deque()  # the only field that other threads write to
         self._wired: contextlib.ExitStack | None = None
-        self._unfinished = False  # a step has begun; after an interrupt it may be half done
+        self._unfinished = False  # a step has begun; an interrupt may have stopped it anywhere
 
     @property
     def pending(self) -> bool:
-        """Whether ``step`` still has work: the last event of a request is missing, or a step was interrupted."""
+        """Whether ``step`` still has work: a request has not ended, an event was not returned, or a step is not
+        finished."""
         return bool(self._inbox or self._scheduler.pending)
 
     def submit(self, prompt: Any, **options: Any) -> BatchRequest:

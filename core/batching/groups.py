@@ -115,8 +115,8 @@ class Groups(Generic[R]):
         return extract(self._groups[size].cache, place, self._make_cache)
 
     def settle(self) -> None:
-        """Prepares a step: every row gets room for one more token, and free places are removed or moved behind the
-        rows."""
+        """Prepares a step: every row gets room for one more token. Many free places are removed; the others get the
+        position of a used one, so that all rows stay aligned."""
         if self._template.grows:
             self._move_up()
         for size, group in list(self._groups.items()):

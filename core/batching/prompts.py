@@ -72,7 +72,7 @@ class Prompts:
         return [reading for reading in self._readings if all(row.request.cancelled for row in reading.rows)]
 
     def restore(self, failed: Reading | None) -> None:
-        """Forgets what an unfinished step may have left half done: these prompts, and those that began in that step."""
+        """Removes the prompts that an unfinished step was reading (``failed``), and those that began in that step."""
         self._readings = deque(
             reading for reading in self._readings if reading is not failed and all(row.started for row in reading.rows)
         )

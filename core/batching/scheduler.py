@@ -34,7 +34,7 @@ _ALLOCATED = 1 << 29  # bytes of a long prompt's cache that one step allocates, 
 class Scheduler:
     """All requests that have not ended, and the steps that process them.
 
-    An error or an interrupt may leave requests half done. Call ``recover`` before the next step.
+    An error or an interrupt may stop a step anywhere. Call ``recover`` before the next step.
 
     Args:
         model: a ``core.nn.Decoder``.
@@ -74,14 +74,14 @@ class Scheduler:
         self.prompts = Prompts(waiting, self._prefixes, template.make, pace, prefill_burst)
         self.running = Running(model, template, make_cache)
         self.told = Told(pace)
-        # What an interrupt leaves half done: the prompts that a step reads, and the rows that decode.
+        # Parts of a step that an interrupt leaves unfinished: the prompts that it reads, and the rows that decode.
         self._reading: Reading | None = None
         self._moving = False
 
     @property
     def pending(self) -> bool:
-        """Whether there is still work: an event that was not taken, a request that has not ended, or an unfinished
-        step."""
+        """Whether there is still work: an event that was not taken, a request that has not ended, or a step that was
+        not read."""
         return bool(self.told or self.prompts.rows or self.running.rows or self._flight)
 
     def step(self, inbox: deque[Row]) -> None:
@@ -96,7 +96,7 @@ class Scheduler:
         self._reading = None
 
     def recover(self, error: Exception) -> None:
-        """Fails the requests that an unfinished step has left half done. If it is interrupted, call it again.
+        """Fails the requests that an unfinished step was processing. If it is interrupted, call it again.
 
         The queue, the reservations and the prompts are made anew from the open requests.
         """
@@ -163,7 +163,8 @@ class Scheduler:
             elif decoding and reading.left and not self._template.keeps_state:
                 turn = reading.cut(self._model, budget), 0
             else:
-                # The last ids that were read came after the chunk before the last one, so that one has finished.
+                # While rows decode, no wait is needed: reading their last ids has waited for the chunk before the last
+                # one.
                 tokens = reading.read(self._model, budget, wait=not decoding)
                 self._join(reading)
                 turn = None, tokens

@@ -262,7 +262,7 @@ class Conversation:
                 raise
         except BaseException as error:
             if not isinstance(error, GeneratorExit):
-                held.forget()  # a step may have failed half done
+                held.forget()  # a failed step may have changed a part of the cache
             raise
         finally:
             self._answering = False

@@ -98,7 +98,7 @@ class Cache:
 
     @property
     def failed(self) -> bool:
-        """Whether a step on this cache failed half done; then it cannot be used any more."""
+        """Whether a step on this cache failed before its end; then the cache cannot be used any more."""
         return self._broken
 
     def resize(self, lengths: Sequence[int]) -> None:
@@ -120,7 +120,7 @@ class Cache:
             For each reach (a window, a limit, or None: full), how its blocks write.
 
         Raises:
-            CacheError: the batch differs from this cache's, or an earlier step failed half done.
+            CacheError: the batch differs from this cache's, or an earlier step failed before its end.
         """
         if batch != self.batch:
             raise CacheError(

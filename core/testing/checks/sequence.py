@@ -65,13 +65,13 @@ class SequenceChecks(KitBase):
             found = subject.logits(padded, cache, lengths)
             how = "with" if cached else "without"
             for row, length in enumerate(lengths):
-                message = f"row {row} of a ragged batch, {length} tokens, is not what it is alone ({how} a cache)"
+                message = f"row {row} of a ragged batch, {length} tokens, differs from its result alone ({how} a cache)"
                 demand_close(found[row, :length], alone[row][0, :length], self.tolerance, message)
         for step in range(steps):
             each = [row[:, length + step] for row, length in zip(rows, lengths, strict=True)]
             found = subject.logits(mx.stack(each), cache)
             for row, length in enumerate(lengths):
-                message = f"step {step} after a ragged batch: row {row}, {length} tokens long, is not what it is alone"
+                message = f"step {step} after a ragged batch: row {row}, {length} tokens long, differs from its result alone"
                 demand_close(found[row, 0], alone[row][0, length + step], self.tolerance, message)
 
     def test_future_tokens_change_nothing(self) -> None:
