@@ -10,9 +10,9 @@ from core.device import backend
 _LEAST = {"cpu": 16, "metal": 64, "cuda": 64}
 """Tokens of the smallest chunk. The device reads so many in about the time of a few (benchmarks/LOG.md, 10; Metal's
 number is a guess)."""
-_MOST = 2.6  # times as long as a step without a chunk: the longest that a step with one may take
+_MOST = 2.6  # the longest step with a chunk, in times of a step without one
 _CHEAP = 1.1
-"""The same for the step with the cheapest chunk, which reads all weights: more tokens may cost almost nothing."""
+"""The same in times of the step with the cheapest chunk, which reads all weights: more tokens may cost almost nothing."""
 _KNOWN = 3  # steps without a chunk to measure first
 _RECENT = 3  # the last steps of each chunk size that count; their lower median, as a compilation makes outliers
 

@@ -71,7 +71,7 @@ class SequenceChecks(KitBase):
             each = [row[:, length + step] for row, length in zip(rows, lengths, strict=True)]
             found = subject.logits(mx.stack(each), cache)
             for row, length in enumerate(lengths):
-                message = f"step {step} after a ragged batch: row {row}, {length} tokens long, differs from its result alone"
+                message = f"step {step} after a ragged batch: row {row}, {length} tokens, differs from its result alone"
                 demand_close(found[row, 0], alone[row][0, length + step], self.tolerance, message)
 
     def test_future_tokens_change_nothing(self) -> None:
