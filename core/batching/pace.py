@@ -12,7 +12,7 @@ _LEAST = {"cpu": 16, "metal": 64, "cuda": 64}
 number is a guess)."""
 _MOST = 2.6  # the longest step with a chunk, in times of a step without one
 _CHEAP = 1.1
-"""The same in times of the step with the cheapest chunk, which reads all weights: more tokens may cost almost nothing."""
+"""The same in times of the step with the cheapest chunk, which reads all weights: more tokens may cost almost none."""
 _KNOWN = 3  # steps without a chunk to measure first
 _RECENT = 3  # the last steps of each chunk size that count; their lower median, as a compilation makes outliers
 
