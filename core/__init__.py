@@ -12,6 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from core.version import PLUGIN_API, __version__
+
 if TYPE_CHECKING:
     from core.batching import Batch
     from core.benchmark import Benchmark, bench
@@ -58,9 +60,6 @@ _HOMES = {
     "unregister": "core.registry",
 }
 
-__version__ = "0.1.0"
-PLUGIN_API = "0.1"
-"""The version of the plugin API; CONTRIBUTING.md says what may change in it, and when."""
 __all__ = [
     "Batch",
     "Benchmark",

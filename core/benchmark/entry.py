@@ -10,7 +10,6 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import core
 from core.benchmark.bandwidth import memory_bandwidth
 from core.benchmark.measure import Run, run_once, speed
 from core.benchmark.peer import PeerProcess
@@ -21,6 +20,7 @@ from core.benchmark.shapes import Shape
 from core.benchmark.subject import Measured, from_checkpoint, from_shape
 from core.device import describe
 from core.errors import UsageError
+from core.version import __version__
 
 Progress = Callable[[int, int], None]
 """Called with the number of runs done so far, and the total."""
@@ -151,7 +151,7 @@ def _machine() -> Machine:
         device=describe(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
-        core=core.__version__,
+        core=__version__,
         mlx=importlib.metadata.version("mlx"),
         bandwidth=bandwidth,
         bandwidth_how=how,

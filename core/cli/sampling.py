@@ -10,66 +10,29 @@ import argparse
 import codecs
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from core.cli.options import natural
 from core.errors import UsageError
+from core.sampling.kinds import Bias, Count, Ids, Kind, Number, Order
+from core.sampling.settings import SETTINGS
 
 if TYPE_CHECKING:
     from core.generation import Sampling
 
 _ESCAPES = re.compile(r"\\[nrt\\]")
-_SAMPLING = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "xtc_probability",
-    "xtc_threshold",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "penalty_context",
-    "dry_multiplier",
-    "dry_base",
-    "dry_allowed_length",
-    "dry_context",
-    "dry_breakers",
-    "logit_bias",
-    "order",
-    "seed",
-)
 _CACHE = ("max_kv_tokens", "kv_bits", "kv_group_size")
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """How tokens are chosen; the destinations are the fields of ``Sampling``."""
     group = parser.add_argument_group("sampling", "the defaults are the checkpoint's own, else the likeliest token")
-    add = group.add_argument
-    add("--temperature", "-t", type=float, metavar="T", help="0 takes the likeliest token")
-    add("--top-k", type=int, metavar="K", help="choose among the K likeliest; 0 means all")
-    add("--top-p", type=float, metavar="P", help="choose among the likeliest, up to this probability")
-    add("--min-p", type=float, metavar="P", help="choose among those at least P times as likely as the likeliest")
-    add(
-        "--typical-p", type=float, metavar="P", help="choose among those of typical information, up to this probability"
-    )
-    add("--xtc-probability", type=float, metavar="P", help="how often the likeliest above the threshold are left out")
-    add(
-        "--xtc-threshold", type=float, metavar="P", help="tokens above it, the least likely of them aside, are left out"
-    )
-    add("--repetition-penalty", type=float, metavar="X", help="divides the logits of tokens that have been; 1 is none")
-    add("--presence-penalty", type=float, metavar="X", help="subtracted from the logit of a token that has been")
-    add("--frequency-penalty", type=float, metavar="X", help="subtracted for each time that a token has been")
-    add("--penalty-context", type=natural, metavar="N", help="penalties look at the last N tokens only")
-    add("--dry-multiplier", type=float, metavar="X", help="penalty of going on with a repeated sequence (DRY)")
-    add("--dry-base", type=float, metavar="X", help="factor of that penalty for each token more")
-    add("--dry-allowed-length", type=natural, metavar="N", help="sequences up to this length may be repeated")
-    add("--dry-context", type=natural, metavar="N", help="DRY looks at the last N tokens only")
-    add("--dry-breakers", type=_ids, metavar="IDS", help="token ids that end a sequence for DRY, with commas between")
-    add("--logit-bias", type=_bias, metavar="ID=X", action="append", help="adds X to a token's logit; may be repeated")
-    add("--order", type=_names, metavar="NAMES", help="the order of all this, as names with commas between")
-    add("--seed", "-s", type=int, metavar="S", help="repeat a generation")
+    for name, setting in SETTINGS.items():
+        if (flag := setting.flag) is not None:
+            names = [f"--{name.replace('_', '-')}", *([flag.short] if flag.short else [])]
+            action = "append" if isinstance(setting.kind, Bias) else "store"
+            group.add_argument(*names, type=_reader(setting.kind), metavar=flag.metavar, action=action, help=flag.help)
 
 
 def add_ending_options(parser: argparse.ArgumentParser, default: str) -> None:
@@ -107,9 +70,10 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     """
     from core.generation import Sampling
 
-    given = {name: value for name in _SAMPLING if (value := getattr(args, name)) is not None}
-    if "logit_bias" in given:
-        given["logit_bias"] = dict(given["logit_bias"])
+    given: dict[str, Any] = {}
+    for name, setting in SETTINGS.items():
+        if setting.flag is not None and (value := getattr(args, name)) is not None:
+            given[name] = dict(value) if isinstance(setting.kind, Bias) else value
     Sampling(**given).checked()
     return given
 
@@ -147,6 +111,22 @@ def described(sampling: Sampling) -> str:
 
 def _unescaped(text: str) -> str:
     return _ESCAPES.sub(lambda match: codecs.decode(match.group(), "unicode_escape"), text)
+
+
+def _reader(kind: Kind) -> Callable[[str], Any]:
+    """What makes a value of the kind out of a word of the command line."""
+    match kind:
+        case Number():
+            return float
+        case Count():
+            return natural if kind.least else int
+        case Ids():
+            return _ids
+        case Bias():
+            return _bias
+        case Order():
+            return _names
+    raise TypeError(f"the command line reads no {type(kind).__name__}")
 
 
 def _ids(text: str) -> tuple[int, ...]:

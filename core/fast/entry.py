@@ -14,7 +14,6 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
-import core
 from core.errors import first_line
 from core.fast.describe import Description, Unsupported, describe
 from core.fast.layout import problem
@@ -25,6 +24,7 @@ from core.kernels.cuda_code import digest
 from core.kernels.device import current_device, multiprocessors
 from core.kernels.fingerprint import fingerprint
 from core.nn import Cache, Decoder
+from core.version import __version__
 
 _TOLERANCE = 0.05  # of the logits' norm: bfloat16 steps through many layers differ by a hundredth
 _CHECK_TOKENS = 21
@@ -98,7 +98,7 @@ def _agrees(model: Decoder, description: Description) -> bool:
     device = current_device()
     compiler = None if device is None else device.compiler
     code = None if compiler is None else compiler.prepare(step_instance(description, multiprocessors()))
-    passed = None if code is None else digest("step", core.__version__, code, _classes(model))
+    passed = None if code is None else digest("step", __version__, code, _classes(model))
     if compiler is not None and passed is not None and compiler.store.passed(passed):
         _verdicts[key] = weakref.ref(model), True
         return True

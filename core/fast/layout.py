@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from core.fast import attention, primitives, product, program, staging, stream
 from core.fast.shape import StepShape
-from core.kernels.cuda import PRIMITIVES
+from core.kernels.source_files import CUDA, source_text
 
 THREADS = 256
 WARPS = THREADS // 32
@@ -197,7 +197,7 @@ def header(shape: StepShape, blocks: int) -> str:
         [
             "#include <cuda_bf16.h>",
             "#include <cuda_fp16.h>",
-            PRIMITIVES,
+            source_text(CUDA / "primitives.cuh"),
             "namespace corelm {",
             "using namespace corelm_cuda;",
             *lines,

@@ -28,8 +28,8 @@ from core.fast.layout import (
     shared_bytes,
     work_bytes,
 )
-from core.kernels.cuda import declaration
 from core.kernels.cuda_code import CUDA_TYPES, Instance
+from core.kernels.cuda_text import declaration
 from core.nn import Cache
 from core.nn.cache import KeyValues
 

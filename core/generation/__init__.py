@@ -11,7 +11,8 @@ from core.generation.entry import generate_tokens, stream_tokens
 from core.generation.options import SamplingOptions, sampling_from, spelled_out
 from core.generation.processors import Processor, ProcessorContext
 from core.generation.result import FinishReason, GenerationChunk, GenerationResult, GenerationStats, Token
-from core.generation.sampling import DEFAULT_ORDER, Sampling
+from core.generation.sampling import Sampling
+from core.sampling.settings import DEFAULT_ORDER
 
 __all__ = [
     "Choice",

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from core.errors import UsageError
-from core.generation.options import SamplingOptions, sampling_from
-from core.generation.ranges import shown
+from core.sampling.kinds import Count, Number, shown
+from core.sampling.setting import Setting
+from core.sampling.settings import SETTINGS
 
-_NUMBERS = {
-    "top_p": float,
-    "top_k": int,
-    "min_p": float,
-    "typical_p": float,
-    "repetition_penalty": float,
-    "no_repeat_ngram_size": int,
-    "min_new_tokens": int,
-    "min_length": int,
-}
-_IDS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
-_READ = {*_NUMBERS, *_IDS, "do_sample", "temperature", "max_new_tokens", "stop_strings", "eos_token_id"}
+_STATED = [setting for setting in SETTINGS.values() if setting.keys]
+_READ = {key for setting in _STATED for key in setting.keys}
+_READ |= {"do_sample", "max_new_tokens", "stop_strings", "eos_token_id"}
 # Keys of transformers' GenerationConfig that do not change which tokens come: bookkeeping, caches, speed, outputs, a
 # limit on the length that whoever generates sets; and what counts only beside other keys, which are named then.
 _HARMLESS = frozenset(
@@ -92,19 +84,15 @@ def checkpoint_settings(generation_config: Mapping[str, Any], vocab_size: int | 
     Raises:
         UsageError: a value of another kind, or out of range.
     """
-    found = {name: checkpoint_number(generation_config, name, kind) for name, kind in _NUMBERS.items()}
-    if generation_config.get("do_sample") is True:
-        temperature = checkpoint_number(generation_config, "temperature", float)
-        found["temperature"] = 1.0 if temperature is None else temperature
+    found = {}
+    drawn = generation_config.get("do_sample") is True
+    for setting in _STATED:
+        if drawn or setting.name != "temperature":
+            found[setting.name] = _stated(generation_config, setting, vocab_size)
+    if drawn and found["temperature"] is None:
+        found["temperature"] = 1.0
     if found["min_new_tokens"] is not None:
         found["min_length"] = None
-    for name in _IDS:
-        value = generation_config.get(name)
-        if isinstance(value, list):
-            value = [item for item in value if _exists(item, vocab_size)]
-        if value is not None:
-            _check(name, value)
-            found[name] = value
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -141,30 +129,38 @@ def _exists(item: Any, vocab_size: int | None) -> bool:
     return all(token >= 0 and (vocab_size is None or token < vocab_size) for token in ids)
 
 
-def checkpoint_number(generation_config: Mapping[str, Any], name: str, kind: Any) -> Any:
+def checkpoint_number(generation_config: Mapping[str, Any], key: str, kind: Callable[[float], Any]) -> Any:
     """One number of a ``generation_config.json``; None where it is absent or null.
 
     Raises:
-        UsageError: it is no number, or as a setting out of range.
+        UsageError: it is no number, or larger than any float.
     """
-    value = generation_config.get(name)
+    value = generation_config.get(key)
     if value is None:
         return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise UsageError(f"generation_config.json: key {name!r} is not a number", found=repr(value))
-    if name in SamplingOptions.__annotations__:
-        _check(name, kind(value))
+    # An integer of JSON has any number of digits; NaN is not below anything.
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
+        raise UsageError(f"generation_config.json: key {key!r} is not a number", found=shown(value))
     return kind(value)
 
 
-def _check(name: str, value: Any) -> None:
-    """Refuses a value that the setting may not have."""
+def _stated(generation_config: Mapping[str, Any], setting: Setting, vocab_size: int | None) -> Any:
+    """What a ``generation_config.json`` says of a setting; None where it says nothing."""
+    key = next((key for key in setting.keys if generation_config.get(key) is not None), None)
+    if key is None:
+        return None
+    value = generation_config[key]
+    if isinstance(setting.kind, Number | Count):
+        value = checkpoint_number(generation_config, key, float if isinstance(setting.kind, Number) else int)
+    elif isinstance(value, list):
+        value = [item for item in value if _exists(item, vocab_size)]
     try:
-        sampling_from({name: value})
+        setting.kind.checked(setting.name, value)
     except UsageError as error:
         raise UsageError(
             f"generation_config.json: {error.problem}",
             expected=error.expected,
             found=error.found,
-            hint=f"Give {name} yourself.",
+            hint=f"Give {setting.name} yourself.",
         ) from None
+    return value

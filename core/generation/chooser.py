@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from core.errors import UsageError
+from core.generation.fields import token_ids
 from core.generation.processors.dry import Repetitions
 from core.generation.processors.history import History
 from core.generation.processors.noise import gumbel
@@ -21,7 +22,8 @@ from core.generation.processors.penalties import Counts
 from core.generation.processors.pipeline import Pipeline
 from core.generation.processors.scores import Scores, column
 from core.generation.processors.stage import Now
-from core.generation.sampling import DEFAULT_ORDER, HOTTEST, Sampling
+from core.generation.sampling import HOTTEST, Sampling
+from core.sampling.settings import DEFAULT_ORDER, STAGES
 
 
 class Choice(NamedTuple):
@@ -217,7 +219,8 @@ class Chooser:
         """States that the new row is the first to need; rows before it get blanks, which nobody reads."""
         penalties, dry = sampling.uses("penalties"), sampling.uses("dry")
         bounded = penalties and sampling.penalty_context is not None
-        if self._history is None and (bounded or dry or sampling.uses("processors") or sampling.counts_tokens):
+        looks_back = any(stage.history and sampling.uses(stage.name) for stage in STAGES.values())
+        if self._history is None and (bounded or looks_back or sampling.counts_tokens):
             self._history = History()
             for _ in self._rows:
                 self._history.join(())
@@ -241,7 +244,7 @@ class Chooser:
         penalised = (row for row, names in zip(self._rows, self._used, strict=True) if "penalties" in names)
         bounded = any(row.penalty_context is not None for row in penalised)
         counted = any(row.counts_tokens for row in self._rows)
-        if not (bounded or counted or "dry" in used or "processors" in used):
+        if not (bounded or counted or any(STAGES[name].history for name in used)):
             self._history = None
 
 
@@ -263,14 +266,7 @@ def check_request(sampling: Sampling, prompt_ids: Sequence[int], logprobs: int |
     Raises:
         UsageError: an id that the vocabulary has not, or a bad number of log-probabilities.
     """
-    for name, ids in (
-        ("logit_bias", list(sampling.logit_bias)),
-        ("dry_breakers", sampling.dry_breakers),
-        ("suppress_tokens", sampling.suppress_tokens),
-        ("begin_suppress_tokens", sampling.begin_suppress_tokens),
-        ("bad_words_ids", [item for word in sampling.bad_words_ids for item in word]),
-        ("the prompt", prompt_ids),
-    ):
+    for name, ids in (*token_ids(sampling), ("the prompt", prompt_ids)):
         if len(ids) and not 0 <= min(ids) <= max(ids) < vocab_size:
             wrong = next(item for item in ids if not 0 <= item < vocab_size)
             raise UsageError(f"id {wrong} in {name} is not in the vocabulary", expected=f"0 to {vocab_size - 1}")

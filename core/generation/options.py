@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, ForwardRef, TypedDict, TypeVar
 
 from core.errors import UsageError
 from core.generation.sampling import Sampling
@@ -48,14 +48,14 @@ class SamplingOptions(TypedDict, total=False):
 
 
 def spelled_out(function: Function) -> Function:
-    """Shows ``SamplingOptions`` one by one in a function's signature, where ``help`` and tests read it."""
+    """Shows the settings of ``Sampling`` one by one in a function's signature, where ``help`` and tests read it."""
     signature = inspect.signature(function)
     known = [item for item in signature.parameters.values() if item.kind is not inspect.Parameter.VAR_KEYWORD]
     place = next((i + 1 for i, item in enumerate(known) if item.name == "max_tokens"), len(known))
     kind = inspect.Parameter.KEYWORD_ONLY
     options = [
-        inspect.Parameter(name, kind, default=None, annotation=annotation)
-        for name, annotation in SamplingOptions.__annotations__.items()
+        inspect.Parameter(item.name, kind, default=None, annotation=ForwardRef(_optional(item.type), module=__name__))
+        for item in fields(Sampling)
     ]
     shown: Any = function
     shown.__signature__ = signature.replace(parameters=[*known[:place], *options, *known[place:]])
@@ -73,3 +73,8 @@ def sampling_from(options: Mapping[str, Any]) -> Sampling:
     if unknown is not None:
         raise UsageError(f"{unknown!r} is not a setting of generation", expected=", ".join(sorted(known)))
     return Sampling(**{name: value for name, value in options.items() if value is not None}).checked()
+
+
+def _optional(annotation: object) -> str:
+    """The annotation of a value that may also be None."""
+    return f"{str(annotation).removesuffix(' | None')} | None"

@@ -2,46 +2,24 @@
 
 ``core.generation.processors`` says what each setting does to the logits.
 
-The order, and why it is the default:
-
-1. ``logit_bias``, ``penalties`` (repetition, frequency, presence), ``dry``: what changes logits, on the model's own
-   scale. transformers and llama.cpp agree on this place and order (transformers has no DRY; it follows llama.cpp).
-2. ``processors``: the user's own, which then see what the settings above made of the logits.
-3. ``temperature``. The two disagree: transformers scales before it truncates, llama.cpp after. Settings that come with
-   a checkpoint (``generation_config.json``) were chosen for transformers, so its order is the default.
-4. ``top_k``, ``top_p``, ``min_p``, ``typical_p``: in this order in transformers, each on what the one before left.
-5. ``xtc``: last, on what the truncations left, as in llama.cpp.
-
-What is forbidden (``suppress_tokens`` and the like) is so before all that, and stays so. ``order`` changes the order,
-for instance to llama.cpp's. At temperature 0, the likeliest token that 1 and 2 leave is taken, and 3 to 5 do nothing.
+``core.sampling.table`` has the settings' ranges, defaults and stages, and says why the stages have this order.
+``order`` changes it, for instance to llama.cpp's. At temperature 0, the likeliest token is taken of those that the
+stages before ``temperature`` leave; the stages from there on do nothing.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 from core.errors import UsageError
-from core.generation.ranges import bias, callables, counts, ids, numbers, shown, words
+from core.generation.fields import completed, default
+from core.sampling.settings import DEFAULT_ORDER, SETTINGS, STAGES, SWITCHES
 
 if TYPE_CHECKING:
     from core.generation.processors.custom import Processor
-
-DEFAULT_ORDER = (
-    "logit_bias",
-    "penalties",
-    "dry",
-    "processors",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "xtc",
-)
-"""The names that ``Sampling.order`` is made of, in the default order."""
 
 _TINY_TEMPERATURE = 1e-30  # below it, the noise is lost in the rounding of any logits
 HOTTEST = 1e30
@@ -49,6 +27,7 @@ HOTTEST = 1e30
 
 
 @dataclass(frozen=True, slots=True)
+@completed
 class Sampling:
     """How the tokens of one request are chosen. At its default value, every setting does nothing.
 
@@ -82,32 +61,32 @@ class Sampling:
         order: the names of ``DEFAULT_ORDER``, in the order wanted. Names of settings that do nothing may be left out.
     """
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    xtc_probability: float = 0.0
-    xtc_threshold: float = 0.1
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    penalty_context: int | None = None
-    dry_multiplier: float = 0.0
-    dry_base: float = 1.75
-    dry_allowed_length: int = 2
-    dry_context: int | None = None
-    dry_breakers: Sequence[int] = ()
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    suppress_tokens: Sequence[int] = ()
-    begin_suppress_tokens: Sequence[int] = ()
-    bad_words_ids: Sequence[Sequence[int]] = ()
-    no_repeat_ngram_size: int = 0
-    min_new_tokens: int = 0
-    min_length: int = 0
-    processors: Sequence[Processor] = ()
-    order: Sequence[str] = DEFAULT_ORDER
+    temperature: float = default("temperature")
+    top_p: float = default("top_p")
+    top_k: int = default("top_k")
+    seed: int | None = default("seed")
+    min_p: float = default("min_p")
+    typical_p: float = default("typical_p")
+    xtc_probability: float = default("xtc_probability")
+    xtc_threshold: float = default("xtc_threshold")
+    repetition_penalty: float = default("repetition_penalty")
+    presence_penalty: float = default("presence_penalty")
+    frequency_penalty: float = default("frequency_penalty")
+    penalty_context: int | None = default("penalty_context")
+    dry_multiplier: float = default("dry_multiplier")
+    dry_base: float = default("dry_base")
+    dry_allowed_length: int = default("dry_allowed_length")
+    dry_context: int | None = default("dry_context")
+    dry_breakers: Sequence[int] = default("dry_breakers")
+    logit_bias: Mapping[int, float] = default("logit_bias")
+    suppress_tokens: Sequence[int] = default("suppress_tokens")
+    begin_suppress_tokens: Sequence[int] = default("begin_suppress_tokens")
+    bad_words_ids: Sequence[Sequence[int]] = default("bad_words_ids")
+    no_repeat_ngram_size: int = default("no_repeat_ngram_size")
+    min_new_tokens: int = default("min_new_tokens")
+    min_length: int = default("min_length")
+    processors: Sequence[Processor] = default("processors")
+    order: Sequence[str] = default("order")
 
     @property
     def greedy(self) -> bool:
@@ -117,7 +96,7 @@ class Sampling:
     @property
     def forbids(self) -> bool:
         """Whether there are tokens that may not be chosen."""
-        return bool(self.suppress_tokens or self.bad_words_ids or self.counts_tokens)
+        return self.uses("forbidden")
 
     @property
     def counts_tokens(self) -> bool:
@@ -127,8 +106,10 @@ class Sampling:
         return bool(self.begin_suppress_tokens or self.no_repeat_ngram_size or least or longer)
 
     def uses(self, name: str) -> bool:
-        """Whether the entry ``name`` of an order does anything with these settings."""
-        return _DOES[name](self) and not (name in _OF_CHANCE and self.greedy)
+        """Whether the stage ``name`` does anything with these settings."""
+        if STAGES[name].draws and self.greedy:
+            return False
+        return any(setting.asks(getattr(self, setting.name)) for setting in SWITCHES[name])
 
     def checked(self) -> Self:
         """Itself, every value of its type and in its range, with a seed drawn where it needs one.
@@ -136,42 +117,9 @@ class Sampling:
         Raises:
             UsageError: a value is out of range.
         """
-        values: dict[str, Any] = {**numbers(self), **counts(self)}
-        values["logit_bias"] = bias(self.logit_bias)
-        for name in ("dry_breakers", "suppress_tokens", "begin_suppress_tokens"):
-            values[name] = ids(name, getattr(self, name))
-        values["bad_words_ids"] = words("bad_words_ids", self.bad_words_ids)
-        values["processors"] = callables(self.processors)
-        values["order"] = _order(self.order)
+        values = {name: setting.kind.checked(name, getattr(self, name)) for name, setting in SETTINGS.items()}
         whole = replace(self, **values)
         missing = [name for name in DEFAULT_ORDER if name not in whole.order and whole.uses(name)]
         if missing:
             raise UsageError(f"order leaves {', '.join(map(repr, missing))} out, which these settings use")
         return replace(whole, seed=secrets.randbits(32)) if whole.seed is None and not whole.greedy else whole
-
-
-_OF_CHANCE = ("temperature", "top_k", "top_p", "min_p", "typical_p", "xtc")
-_DOES: dict[str, Callable[[Sampling], bool]] = {
-    "logit_bias": lambda it: bool(it.logit_bias),
-    "penalties": lambda it: it.repetition_penalty != 1 or it.presence_penalty != 0 or it.frequency_penalty != 0,
-    "dry": lambda it: it.dry_multiplier != 0,
-    "processors": lambda it: bool(it.processors),
-    "temperature": lambda it: it.temperature != 1,
-    "top_k": lambda it: it.top_k != 0,
-    "top_p": lambda it: it.top_p != 1,
-    "min_p": lambda it: it.min_p != 0,
-    "typical_p": lambda it: it.typical_p != 1,
-    "xtc": lambda it: it.xtc_probability != 0,
-}
-
-
-def _order(names: Any) -> tuple[str, ...]:
-    order = [names] if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
-    unknown = [name for name in order if name not in DEFAULT_ORDER]
-    if unknown or isinstance(names, str):
-        expected = ", ".join(DEFAULT_ORDER)
-        raise UsageError("order is a list of processors' names", expected=expected, found=shown((unknown or order)[0]))
-    if len(set(order)) != len(order):
-        twice = next(name for name in order if order.count(name) > 1)
-        raise UsageError(f"order names {twice!r} twice")
-    return tuple(order)

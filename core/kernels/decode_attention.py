@@ -20,12 +20,12 @@ from typing import Protocol
 import mlx.core as mx
 
 from core.kernels.compare import Tolerance
-from core.kernels.cuda import PRIMITIVES, declaration, strided
-from core.kernels.decode_attention_source import BODY, HEADER, PART, WHOLE
+from core.kernels.cuda_text import constants, declaration, strided
 from core.kernels.device import current_device
 from core.kernels.fused import Launch
 from core.kernels.kernel import Kernel
 from core.kernels.merge_parts import NOTHING, merge_parts
+from core.kernels.source_files import CUDA, source_text
 
 _WARPS = 8
 _BLOCKS = 264  # two for each multiprocessor of the largest devices
@@ -106,12 +106,14 @@ def _kernel(head_dim: int, group: int, in_parts: bool) -> Kernel:
 @functools.cache
 def _made(head_dim: int, group: int, in_parts: bool) -> Kernel:
     name = f"decode_attention_{head_dim}_{group}" + ("_parts" if in_parts else "")
-    space = f"corelm_{name}"
-    constants = {"HEAD_DIM": head_dim, "GROUP": group, "WARPS": _WARPS}
-    lines = [f"constexpr int {key} = {value};" for key, value in constants.items()]
-    lines.append(f"constexpr float SCORE_SCALE = {head_dim**-0.5 * math.log2(math.e)!r}f, NOTHING = {NOTHING!r}f;")
-    lines.append(f"constexpr bool PARTS = {str(in_parts).lower()};")
-    text = f"namespace {space} {{\n" + "\n".join(lines) + HEADER
+    values = {
+        "HEAD_DIM": head_dim,
+        "GROUP": group,
+        "WARPS": _WARPS,
+        "SCORE_SCALE": head_dim**-0.5 * math.log2(math.e),
+        "NOTHING": NOTHING,
+        "PARTS": in_parts,
+    }
     arrays = [strided(one, shape=one == "cache_k") for one in ("queries", "new_key", "new_value", "cache_k", "cache_v")]
     out = "float" if in_parts else "__nv_bfloat16"
     declared = declaration(name, _WARPS * 32, 2, [*arrays, "const int32_t* bounds", f"{out}* out"])
@@ -155,14 +157,13 @@ def _made(head_dim: int, group: int, in_parts: bool) -> Kernel:
             found.append((queries, *new, *held, mx.array(some[:rows], dtype=mx.int32)))
         return found
 
-    body = BODY.replace("TARGET", PART if in_parts else WHOLE)
     return Kernel(
         name,
         _reference_in_parts if in_parts else _reference,
         launch=launch,
         sample_inputs=samples,
-        cuda=body.replace("SPACE", space).replace("GROUP", str(group)).replace("HEAD_DIM", str(head_dim)),
-        header="#include <cuda_bf16.h>\n" + PRIMITIVES + text + declared,
+        cuda=source_text(CUDA / "decode_attention.cu"),
+        header=constants("corelm_decode", values) + source_text(CUDA / "decode_attention.cuh") + declared,
         in_place=True,
         # Probabilities are rounded to bfloat16, as FlashAttention's are; those of a part are not yet divided by their
         # sum, which is of the order of 100 in the samples.

@@ -12,29 +12,11 @@ import mlx.core as mx
 
 from core.kernels.fused import Launch
 from core.kernels.kernel import Kernel
+from core.kernels.source_files import CUDA, source_text
 
 _THREADS = 256
 _EACH = 8  # elements of a thread: 16 bytes of half precision, and never of two groups
 _DTYPES = (mx.float32, mx.float16, mx.bfloat16)
-
-_CUDA = """
-    size_t total = GROUP / 8;
-    for (int axis = 0; axis < scales_ndim; ++axis) total *= scales_shape[axis];
-    const size_t at = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (at >= total) return;
-    const float scale = static_cast<float>(scales[at / (GROUP / 8)]);
-    const float bias = static_cast<float>(biases[at / (GROUP / 8)]);
-    struct alignas(sizeof(T) * 8) Pack { T values[8]; };
-    Pack results;
-    for (int word = 0; word < BITS / 4; ++word) {
-        const unsigned packed = weight[at * (BITS / 4) + word];
-        for (int i = 0; i < 32 / BITS; ++i) {
-            const float integer = static_cast<float>((packed >> (BITS * i)) & ((1u << BITS) - 1u));
-            results.values[word * (32 / BITS) + i] = static_cast<T>(fmaf(scale, integer, bias));
-        }
-    }
-    *reinterpret_cast<Pack*>(out + at * 8) = results;  // an output starts its own buffer, and is aligned
-"""
 
 
 def rounded_once(weight: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int) -> mx.array:
@@ -81,7 +63,7 @@ def _kernel(bits: int, group_size: int) -> Kernel:
         _reference(bits, group_size),
         launch=launch,
         sample_inputs=samples,
-        cuda=_CUDA,
+        cuda=source_text(CUDA / "dequantize.cu"),
         supports=supports,
     )
 

@@ -16,12 +16,12 @@ from typing import Protocol
 import mlx.core as mx
 
 from core.kernels.compare import Tolerance
-from core.kernels.cuda import PRIMITIVES, declaration
+from core.kernels.cuda_text import constants, declaration
 from core.kernels.dequantize import rounded_once
 from core.kernels.device import current_device
-from core.kernels.few_rows_source import BODY, HEADER
 from core.kernels.fused import Launch
 from core.kernels.kernel import Kernel
+from core.kernels.source_files import CUDA, source_text
 from core.kernels.sum_parts import sum_parts
 
 MOST_ROWS = 64
@@ -102,14 +102,13 @@ class _Shape:
 
     @property
     def header(self) -> str:
-        constants = {
+        values = {
             "BITS": self.bits,
             "BATCH_TILES": self.batch_tiles,
             "ROW_TILES": self.row_tiles,
             "CHUNK": self.chunk,
             "WARPS": _WARPS,
         }
-        lines = [f"constexpr int {name} = {value};" for name, value in constants.items()]
         parameters = [
             "const __nv_bfloat16* x",
             "const __grid_constant__ Shape x_shape",
@@ -120,7 +119,7 @@ class _Shape:
             f"{'float' if self.in_parts else '__nv_bfloat16'}* out",
         ]
         declared = declaration(self.name, _WARPS * 32, self.blocks, parameters)
-        return "\n".join(["#include <cuda_bf16.h>", PRIMITIVES, *lines, HEADER, declared])
+        return constants("corelm_few_rows", values) + source_text(CUDA / "few_rows.cuh") + declared
 
 
 def _reference(shape: _Shape) -> Callable[[mx.array, mx.array, mx.array, mx.array], mx.array]:
@@ -186,7 +185,7 @@ def _kernel(shape: _Shape) -> Kernel:
         _reference(shape),
         launch=launch,
         sample_inputs=samples,
-        cuda=BODY,
+        cuda=source_text(CUDA / "few_rows.cu"),
         header=shape.header,
         shared_memory=shape.shared_memory,
         # Sums cancel: their error is that of their terms, not of the result.

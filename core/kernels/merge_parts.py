@@ -10,27 +10,10 @@ import mlx.core as mx
 from core.kernels.compare import Tolerance
 from core.kernels.fused import Launch
 from core.kernels.kernel import Kernel
+from core.kernels.source_files import CUDA, source_text
 
 NOTHING = -1e30
 """The scale of a part that has no key."""
-
-# Two features for each thread, in one pass, so that several parts are on their way at a time: what one row waits for.
-_BODY = """
-    const int parts = found_shape[3], width = found_shape[4] / 2;
-    const float2* from = reinterpret_cast<const float2*>(found) + static_cast<long long>(blockIdx.x) * parts * width;
-    float best = -1e30f, total = 0.f, x = 0.f, y = 0.f;
-#pragma unroll 8
-    for (int p = 0; p < parts; ++p) {
-      const float2 weight = from[p * width + width - 1], value = from[p * width + threadIdx.x];
-      const float top = fmaxf(best, weight.x), faded = exp2f(best - top), added = exp2f(weight.x - top);
-      total = total * faded + added * weight.y;
-      x = x * faded + added * value.x;
-      y = y * faded + added * value.y;
-      best = top;
-    }
-    reinterpret_cast<__nv_bfloat162*>(out)[static_cast<long long>(blockIdx.x) * (width - 1) + threadIdx.x] =
-        __floats2bfloat162_rn(x / total, y / total);
-"""
 
 
 def _reference(found: mx.array) -> mx.array:
@@ -73,7 +56,7 @@ merge_parts = Kernel(
     _reference,
     launch=_launch,
     sample_inputs=_samples,
-    cuda=_BODY,
+    cuda=source_text(CUDA / "merge_parts.cu"),
     header="#include <cuda_bf16.h>\n",
     tolerance={mx.bfloat16: Tolerance(1e-3, 1.6e-2)},
     supports=_supports,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from core.kernels import prefill_attention_mma, prefill_attention_wgmma
-from core.kernels.cuda import PRIMITIVES, declaration, strided
+from core.kernels.cuda_text import constants, declaration, strided
 from core.kernels.merge_parts import NOTHING
-from core.kernels.prefill_attention_source import BODY, HEADER
+from core.kernels.source_files import CUDA, source_text
 
 HEAD_DIMS = (64, 128)
 
@@ -18,12 +17,12 @@ class Layout:
     """A source and its compile-time constants.
 
     Attributes:
+        name: which instructions multiply: ``mma`` or ``wgmma``.
         head_dim: features of a head.
         warps: warps of a block.
         tiles: tiles of 16 queries for each warp.
         keys: slots of a tile of keys; shared memory holds two, and two of values.
         blocks: blocks of a multiprocessor.
-        text: the source's own part.
     """
 
     name: str
@@ -32,7 +31,6 @@ class Layout:
     tiles: int
     keys: int
     blocks: int
-    text: str
 
     @property
     def threads(self) -> int:
@@ -51,31 +49,28 @@ class Layout:
 
     def source(self, name: str, *, parts: bool) -> tuple[str, str]:
         """The header and the body of a kernel of this name, which leaves parts or the whole."""
-        space, out = f"corelm_{name}", "float" if parts else "__nv_bfloat16"
-        constants = {
+        values = {
             "HEAD_DIM": self.head_dim,
             "WARPS": self.warps,
             "TILES": self.tiles,
             "KEYS": self.keys,
+            "SCORE_SCALE": self.head_dim**-0.5 * math.log2(math.e),
+            "NOTHING": NOTHING,
+            "PARTS": parts,
         }
-        lines = [f"constexpr int {key} = {value};" for key, value in constants.items()]
-        scale = self.head_dim**-0.5 * math.log2(math.e)
-        lines.append(f"constexpr float SCORE_SCALE = {scale!r}f, NOTHING = {NOTHING!r}f;")
-        lines.append(f"constexpr bool PARTS = {str(parts).lower()};\ntypedef {out} Out;")
         arrays = [strided(one, shape=one != "cache_v") for one in ("queries", "cache_k", "cache_v")]
-        declared = declaration(name, self.threads, self.blocks, [*arrays, "const int32_t* bounds", f"{out}* out"])
-        text = f"namespace {space} {{\n" + "\n".join(lines) + HEADER + self.text + "}\n"
-        return "#include <cuda_bf16.h>\n" + PRIMITIVES + text + declared, BODY.replace("SPACE", space)
+        out = f"{'float' if parts else '__nv_bfloat16'}* out"
+        declared = declaration(name, self.threads, self.blocks, [*arrays, "const int32_t* bounds", out])
+        text = source_text(CUDA / f"prefill_attention_{self.name}.cuh")
+        return constants("corelm_prefill", values) + text + declared, source_text(CUDA / "prefill_attention.cu")
 
 
 # The fastest of several, measured on an H200: Hopper's products are half as fast again as those that all devices
 # know, and 64 features leave the registers for two blocks that wait for each other's softmax.
-_MMA = {
-    dim: Layout("mma", dim, warps=4, tiles=2, keys=64, blocks=2, text=prefill_attention_mma.HEADER) for dim in HEAD_DIMS
-}
+_MMA = {dim: Layout("mma", dim, warps=4, tiles=2, keys=64, blocks=2) for dim in HEAD_DIMS}
 _WGMMA = {
-    64: Layout("wgmma", 64, warps=4, tiles=1, keys=128, blocks=2, text=prefill_attention_wgmma.HEADER),
-    128: Layout("wgmma", 128, warps=8, tiles=1, keys=128, blocks=1, text=prefill_attention_wgmma.HEADER),
+    64: Layout("wgmma", 64, warps=4, tiles=1, keys=128, blocks=2),
+    128: Layout("wgmma", 128, warps=8, tiles=1, keys=128, blocks=1),
 }
 LAYOUTS = (*_MMA.values(), *_WGMMA.values())
 

@@ -6,27 +6,9 @@ import mlx.core as mx
 
 from core.kernels.fused import Launch
 from core.kernels.kernel import Kernel
+from core.kernels.source_files import CUDA, source_text
 
 _THREADS = 256
-_BODY = """
-    const int parts = found_shape[0];
-    long long size = 1;
-    for (int axis = 1; axis < found_ndim; ++axis) size *= found_shape[axis];
-    const long long at = 4 * (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x);
-    if (at < size) {
-      float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll 8
-      for (int p = 0; p < parts; ++p) {
-        const float4 v = __ldcs(reinterpret_cast<const float4*>(found + p * size + at));
-        sum.x += v.x;
-        sum.y += v.y;
-        sum.z += v.z;
-        sum.w += v.w;
-      }
-      reinterpret_cast<__nv_bfloat162*>(out + at)[0] = __floats2bfloat162_rn(sum.x, sum.y);
-      reinterpret_cast<__nv_bfloat162*>(out + at)[1] = __floats2bfloat162_rn(sum.z, sum.w);
-    }
-"""
 
 
 def _reference(found: mx.array) -> mx.array:
@@ -53,7 +35,7 @@ sum_parts = Kernel(
     _reference,
     launch=_launch,
     sample_inputs=_samples,
-    cuda=_BODY,
+    cuda=source_text(CUDA / "sum_parts.cu"),
     header="#include <cuda_bf16.h>\n",
     supports=_supports,
 )

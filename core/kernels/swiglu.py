@@ -14,6 +14,7 @@ import mlx.core as mx
 from core.cpu import swiglu as cpu
 from core.kernels.fused import Launch
 from core.kernels.kernel import Kernel
+from core.kernels.source_files import CUDA, METAL, source_text
 
 _THREADS = 256
 _VECTOR_BYTES = 16  # the widest load of one thread, in Metal and CUDA alike
@@ -28,83 +29,6 @@ def _swiglu_reference(gate_up: mx.array) -> mx.array:
 def _swiglu_pair_reference(gate: mx.array, up: mx.array) -> mx.array:
     wide = gate.astype(mx.float32)
     return (wide * mx.sigmoid(wide) * up.astype(mx.float32)).astype(gate.dtype)
-
-
-# Both languages run the same lines on WIDTH neighbours a thread, in float32, where exp(-|gate|) neither overflows nor
-# meets an infinity that a fast math mode would be allowed to ignore.
-_METAL = """
-    for (int i = 0; i < WIDTH; ++i) {
-        const float gate_i = static_cast<float>(GATE);
-        const float up_i = static_cast<float>(UP);
-        const float decay = metal::precise::exp(-metal::abs(gate_i));
-        const float sigmoid = (gate_i < 0.0f ? decay : 1.0f) / (1.0f + decay);
-        out[to + i] = static_cast<T>(gate_i * sigmoid * up_i);
-    }
-"""
-
-# Inputs may start anywhere in a larger buffer, so that wide loads need a look at the address; the branch is the same
-# for all threads.
-_CUDA = """
-    struct alignas(sizeof(T) * WIDTH) Pack { T values[WIDTH]; };
-    Pack gates, ups, results;
-    const bool aligned = (reinterpret_cast<size_t>(gates_at) | reinterpret_cast<size_t>(ups_at)) % sizeof(Pack) == 0;
-    if (aligned) {
-        gates = *reinterpret_cast<const Pack*>(gates_at);
-        ups = *reinterpret_cast<const Pack*>(ups_at);
-    } else {
-        for (int i = 0; i < WIDTH; ++i) {
-            gates.values[i] = gates_at[i];
-            ups.values[i] = ups_at[i];
-        }
-    }
-    for (int i = 0; i < WIDTH; ++i) {
-        const float gate_i = static_cast<float>(gates.values[i]);
-        const float up_i = static_cast<float>(ups.values[i]);
-        const float decay = expf(-fabsf(gate_i));
-        const float sigmoid = (gate_i < 0.0f ? decay : 1.0f) / (1.0f + decay);
-        results.values[i] = static_cast<T>(gate_i * sigmoid * up_i);
-    }
-    *reinterpret_cast<Pack*>(out + to) = results;  // an output starts its own buffer, and is aligned
-"""
-
-_SWIGLU_METAL = """
-    const uint hidden = static_cast<uint>(gate_up_shape[gate_up_ndim - 1]) / 2;
-    const uint packs = hidden / WIDTH;
-    const uint pack = thread_position_in_grid.x;
-    const size_t from = static_cast<size_t>(pack / packs) * 2 * hidden + (pack % packs) * WIDTH;
-    const size_t to = static_cast<size_t>(pack) * WIDTH;""" + _METAL.replace("GATE", "gate_up[from + i]").replace(
-    "UP", "gate_up[from + hidden + i]"
-)
-
-_SWIGLU_CUDA = (
-    """
-    const unsigned hidden = static_cast<unsigned>(gate_up_shape[gate_up_ndim - 1]) / 2;
-    const unsigned packs = hidden / WIDTH;
-    unsigned total = packs;
-    for (int axis = 0; axis < gate_up_ndim - 1; ++axis) total *= gate_up_shape[axis];
-    const unsigned pack = blockIdx.x * blockDim.x + threadIdx.x;
-    if (pack >= total) return;
-    const T* gates_at = gate_up + static_cast<size_t>(pack / packs) * 2 * hidden + (pack % packs) * WIDTH;
-    const T* ups_at = gates_at + hidden;
-    const size_t to = static_cast<size_t>(pack) * WIDTH;"""
-    + _CUDA
-)
-
-_PAIR_METAL = """
-    const size_t to = static_cast<size_t>(thread_position_in_grid.x) * WIDTH;""" + _METAL.replace(
-    "GATE", "gate[to + i]"
-).replace("UP", "up[to + i]")
-
-_PAIR_CUDA = (
-    """
-    size_t total = 1;
-    for (int axis = 0; axis < gate_ndim; ++axis) total *= gate_shape[axis];
-    const size_t to = (static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x) * WIDTH;
-    if (to >= total) return;
-    const T* gates_at = gate + to;
-    const T* ups_at = up + to;"""
-    + _CUDA
-)
 
 
 def _launch(output_shape: tuple[int, ...], dtype: mx.Dtype, run: int) -> Launch:
@@ -173,8 +97,8 @@ swiglu = Kernel(
     _swiglu_reference,
     launch=_swiglu_launch,
     sample_inputs=_swiglu_samples,
-    metal=_SWIGLU_METAL,
-    cuda=_SWIGLU_CUDA,
+    metal=source_text(METAL / "swiglu.metal"),
+    cuda=source_text(CUDA / "swiglu.cu"),
     cpu=cpu.swiglu,
     supports=_swiglu_supports,
 )
@@ -186,7 +110,7 @@ swiglu_pair = Kernel(
     _swiglu_pair_reference,
     launch=_swiglu_pair_launch,
     sample_inputs=_swiglu_pair_samples,
-    metal=_PAIR_METAL,
-    cuda=_PAIR_CUDA,
+    metal=source_text(METAL / "swiglu_pair.metal"),
+    cuda=source_text(CUDA / "swiglu_pair.cu"),
     supports=_swiglu_pair_supports,
 )

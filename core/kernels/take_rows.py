@@ -10,15 +10,10 @@ import mlx.core as mx
 
 from core.kernels.fused import Launch
 from core.kernels.kernel import Kernel
+from core.kernels.source_files import CUDA, source_text
 
 _THREADS = 256
 _DTYPES = (mx.uint32, mx.uint8, mx.float32, mx.float16, mx.bfloat16)
-_CUDA = """
-    const int width = matrix_shape[1], column = blockIdx.y * blockDim.x + threadIdx.x;
-    long long row = numbers[blockIdx.x];
-    if (row < 0) row += matrix_shape[0];
-    if (column < width) out[static_cast<long long>(blockIdx.x) * width + column] = matrix[row * width + column];
-"""
 
 
 def _reference(matrix: mx.array, numbers: mx.array) -> mx.array:
@@ -60,7 +55,7 @@ take_rows = Kernel(
     _reference,
     launch=_launch,
     sample_inputs=_samples,
-    cuda=_CUDA,
+    cuda=source_text(CUDA / "take_rows.cu"),
     supports=_supports,
     definition=_definition,
 )

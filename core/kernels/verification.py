@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-import core
 from core.kernels.compare import dtype_name
 from core.kernels.cuda_code import digest
 from core.kernels.fingerprint import fingerprint
+from core.version import __version__
 
 if TYPE_CHECKING:
     from core.kernels.fused import FusedSource, Launch
@@ -70,7 +70,7 @@ class Verification:
         functions = [fingerprint(f) for f in (kernel.definition, kernel.sample_inputs, kernel.launch)]
         around = fingerprint(kernel.origin.code)  # with what those call, where it is defined beside them
         tolerance = sorted(kernel.tolerance.items(), key=str)
-        return digest("check", core.__version__, code, kernel.name, *functions, around, tolerance, shape_class)
+        return digest("check", __version__, code, kernel.name, *functions, around, tolerance, shape_class)
 
     def _shape_class(self, inputs: tuple[mx.array, ...], launch: Launch) -> Hashable:
         """Equal for inputs that run the same compiled code."""

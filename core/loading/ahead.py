@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import mlx.core as mx
 import mlx.nn as nn
 
-import core
 from core.kernels import inference
 from core.kernels.ahead import compiling_ahead
 from core.kernels.cuda_code import digest
 from core.kernels.device import current_device
 from core.nn import Decoder
+from core.version import __version__
 from core.weights import Plan
 from core.weights.tree import replace
 
@@ -35,7 +35,7 @@ def compile_ahead(model: nn.Module, plan: Plan) -> None:
         return
     device.compiler.locate()
     store = device.compiler.store
-    done = digest("ahead", core.__version__, [(entry.parameter, entry.shape, entry.dtype) for entry in plan.entries])
+    done = digest("ahead", __version__, [(entry.parameter, entry.shape, entry.dtype) for entry in plan.entries])
     if store.passed(done):
         return
     for entry in plan.entries:

@@ -141,7 +141,7 @@ class Decoder(nn.Module):
 
 @functools.cache
 def _cpu_library() -> ModuleType:
-    """``core.cpu.forward``, imported late because it imports this package."""
-    from core.cpu import forward
+    """``core.cpu_pass.forward``, imported late because it imports this package."""
+    from core.cpu_pass import forward
 
     return forward

@@ -143,6 +143,11 @@ class KeyValues:
         keys, values = mx.depends(self.arrays(), [after])
         self._keys, self._values = move_slots(keys, move), move_slots(values, move)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated. Asking changes nothing."""
+        return sum(array.nbytes for array in (self._keys, self._values) if array is not None)
+
     def arrays(self) -> list[mx.array]:
         """The arrays held, rows on axis 0 and slots on axis 2; none before the first write."""
         if self._keys is None or self._values is None:

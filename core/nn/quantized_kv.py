@@ -99,6 +99,11 @@ class QuantizedKeyValues:
         """Moves the kept slots to new buffers, once ``after`` has been computed."""
         self._arrays = [move_slots(array, move) for array in mx.depends(self._arrays, [after])]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated. Asking changes nothing."""
+        return sum(array.nbytes for array in self._arrays)
+
     def arrays(self) -> list[mx.array]:
         """The arrays held, rows on axis 0 and slots on axis 2; none before the first write."""
         return list(self._arrays)

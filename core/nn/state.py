@@ -37,6 +37,11 @@ class State:
         """Undoes the last step."""
         self._now = dict(self._before)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated. Asking changes nothing."""
+        return sum(array.nbytes for array in self._now.values())
+
     def arrays(self) -> list[mx.array]:
         """The arrays held, rows on axis 0."""
         return list(self._now.values())

@@ -6,8 +6,8 @@ import operator
 import re
 from collections.abc import Callable, Iterable
 
-import core
 from core.registry.claim import normalise
+from core.version import __version__
 
 DISTRIBUTION = "corelm"
 
@@ -29,13 +29,13 @@ def refusal(lines: Iterable[str]) -> str | None:
     for line in lines:
         if DISTRIBUTION not in normalise(line):
             continue
-        fits = _fits_plainly(line, core.__version__)
+        fits = _fits_plainly(line, __version__)
         if fits is None:
-            fits = _fits(line, core.__version__)
+            fits = _fits(line, __version__)
             if fits is None:
                 return f"its requirement {_shortened(line)!r} is malformed"
         if not fits:
-            return f"it requires {_shortened(line)}, and this is {DISTRIBUTION} {core.__version__}"
+            return f"it requires {_shortened(line)}, and this is {DISTRIBUTION} {__version__}"
     return None
 
 

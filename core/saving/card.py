@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
-import core
 from core.checkpoint import Checkpoint
 from core.errors import CoreError
 from core.saving.companions import CARD, local_file
 from core.saving.front_matter import FrontMatter, split_card
 from core.saving.target import Target
+from core.version import __version__
 from core.weights import Quantization
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -89,7 +89,7 @@ def _facts(target: Target, source: Checkpoint, left: Sequence[str], notes: Seque
         "size": f"{target.nbytes:,} bytes in {len(target.shards)} files",
         "quantization": describe_recipe(target.quantized),
         "left out": "; ".join([*_tensors(target), *_files(left, revision is None), *notes]) or "nothing",
-        "written by": f"corelm {core.__version__}, MLX {version('mlx')}",
+        "written by": f"corelm {__version__}, MLX {version('mlx')}",
     }
 
 

@@ -8,11 +8,11 @@ from datetime import date
 from pathlib import Path
 from string import Template
 
-import core
 from core.errors import SaveError, UsageError
 from core.registry import claims
 from core.scaffold.names import Names, requirement
 from core.scaffold.source import plugin_modules
+from core.version import __version__
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -27,7 +27,7 @@ def package_files(names: Names, like: str) -> dict[str, str]:
         "prefix": names.prefix,
         "title": names.title,
         "like": like,
-        "requirement": requirement(core.__version__),
+        "requirement": requirement(__version__),
         "year": str(date.today().year),
     }
 

@@ -107,6 +107,17 @@ class Filler:
                 filled += size
         return jobs
 
+    def read(self, run: Run) -> mx.array:
+        """Reads bytes at once, into a new array of ``uint8``: the fast way for a few.
+
+        Raises:
+            OSError: the shard cannot be opened or read.
+            CheckpointError: whatever ``check`` raises.
+        """
+        found = bytearray(run.stop - run.start)
+        _fill(self._open(run.shard), run.start, memoryview(found), None)
+        return mx.array(memoryview(found))  # type: ignore[arg-type]  # it has the buffer protocol
+
     def _open(self, shard: str) -> int:
         if shard not in self._files:
             try:

@@ -12,6 +12,8 @@ from core.weights.fill import Filler, blank
 from core.weights.joint import Extent, extent
 from core.weights.nodes import Leaf
 
+_SMALL = 1 << 18  # bytes that are read sooner than another thread begins
+
 
 class FilledTensors:
     """Reads the tensors given to ``begin``, and returns each once.
@@ -33,12 +35,14 @@ class FilledTensors:
             OSError: a shard cannot be opened.
             CheckpointError: a shard has changed.
         """
-        extents = {name: extent(Leaf(name), -1, self._tensors) for name in names if name not in self._begun}
-        found = {name: one for name, one in extents.items() if one is not None}
-        memory = {name: blank(one.nbytes) for name, one in found.items()}
-        mx.eval(list(memory.values()))
-        for name, one in found.items():
-            self._begun[name] = memory[name], one, self._filler.fill(memory[name], one.runs, None)
+        found = {name: extent(Leaf(name), -1, self._tensors) for name in names if name not in self._begun}
+        large = {name: (blank(one.nbytes), one) for name, one in found.items() if one and one.nbytes > _SMALL}
+        mx.eval([memory for memory, _ in large.values()])
+        for name, (memory, one) in large.items():
+            self._begun[name] = memory, one, self._filler.fill(memory, one.runs, None)
+        for name, small in found.items():
+            if small is not None and name not in large:
+                self._begun[name] = self._filler.read(small.runs[0]), small, []
 
     def take(self, name: str) -> mx.array | None:
         """A tensor, evaluated; each is returned once. None for one that was not begun.

@@ -66,7 +66,7 @@ BAD_FILES = {
     '[{"role": "assistant", "tool_calls": [{"function": {"name":"f", "arguments":3}}]}]': "tool_calls is not a list of",
     '[{"role": "tool", "content": "a", "tool_call_id": 3}]': "tool_call_id is not text",
     '[{"role": "assistant", "content": "a", "interrupted": "yes"}]': "interrupted is neither true nor false",
-    r'[{"role": "user", "content": "\ud83d"}]': "no Unicode",
+    r'[{"role": "user", "content": "\ud83d"}]': "not valid Unicode",
 }
 
 
@@ -105,8 +105,8 @@ def test_names_of_no_file(tmp_path: Path) -> None:
     for name, reason in {
         "a\0b": "cannot be written: embedded null",
         "loop": "cannot be|is there",
-        ".": "is there",
-        "pipe": "is there",
+        ".": "exists",
+        "pipe": "exists",
     }.items():
         with pytest.raises(ConversationError, match=reason):
             write_conversation(tmp_path / name, MESSAGES)

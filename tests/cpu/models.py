@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map_with_path
 
-from core.cpu import forward
 from core.cpu.library import library_status, load_library
-from core.cpu.passage import Passage
+from core.cpu_pass import forward
+from core.cpu_pass.passage import Passage
 from core.kernels import inference, reference_only
 from core.nn import Cache, CacheSpec, Decoder
 from core.nn.groups import CacheGroups
@@ -26,8 +26,9 @@ from plugins.mixtral.moe import Router
 needs_library = pytest.mark.skipif(
     mx.default_device().type != mx.cpu or load_library() is None, reason="no CPU library for the device at hand"
 )
-_TILES = library_status().level == "amx"
-BOUND = 1e-4 if _TILES else 2e-5
+TILES = library_status().level == "amx"
+"""Whether the library at hand multiplies in tiles."""
+BOUND = 1e-4 if TILES else 2e-5
 """Of float32 logits against MLX's, as a part of the largest. Tiles multiply sums of two bfloat16, which are 16 bits."""
 
 

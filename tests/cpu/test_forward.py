@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.cpu import forward
+from core.cpu_pass import forward
 from core.kernels import inference
 from core.nn import Decoder
 from core.nn.quantized import QuantizedLinear

@@ -10,7 +10,7 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
-from core.cpu import forward
+from core.cpu_pass import forward
 from core.kernels import inference
 from core.nn import Decoder
 from tests.cpu.models import (

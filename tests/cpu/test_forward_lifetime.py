@@ -13,7 +13,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 import core
-from core.cpu import forward
+from core.cpu_pass import forward
 from core.kernels import inference
 from core.nn import Decoder
 from core.nn.quantized import QuantizedLinear

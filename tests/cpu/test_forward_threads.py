@@ -16,9 +16,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from core.cpu import library, passage
+from core.cpu import library
 from core.cpu.levels import levels_of
 from core.cpu.processor import features, machine
+from core.cpu_pass import passage
 from core.errors import CacheError
 from core.generation import generate_tokens
 from core.kernels import inference

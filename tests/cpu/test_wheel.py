@@ -110,6 +110,17 @@ def test_a_wheel_with_libraries_installs_and_loads_them(project: Path, levels: l
     assert level == "None" or Path(path).is_relative_to(environment.directory)
 
 
+def test_the_wheel_carries_the_sources_of_gpu_kernels(project: Path, tmp_path: Path) -> None:
+    wheel, _ = make("wheel", project, tmp_path, NO_COMPILER)
+    wanted = {
+        str(file.relative_to(ROOT)) for room in ("kernels", "fast") for file in (ROOT / "core" / room).rglob("*.*")
+    }
+    wanted = {name for name in wanted if name.endswith((".cu", ".cuh", ".metal"))}
+    assert wanted
+    with zipfile.ZipFile(wheel) as archive:
+        assert wanted <= {*archive.namelist()}
+
+
 @pytest.mark.parametrize("environment", [NO_COMPILER, {"CORELM_NO_CPU_BUILD": "1"}, {"CC": "false"}])
 def test_without_a_compiler_the_wheel_is_pure(project: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     left = project / "core" / "cpu" / "lib"

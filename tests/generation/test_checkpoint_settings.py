@@ -12,7 +12,7 @@ import pytest
 
 import core
 from core.errors import ConfigError, UsageError
-from core.generation import GenerationResult, unread_generation_keys
+from core.generation import GenerationResult, checkpoint_settings, unread_generation_keys
 from tests.fixtures.variants import variant
 from tests.loading.test_bad_checkpoints_cli import STORIES
 
@@ -113,3 +113,12 @@ def test_values_that_do_nothing_are_not_named() -> None:
         "encoder_repetition_penalty",
         "num_beams",
     ]
+
+
+@pytest.mark.parametrize(
+    "value", [10**400, -(10**400), float("inf"), float("nan"), "7", True, [1]], ids=lambda x: str(x)[:5]
+)
+@pytest.mark.parametrize("key", ["top_k", "temperature", "min_length", "repetition_penalty"])
+def test_a_number_is_one_that_a_float_can_hold(key: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"generation_config.json: key '{key}' is not a number"):
+        checkpoint_settings({"do_sample": True, key: value})

@@ -117,7 +117,7 @@ def one_text(chosen: Sequence[Program]) -> str:
         lines = program.instance.text.splitlines()
         headers |= dict.fromkeys(line for line in lines if line.startswith("#include"))
         rest = "\n".join("" if line.startswith("#include") else line for line in lines)
-        parts.append(f'#undef CORELM_CUDA\nnamespace program_{number} {{\n#line 1 "{program.kernel}"\n{rest}\n}}\n')
+        parts.append(f'namespace program_{number} {{\n#line 1 "{program.kernel}"\n{rest}\n}}\n')
     return "\n".join([*headers, *parts])
 
 

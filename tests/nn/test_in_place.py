@@ -104,11 +104,22 @@ def test_it_is_used_from_the_second_step_on(monkeypatch: pytest.MonkeyPatch) -> 
     attend(cache, 1, 1, None)
     attend(cache, 1, 2, None)
     assert InPlace.calls == 2
+    assert cache.nbytes == sum(array.nbytes for array in cache.copy().arrays())
     cache.arrays()
     attend(cache, 1, 3, None)
     assert InPlace.calls == 2
     attend(cache, 1, 4, None)
     assert InPlace.calls == 3
+
+
+def test_asking_for_the_size_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_values, "decode_attention_kernel", lambda *_, **__: InPlace())
+    cache = Cache([spec(None)], 2)
+    attend(cache, 3, 0, None)
+    for seed in range(1, 4):
+        assert cache.nbytes > 0
+        attend(cache, 1, seed, None)
+        assert InPlace.calls == seed
 
 
 def test_arrays_that_were_asked_for_stay_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:

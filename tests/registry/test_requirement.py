@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 
 import core
+from core.registry import requirement as requirement_module
 from core.registry.requirement import _fits_plainly, refusal
 from core.scaffold.names import requirement
 from tests.registry.children import child
@@ -40,7 +41,7 @@ def test_releases_compare_as_packaging_compares_them(line: str, version: str) ->
     ],
 )
 def test_what_else_a_line_can_say(line: str, version: str, excluded: bool) -> None:
-    with mock.patch.object(core, "__version__", version):
+    with mock.patch.object(requirement_module, "__version__", version):
         assert (refusal(["numpy>=2", line]) is not None) is excluded
 
 

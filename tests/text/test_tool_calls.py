@@ -154,8 +154,8 @@ def test_whatever_a_model_writes_raises_nothing(tokenizer: Callable[..., Any], d
 MALFORMED = {
     "cut": ("v3", [TOOL_CALLS, ' [{"name": "f", "argum'], "not valid JSON"),
     "nothing": ("v3", [TOOL_CALLS], "not valid JSON"),
-    "object": ("v3", [TOOL_CALLS, ' {"name": "f", "arguments": {}}'], "no list of calls"),
-    "empty": ("v3", [TOOL_CALLS, " []"], "no list of calls"),
+    "object": ("v3", [TOOL_CALLS, ' {"name": "f", "arguments": {}}'], "not a list of calls"),
+    "empty": ("v3", [TOOL_CALLS, " []"], "not a list of calls"),
     "no name": ("v3", [TOOL_CALLS, ' [{"arguments": {}}]'], "an object with name"),
     "other key": ("v3", [TOOL_CALLS, ' [{"name": "f", "parameters": {}}]'], "an object with name"),
     "name": ("v3", [TOOL_CALLS, ' [{"name": 3, "arguments": {}}]'], "no name"),

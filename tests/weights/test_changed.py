@@ -14,7 +14,7 @@ import core
 from core.checkpoint import open_checkpoint, tensors
 from core.errors import CheckpointError
 from core.loading import prepare
-from core.weights import block, fill, load
+from core.weights import block, fill, filled, load
 from tests.fixtures import STORIES_SHARDED, oracle
 from tests.fixtures.variants import Tensor, variant
 
@@ -61,15 +61,16 @@ def model(tmp_path: Path) -> Path:
     return shutil.copytree(SOURCE, tmp_path / "model")
 
 
-@pytest.fixture(params=["into place", "by tensor", "MLX"])
+@pytest.fixture(params=["into place", "by tensor", "at once", "MLX"])
 def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is read by threads where it belongs, or tensor by tensor, or by MLX."""
+    """Everything is read by threads where it belongs, or by them tensor by tensor, or without threads, or by MLX."""
     if request.param == "MLX":
         monkeypatch.setattr(block, "can_fill", lambda: False)
     elif not fill.can_fill():
         pytest.skip("only a CPU's memory is filled from outside")
     else:
         monkeypatch.setattr(block, "_LARGE", 0 if request.param == "into place" else 1 << 40)
+        monkeypatch.setattr(filled, "_SMALL", 0 if request.param == "by tensor" else 1 << 40)
 
 
 @pytest.mark.usefixtures("reading")

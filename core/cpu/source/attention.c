@@ -143,7 +143,7 @@ void attend(Place place, const Layer *layer, const Pass *pass, int index, const 
         for (int64_t i = 0; i < group * dim; ++i)
           queries[token * group * dim + i] = qkv[(run->first + first + token) * line + head * group * dim + i] * layer->scale;
 #if defined(TILES)
-      if (tiles)
+      if (tiles && count * group >= FEW_FOR_TILES)
         tiles_attend(&item, queries, count * group, attended);
       else
 #endif

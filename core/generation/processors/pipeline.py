@@ -6,31 +6,16 @@ through one pass for each order, in which the others are neutral.
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Collection, Sequence
 
-from core.generation.processors.bias import LogitBias
-from core.generation.processors.custom import Custom
-from core.generation.processors.dry import Dry
 from core.generation.processors.forbidden import Forbidden
-from core.generation.processors.penalties import Penalties
 from core.generation.processors.scores import Scores
 from core.generation.processors.stage import Now, Stage
-from core.generation.processors.truncation import MinP, Temperature, TopK, TopP, TypicalP
-from core.generation.processors.xtc import Xtc
 from core.generation.sampling import Sampling
+from core.sampling.settings import STAGES
 
-_STAGES: dict[str, type[Stage]] = {
-    "logit_bias": LogitBias,
-    "penalties": Penalties,
-    "dry": Dry,
-    "processors": Custom,
-    "temperature": Temperature,
-    "top_k": TopK,
-    "top_p": TopP,
-    "min_p": MinP,
-    "typical_p": TypicalP,
-    "xtc": Xtc,
-}
 _NEUTRAL = Sampling()
 
 
@@ -77,9 +62,13 @@ class Pipeline:
 def _stages(order: Sequence[str], names: Collection[str], settings: Sequence[Sampling], vocab_size: int) -> list[Stage]:
     used = [name for name in order if name in names]
     # A temperature counts only for what comes after it.
-    if "temperature" in used and not any(name in _PROBABLE for name in used[used.index("temperature") :]):
+    if "temperature" in used and not any(STAGES[name].probabilities for name in used[used.index("temperature") :]):
         used.remove("temperature")
-    return [_STAGES[name](settings, vocab_size) for name in used]
+    return [_processor(name)(settings, vocab_size) for name in used]
 
 
-_PROBABLE = ("top_p", "min_p", "typical_p", "xtc")
+@functools.cache
+def _processor(name: str) -> type[Stage]:
+    module, _, found = str(STAGES[name].processor).partition(":")
+    processor: type[Stage] = getattr(importlib.import_module(module), found)
+    return processor

@@ -9,8 +9,8 @@ import mlx.core as mx
 
 from core.cpu.arrays import known_address
 from core.cpu.calls import library
-from core.cpu.description import Description
 from core.cpu.structures import Pass, Rotation, Run, View
+from core.cpu_pass.description import Description
 from core.nn.key_values import KeyValues
 from core.nn.rope import RoPE
 from core.nn.span import Limit, Reach

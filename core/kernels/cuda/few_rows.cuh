@@ -1,11 +1,13 @@
-"""CUDA text: a product of a few rows with a quantized matrix. ``core.kernels.few_rows`` says how it is laid out.
+// A product of a few rows with a quantized matrix of 4 or 8 bits. core/kernels/few_rows.py says how it is laid out.
+//
+// Python declares in this namespace: BITS, BATCH_TILES, ROW_TILES, CHUNK, WARPS.
+#pragma once
 
-Knows warps, tiles and the packing of 4 and 8 bits; the constants that it is written in come before it.
-"""
+#include "primitives.cuh"
 
-HEADER = r"""
 namespace corelm_few_rows {
 using namespace corelm_cuda;
+
 // A lane holds 16 bytes of a row at a time, four lanes a slice of one: OCTETS times 8 features each.
 constexpr int LANE = 128 / BITS, OCTETS = LANE / 8, SLICE = 4 * LANE, EACH = CHUNK / SLICE;
 constexpr int STRIDE = CHUNK * 2 + 64, COLUMNS = 8 * BATCH_TILES, BLOCK_ROWS = WARPS * ROW_TILES * 16;
@@ -186,20 +188,3 @@ __device__ __forceinline__ void slowly(const __nv_bfloat16* x, const u32* weight
   }
 }
 }  // namespace corelm_few_rows
-"""
-
-BODY = """
-    extern __shared__ __align__(128) unsigned char smem[];
-    int rows = 1;
-    for (int axis = 0; axis + 1 < x_ndim; ++axis) rows *= x_shape[axis];
-    const int features = x_shape[x_ndim - 1];
-    out += static_cast<size_t>(blockIdx.y) * rows * gridDim.x * corelm_few_rows::BLOCK_ROWS;
-    if (((reinterpret_cast<unsigned long long>(weight)) & 15) != 0) {
-        corelm_few_rows::slowly(x, weight, scales, biases, features, out, rows);
-    } else {
-        const corelm_few_rows::Matrix matrix{reinterpret_cast<const unsigned char*>(weight),
-                                             reinterpret_cast<const unsigned char*>(scales),
-                                             reinterpret_cast<const unsigned char*>(biases), features};
-        corelm_few_rows::product(x, matrix, out, rows, smem);
-    }
-"""

@@ -13,10 +13,10 @@ import mlx.nn as nn
 
 from core.cpu.arrays import evaluated, known_address
 from core.cpu.calls import library
-from core.cpu.describe import describe
-from core.cpu.description import Basis, Description
-from core.cpu.passage import Passage
-from core.cpu.sizes import UnsupportedError
+from core.cpu_pass.describe import describe
+from core.cpu_pass.description import Basis, Description
+from core.cpu_pass.passage import Passage
+from core.cpu_pass.sizes import UnsupportedError
 from core.kernels.device import cpu_sources, in_inference
 from core.nn.key_values import KeyValues
 from core.nn.span import Reach

@@ -1,12 +1,8 @@
-"""CUDA text that several sources are made of: PTX instructions, pairs of bfloat16, and what MLX will define."""
+// PTX instructions and pairs of bfloat16 that several sources are made of.
+#pragma once
 
-from __future__ import annotations
+#include <cuda_bf16.h>
 
-from collections.abc import Iterable
-
-PRIMITIVES = r"""
-#ifndef CORELM_CUDA
-#define CORELM_CUDA
 namespace corelm_cuda {
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -65,6 +61,16 @@ __device__ __forceinline__ float power2(float x) {
   return y;
 }
 
+// Over the four lanes that hold columns of one row of a product.
+__device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
 __device__ __forceinline__ float low(u32 pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ u32 pack(float x, float y) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
@@ -74,23 +80,3 @@ __device__ __forceinline__ u32 component(const uint4& v, int i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
 }  // namespace corelm_cuda
-#endif
-"""
-
-
-def declaration(kernel: str, threads: int, blocks: int, parameters: Iterable[str]) -> str:
-    """Declares the kernel that MLX will define, to say how many threads a block has: registers are shared out by that.
-
-    Args:
-        threads: of a block.
-        blocks: that a multiprocessor is to run at a time.
-        parameters: type and name of each, exactly as MLX will write them.
-    """
-    bounds = f"__launch_bounds__({threads}, {blocks})"
-    return f"namespace mlx::core::cu {{ __global__ void {bounds} custom_kernel_{kernel}({', '.join(parameters)}); }}\n"
-
-
-def strided(name: str, *, shape: bool = False) -> str:
-    """The parameters of an array of bfloat16 whose source reads its strides, and perhaps its shape."""
-    shaped = f"const __grid_constant__ Shape {name}_shape, " if shape else ""
-    return f"const __nv_bfloat16* {name}, {shaped}const __grid_constant__ Strides {name}_strides"

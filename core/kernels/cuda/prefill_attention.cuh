@@ -1,11 +1,23 @@
-"""CUDA text: what a tile of queries sees of a buffer of keys, how both are read, and the softmax.
+// What a tile of queries sees of a buffer of keys, how both are read, and the softmax: for sources that multiply.
+//
+// The layout is that of tensor cores: a lane holds columns 2 t and 2 t + 1 of rows g and g + 8 of each tile of 16 rows and
+// 8 columns. Python declares in this namespace: HEAD_DIM, WARPS, TILES, KEYS, SCORE_SCALE, NOTHING, PARTS.
+#pragma once
 
-For sources that multiply. Knows the layout of tensor cores, where a lane holds columns ``2 t`` and ``2 t + 1`` of rows
-``g`` and ``g + 8`` of each tile of 16 rows and 8 columns; the namespace that it is in and its constants come before it.
-"""
+#include "primitives.cuh"
 
-HEADER = r"""
+namespace corelm_prefill {
 using namespace corelm_cuda;
+
+template <bool IN_PARTS>
+struct Result {
+  typedef __nv_bfloat16 Type;
+};
+template <>
+struct Result<true> {
+  typedef float Type;
+};
+typedef Result<PARTS>::Type Out;
 constexpr int THREADS = WARPS * 32, ROWS = WARPS * TILES * 16;
 constexpr int PIECES = HEAD_DIM / 8, STEP = THREADS / PIECES;  // 16 bytes each; rows that a block copies at a time
 constexpr int FEATURE_TILES = HEAD_DIM / 8, KEY_TILES = KEYS / 8;
@@ -125,9 +137,7 @@ struct Softmax {
       for (int m = 0; m < TILES; ++m)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          float x = fmaxf(best[m][h], maximum[m][h]);
-          x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-          x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+          const float x = quad_max(fmaxf(best[m][h], maximum[m][h]));
           faded[m][h] = power2(maximum[m][h] - x);
           sum[m][h] *= faded[m][h];
           maximum[m][h] = x;
@@ -162,9 +172,7 @@ struct Softmax {
     for (int m = 0; m < TILES; ++m)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        float total = sum[m][h];
-        total += __shfl_xor_sync(0xffffffffu, total, 1);
-        total += __shfl_xor_sync(0xffffffffu, total, 2);
+        const float total = quad_sum(sum[m][h]);
         const int mine = row + m * 16 + h * 8 + g, query = mine / queries.group;
         if (query >= queries.seq) continue;
         const long long place = static_cast<long long>(query) * heads + mine % queries.group;
@@ -184,21 +192,4 @@ struct Softmax {
       }
   }
 };
-"""
-
-BODY = """
-    extern __shared__ __align__(1024) unsigned char memory[];
-    const int heads = queries_shape[1], seq = queries_shape[2], kv_heads = cache_k_shape[1], slots = cache_k_shape[2];
-    // Blocks that read the same slots are neighbours, those with most to read first.
-    const int group = heads / kv_heads, tiles = (seq * group + SPACE::ROWS - 1) / SPACE::ROWS;
-    const int tile = tiles - 1 - blockIdx.x % tiles, head = blockIdx.x / tiles;
-    const int kv = head % kv_heads, row = head / kv_heads;
-    const int* seen = bounds + row * 3;
-    SPACE::attend({queries + row * queries_strides[0] + kv * group * queries_strides[1], queries_strides[1],
-                   queries_strides[2], queries_strides[3], group, seq, seen[2]},
-                  {cache_k + row * cache_k_strides[0] + kv * cache_k_strides[1], cache_k_strides[2], slots},
-                  {cache_v + row * cache_v_strides[0] + kv * cache_v_strides[1], cache_v_strides[2], slots}, seen,
-                  tile * SPACE::ROWS,
-                  out + (static_cast<long long>(row) * seq * heads + kv * group) * gridDim.y * SPACE::FEATURES, heads,
-                  memory);
-"""
+}  // namespace corelm_prefill

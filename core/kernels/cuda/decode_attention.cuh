@@ -1,29 +1,19 @@
-"""CUDA text: attention of a row's new token. ``core.kernels.decode_attention`` says when, and what it is for.
+// Attention of a row's new token. core/kernels/decode_attention.py says when, and what it is for.
+//
+// Python declares in this namespace: HEAD_DIM, GROUP, WARPS, SCORE_SCALE, NOTHING, PARTS.
+#pragma once
 
-Knows warps and tiles; the namespace that it is in and its constants come before it.
-"""
+#include "attention_tile.cuh"
 
-from core.kernels.attention_tile import tile
-
-HEADER = (
-    r"""
+namespace corelm_decode {
 using namespace corelm_cuda;
+
 constexpr int THREADS = WARPS * 32, CHUNKS = HEAD_DIM / 32, HALVES = HEAD_DIM / 64;
 
 struct View {  // a row's part of an array, features together
   const __nv_bfloat16* data;
   long long stride;  // from head to head, or from slot to slot
 };
-
-__device__ __forceinline__ float fade(float from, float to) { return from == -INFINITY ? 0.f : exp2f(from - to); }
-
-// The same product where the lower 8 rows of a are zeros.
-__device__ __forceinline__ void mma_top(float& d0, float& d1, u32 a0, u32 a2, u32 b0, u32 b1) {
-  float d[4] = {d0, d1, 0.f, 0.f};
-  mma(d, a0, 0u, a2, 0u, b0, b1);
-  d0 = d[0];
-  d1 = d[1];
-}
 
 // A block's part of the keys of one head. The newest key and value come by themselves, and are written to the last slot
 // that is seen; nobody reads them there. With PARTS, floats go out: unscaled output, maximum (base 2) and sum.
@@ -52,6 +42,8 @@ __device__ __forceinline__ void attend(View queries, const __nv_bfloat16* new_ke
     return stream16(from.data + slot(i) * from.stride + d);
   };
 
+  // A part may have no key: there is nothing to fade then.
+  const auto fade = [](float from, float to) { return from == -INFINITY ? 0.f : exp2f(from - to); };
   uint4 q[CHUNKS];
 #pragma unroll
   for (int c = 0; c < CHUNKS; ++c)
@@ -72,43 +64,23 @@ __device__ __forceinline__ void attend(View queries, const __nv_bfloat16* new_ke
 #pragma unroll
       for (int r = 0; r < 4; ++r)
         v[h][r] = read(values, min(at + (r >> 1) * 8 + t * 2 + (r & 1), end - 1), h * 64 + g * 8, 1);
-"""
-    + tile("fade(maximum, best)")
-    + r"""  for (int i = tid; i < GROUP * HEAD_DIM; i += THREADS) {
+    attend_tile(q, k, v, at, end, SCORE_SCALE, fade, o, maximum, sum);
+  }
+  leave_tile<GROUP, HEAD_DIM>(o, maximum, sum, maxima, sums, outputs);
+  __syncthreads();
+  for (int i = tid; i < GROUP * HEAD_DIM; i += THREADS) {
     const int query = i / HEAD_DIM;
-    float best = -INFINITY, total = 0.f, value = 0.f;
-#pragma unroll
-    for (int w = 0; w < WARPS; ++w) best = fmaxf(best, maxima[w * GROUP + query]);
-#pragma unroll
-    for (int w = 0; w < WARPS; ++w) {
-      const float weight = fade(maxima[w * GROUP + query], best);
-      total += weight * sums[w * GROUP + query];
-      value += weight * outputs[(w * GROUP + query) * HEAD_DIM + i % HEAD_DIM];
-    }
+    const Merged all = merged<WARPS, GROUP, HEAD_DIM>(maxima, sums, outputs, query, i % HEAD_DIM, fade);
     if constexpr (PARTS) {
       Out* to = out + query * parts * (HEAD_DIM + 2);
-      to[i % HEAD_DIM] = value;
+      to[i % HEAD_DIM] = all.value;
       if (i % HEAD_DIM == 0) {
-        to[HEAD_DIM] = fmaxf(best, NOTHING);
-        to[HEAD_DIM + 1] = total;
+        to[HEAD_DIM] = fmaxf(all.maximum, NOTHING);
+        to[HEAD_DIM + 1] = all.total;
       }
     } else {
-      out[i] = __float2bfloat16_rn(value / total);
+      out[i] = __float2bfloat16_rn(all.value / all.total);
     }
   }
 }
-}
-"""
-)
-
-BODY = """
-    const int head = blockIdx.x, row = head / cache_k_shape[1], kv = head % cache_k_shape[1];
-    const auto* q = queries + row * queries_strides[0] + kv * GROUP * queries_strides[1];
-    SPACE::attend({q, queries_strides[1]}, new_key + row * new_key_strides[0] + kv * new_key_strides[1],
-                  new_value + row * new_value_strides[0] + kv * new_value_strides[1],
-                  {cache_k + row * cache_k_strides[0] + kv * cache_k_strides[1], cache_k_strides[2]},
-                  {cache_v + row * cache_v_strides[0] + kv * cache_v_strides[1], cache_v_strides[2]}, bounds + row * 3,
-                  TARGET);
-"""
-WHOLE = "out + head * GROUP * HEAD_DIM, 0, 1"
-PART = "out + (head * GROUP * gridDim.y + blockIdx.y) * (HEAD_DIM + 2), int(blockIdx.y), int(gridDim.y)"
+}  // namespace corelm_decode

@@ -14,9 +14,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from core.cpu.arrays import FLOAT_TYPES, address, known_address
-from core.cpu.description import Basis, Description
-from core.cpu.sizes import UnsupportedError, check_head, check_layer, check_size
 from core.cpu.structures import AFFINE, EXACT, MXFP4, Layer, Matrix, Model, precision_of
+from core.cpu_pass.description import Basis, Description
+from core.cpu_pass.sizes import UnsupportedError, check_head, check_layer, check_size
 from core.nn.attention import Attention
 from core.nn.experts import Experts
 from core.nn.linear import ExpertLinear, FusedLinear, Linear

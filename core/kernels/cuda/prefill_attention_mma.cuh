@@ -1,9 +1,11 @@
-"""CUDA text: attention of a tile of queries with ``mma.sync``, which every tensor core since sm_80 knows.
+// Attention of a tile of queries with mma.sync, which every tensor core since sm_80 knows.
+//
+// FlashAttention-2's arrangement (Dao, 2023): each warp has all keys to itself.
+#pragma once
 
-FlashAttention-2's arrangement (Dao, 2023): each warp has all keys to itself. Follows ``prefill_attention_source``.
-"""
+#include "prefill_attention.cuh"
 
-HEADER = r"""
+namespace corelm_prefill {
 __device__ __forceinline__ void attend(const Queries& queries, const Slots& keys, const Slots& values,
                                        const int* bounds, int first, Out* out, int heads, unsigned char* memory) {
   const int lane = threadIdx.x & 31, within = (threadIdx.x >> 5) * TILES * 16, mine = first + within;
@@ -83,4 +85,4 @@ __device__ __forceinline__ void attend(const Queries& queries, const Slots& keys
   copy_wait<0>();
   softmax.store(o, queries, mine, out, heads);
 }
-"""
+}  // namespace corelm_prefill

@@ -1,66 +1,13 @@
-"""CUDA text: attention of a tile of queries with ``wgmma``, Hopper's products of four warps, keys in shared memory.
+// Attention of a tile of queries with wgmma, Hopper's products of four warps, keys in shared memory.
+//
+// FlashAttention-3's arrangement within a warp group (Shah et al., 2024): scores of the next keys, and the sum over these
+// values, are under way while the softmax is taken.
+#pragma once
 
-FlashAttention-3's arrangement within a warp group (Shah et al., 2024): scores of the next keys, and the sum over these
-values, are under way while the softmax is taken. Follows ``prefill_attention_source``.
-"""
+#include "prefill_attention.cuh"
+#include "wgmma.cuh"
 
-
-def _registers(kind: str, name: str, count: int) -> str:
-    return ", ".join(f'"{kind}"({name}[{i}])' for i in range(count))
-
-
-def _numbers(start: int, count: int) -> str:
-    return "{" + ", ".join(f"%{i}" for i in range(start, start + count)) + "}"
-
-
-def _product(sums: int, a: str, options: str) -> str:
-    """Adds to so many sums of a lane the product of what is in registers or memory (``a``) with a matrix in memory."""
-    b = sums + a.count("%")
-    operands = f"{_numbers(0, sums)}, {a}, %{b}, p, {options}"
-    return f"setp.ne.b32 p, %{b + 1}, 0; wgmma.mma_async.sync.aligned.m64n{2 * sums}k16.f32.bf16.bf16 {operands};"
-
-
-def _products(columns: int) -> str:
-    """Products of 64 rows with so many columns over 16 of the inner dimension, and waiting for them."""
-    sums = columns // 2
-    return f"""
-__device__ __forceinline__ void multiply(float* d, u64 a, u64 b, int add, Columns<{columns}>) {{
-  asm volatile("{{ .reg .pred p; {_product(sums, f"%{sums}", "1, 1, 0, 0")} }}"
-               : {_registers("+f", "d", sums)}
-               : "l"(a), "l"(b), "r"(add));
-}}
-__device__ __forceinline__ void multiply(float* d, const u32* a, u64 b, Columns<{columns}>) {{
-  asm volatile("{{ .reg .pred p; {_product(sums, _numbers(sums, 4), "1, 1, 1")} }}"
-               : {_registers("+f", "d", sums)}
-               : {_registers("r", "a", 4)}, "l"(b), "r"(1));
-}}
-template <int PENDING>
-__device__ __forceinline__ void wait_for(float* d, Columns<{columns}>) {{
-  asm volatile("wgmma.wait_group.sync.aligned %{sums};" : {_registers("+f", "d", sums)} : "n"(PENDING) : "memory");
-}}
-"""
-
-
-PRODUCTS = (
-    r"""
-template <int COUNT>
-struct Columns {};
-__device__ __forceinline__ void fence_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void show_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-// A matrix in shared memory: rows of 128 bytes, 16 bytes of each exchanged by the row (mode 1), groups of 8 rows
-// together; ``next`` is how far the next 64 columns are, where a row is one of the inner dimension.
-__device__ __forceinline__ u64 matrix(u32 at, u32 next) {
-  return (at & 0x3ffff) >> 4 | static_cast<u64>(next >> 4) << 16 | static_cast<u64>(1024 >> 4) << 32 | 1ull << 62;
-}
-"""
-    + _products(64)
-    + _products(128)
-)
-
-HEADER = (
-    PRODUCTS
-    + r"""
+namespace corelm_prefill {
 __device__ __forceinline__ void attend(const Queries& queries, const Slots& keys, const Slots& values,
                                        const int* bounds, int first, Out* out, int heads, unsigned char* memory) {
   const int within = (threadIdx.x >> 5) * 16, mine = first + within;
@@ -147,5 +94,4 @@ __device__ __forceinline__ void attend(const Queries& queries, const Slots& keys
   copy_wait<0>();
   softmax.store(o, queries, mine, out, heads);
 }
-"""
-)
+}  // namespace corelm_prefill
