@@ -103,7 +103,7 @@ def __getattr__(name: str) -> Any:
     except ImportError:
         from core.installation import check_mlx
 
-        check_mlx()  # raises what to do, where MLX is what cannot be imported
+        check_mlx()  # raises an error that says what to do if MLX cannot be imported
         raise
     globals()[name] = value
     return value

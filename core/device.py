@@ -1,4 +1,4 @@
-"""The device that MLX computes on: what it is, how much memory it recommends, and wired memory on Metal."""
+"""The device that MLX computes on: its name, its memory limits, and wired memory on Metal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from core.errors import UsageError
 _wired_lock = threading.Lock()
 _wired_users = 0
 _wired_before = 0
-_used = False  # by this process or, right after a fork, by the one that it came from
+_used = False  # set by this process or, right after a fork, by its parent
 _unusable = False
 
 
@@ -28,7 +28,8 @@ os.register_at_fork(after_in_child=_forked)
 
 
 def check_process() -> None:
-    """To be called before MLX computes: its threads do not come along into a forked process, which would hang.
+    """Checks that this process can compute. Call it before MLX does: a forked process lacks MLX's threads, and would
+    hang.
 
     Raises:
         UsageError: this process was forked from one that has computed, or ``CORE_BLAS`` names no usable library.
@@ -45,7 +46,7 @@ def check_process() -> None:
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Says in words what MLX says of an array that belongs to another thread.
+    """Turns MLX's error about an array of another thread into one that says what to do.
 
     Raises:
         UsageError: a model that was loaded lazily is first used in another thread.
@@ -76,7 +77,7 @@ def describe() -> str:
 
 
 def memory_limits() -> tuple[int | None, int | None]:
-    """Bytes a model may use without trouble, and bytes that exist at all; None where the device does not say."""
+    """Bytes that a model should use at most, and bytes that the device has; None where unknown."""
     info = mx.device_info()
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     match backend():
@@ -95,9 +96,9 @@ def _integer(value: object) -> int | None:
 
 @contextlib.contextmanager
 def wired_memory() -> Iterator[None]:
-    """Keeps the model's memory resident on Metal while generation runs; a no-op elsewhere.
+    """Keeps the model's memory resident on Metal while generation runs; does nothing elsewhere.
 
-    Several generations may run at once: the first one sets the limit, the last one restores what was there before.
+    Several generations may run at once: the first one sets the limit, the last one restores the earlier limit.
 
     Raises:
         UsageError: as ``check_process`` and ``explained``.

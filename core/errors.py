@@ -1,7 +1,7 @@
-"""Every error a user can meet.
+"""Every error that core raises for a user.
 
-Each error says what is wrong, where (file, tensor, key,
-plugin), what was expected and found, and what to do, in at most a few lines, and carries the same facts as attributes.
+An error says what is wrong, where (file, tensor, key, plugin), what was expected and found, and what to do, in at most
+a few lines. It has the same facts as attributes.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ def _rebuild(cls: type[CoreError], state: dict[str, object]) -> CoreError:
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:
-    """The first line of what a library's error says, cut at ``limit``; its class where it says nothing."""
+    """The first line of a library's error message, cut at ``limit``; the error's class if the message is empty."""
     text = (str(error).strip() or type(error).__name__).partition("\n")[0].rstrip()
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 class UsageError(CoreError):
-    """The caller asked for something that makes no sense, whatever the checkpoint (exit code 2 at a command line)."""
+    """The caller asked for something impossible, whatever the checkpoint (exit code 2 at a command line)."""
 
 
 class InstallationError(CoreError, ImportError):
@@ -83,11 +83,12 @@ class HubError(CheckpointError):
 
 
 class ConfigError(CoreError):
-    """``config.json`` (or a sibling) lacks a key, has one of the wrong type, or asks for what nobody implements."""
+    """``config.json`` (or a related file) lacks a key, has one of the wrong type, or asks for something not
+    implemented."""
 
 
 class PluginError(CoreError):
-    """An architecture plugin is broken, blocked, contested or breaks the contract."""
+    """An architecture plugin is broken, blocked, claimed twice, or breaks the contract."""
 
 
 class UnknownModelTypeError(PluginError):
@@ -107,7 +108,7 @@ class InsufficientMemoryError(CoreError):
 
 
 class SaveError(CoreError):
-    """A checkpoint cannot be written: something is in its way, the disk is full, or it reads back otherwise."""
+    """A checkpoint cannot be written: the place is taken, the disk is full, or the data differs when read back."""
 
 
 class TokenizerError(CoreError):
@@ -123,10 +124,10 @@ class CacheError(CoreError):
 
 
 class ProcessorError(CoreError):
-    """A user's own logits processor failed, or returned something else than logits.
+    """A user's own logits processor failed, or returned something other than logits.
 
     Attributes:
-        row: of the batch, whose processor it is.
+        row: the row of the batch with that processor.
     """
 
     def __init__(self, problem: str, *, row: int = 0, expected: object = None, found: object = None) -> None:

@@ -1,7 +1,8 @@
-"""The contract: what an architecture plugin answers. One module that marks these functions with ``@core.hookimpl``.
+"""The contract: the hooks of an architecture plugin. A plugin is a module that marks these functions with
+``@core.hookimpl``.
 
-``parse_config``, ``weight_map`` and ``build_block`` are required; core's own defaults answer the others. Hooks run
-while a model is loaded, never in the forward pass. Arguments may be left out of an implementation's signature.
+``parse_config``, ``weight_map`` and ``build_block`` are required; core has defaults for the others. Hooks run while a
+model is loaded, never in the forward pass. An implementation may leave out arguments.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def parse_config(config: dict[str, Any]) -> ModelConfig:
 
 @hookspec(firstresult=True)
 def weight_map(config: ModelConfig, layout: str) -> WeightMap | None:
-    """Required. Where each parameter comes from in ``layout``; None for a layout that this architecture has not.
+    """Required. Where each parameter comes from in ``layout``; None for a layout that this architecture does not have.
 
     Layouts: ``hf`` (transformers' names); where they differ, ``hf-fused`` (transformers 5's names in memory) and
     ``mlx`` (mlx-lm's); ``mistral`` (``consolidated*.safetensors``).
@@ -65,7 +66,7 @@ def make_cache(config: ModelConfig, index: int) -> CacheSpec:
 
 @hookspec(firstresult=True)
 def quantize_module(config: ModelConfig, path: str, module: nn.Module) -> bool:
-    """Optional. Whether quantizing the model quantizes this module; the default says yes to what can be."""
+    """Optional. Whether this module is quantized with the model; by default, every module that can be is."""
     raise NotImplementedError
 
 

@@ -1,6 +1,6 @@
 """``python -m core.inspect SOURCE``: the same as ``corelm inspect SOURCE``.
 
-Knows nothing itself. Nothing else imports this module, so running it never finds it loaded already.
+No other module imports this one, so that ``python -m`` does not find it loaded already.
 """
 
 from __future__ import annotations

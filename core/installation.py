@@ -37,7 +37,7 @@ def installed() -> dict[str, str]:
 
 
 def unused_gpu() -> str | None:
-    """Why MLX computes on the CPU although its CUDA package is installed; None where it does not."""
+    """Why MLX computes on the CPU although its CUDA package is installed; None if that is not the case."""
     import mlx.core as mx
 
     cuda = {13: "mlx-cuda-13", 12: "mlx-cuda-12"}
@@ -57,7 +57,7 @@ def unused_gpu() -> str | None:
 
 
 def conflict() -> str | None:
-    """What is wrong with the set of MLX's packages, even where MLX can be imported; None where nothing is."""
+    """What is wrong with the set of MLX's packages, even if MLX can be imported; None if nothing is."""
     found = installed()
     backends = [name for name in BACKENDS if name in found]
     if len(backends) > 1:
@@ -90,7 +90,7 @@ def _hint() -> str:
 
 
 def _choice() -> str:
-    """Which extra to install, by the NVIDIA driver that is here."""
+    """Which extra to install, for this machine's NVIDIA driver."""
     cuda = driver()
     if cuda is None:
         return 'pip install "corelm[cpu]", or "corelm[cuda13]" with an NVIDIA GPU (no NVIDIA driver is found here)'
@@ -119,7 +119,8 @@ def _spelled(cuda: int) -> str:
 
 
 def _pinned(found: dict[str, str]) -> str:
-    """MLX's packages at the version of its Python half, with their extra, so that their own requirements come too."""
+    """MLX's packages at the version of its Python half, with their extra, so that pip also installs their
+    requirements."""
     extras = ",".join(extra for name, extra in BACKENDS.items() if name in found)
     name = f"mlx[{extras}]" if extras else "mlx"
     return f'"{name}=={found["mlx"]}"' if "mlx" in found else f'"{name}"'

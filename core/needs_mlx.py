@@ -1,4 +1,4 @@
-"""Imports MLX, or says how to install it: what plugins import from ``core`` imports this module first."""
+"""Imports MLX, or raises an error that says how to install it. Public packages of ``core`` import this module first."""
 
 try:
     import mlx.core  # noqa: F401

@@ -115,7 +115,7 @@ def batches(tokenizer: Tokenizer, text: str, rng: np.random.Generator, dropout: 
 
 
 class Recorder(nn.Module):
-    """A router that remembers its last scores, for the balancing loss; only used while training."""
+    """A router that stores its last scores, for the balancing loss; only used while training."""
 
     def __init__(self, router: nn.Module) -> None:
         super().__init__()

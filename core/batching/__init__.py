@@ -1,4 +1,4 @@
-"""Batches: requests that join and leave a running model at any step. Knows ids, rows and memory; no architecture."""
+"""Batched generation: requests join and leave a running model at any step."""
 
 from core.batching.engine import Batch
 from core.batching.request import BatchEvent, BatchRequest

@@ -1,4 +1,4 @@
-"""Makes a row of what a user asks for, or refuses what could never run."""
+"""Checks a request and makes a ``Row`` of it; refuses a request that could never run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from core.nn.rows import RowTemplate
 
 
 class Admission:
-    """Checks requests by themselves, whatever else runs; any thread may call it.
+    """Checks each request by itself, whatever else runs. Any thread may call it.
 
     Args:
         source: a ``LanguageModel``, or a ``core.nn.Decoder``.
-        template: what a row's cache is made of.
-        max_bytes: of all caches together.
+        template: the kind of cache that each row gets.
+        max_bytes: limit for all caches together.
         bounded: caches keep only the last tokens, so a request may be longer than its cache.
     """
 
@@ -47,7 +47,7 @@ class Admission:
         if self._rotation_limit is not None and total > self._rotation_limit:
             raise UsageError(
                 "the rotary frequencies of this model depend on the length of long sequences, which differs in a batch",
-                expected=f"at most {self._rotation_limit:,} tokens, prompt and max_tokens together",
+                expected=f"at most {self._rotation_limit:,} tokens for prompt and max_tokens together",
                 found=f"{total:,}",
                 hint="Ask for fewer max_tokens, or generate this request by itself.",
             )

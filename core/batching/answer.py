@@ -1,4 +1,4 @@
-"""What becomes of a request's ids, and when: the answer, timed. Knows no arrays and no other request."""
+"""``TimedAnswer``: turns the ids of one request into its stream and its result, and measures the times."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TimedAnswer:
         return self._answer.token_ids
 
     def add(self, token: Token) -> tuple[GenerationChunk, FinishReason | None]:
-        """Takes the next token; returns its chunk, and why the answer ends with it, if it does."""
+        """Adds the next token. Returns its chunk, and the finish reason if the answer ends here."""
         now = time.perf_counter()
         stats = self.stats
         stats.generated_tokens += 1
@@ -50,5 +50,5 @@ class TimedAnswer:
         return chunk, self._wanted.limit if stats.generated_tokens >= self._wanted.max_tokens else None
 
     def finish(self, reason: FinishReason) -> GenerationChunk:
-        """The last chunk, with the result."""
+        """Ends the answer; returns the last chunk, which carries the result."""
         return self._answer.finish(reason)

@@ -1,4 +1,4 @@
-"""One step on the device: the one place where a faster step for some rows can be put in."""
+"""One decode step on the device. A faster step for some rows can be put in here, and only here."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from core.nn.groups import CacheGroups
 
 
 def decode_logits(model: Any, caches: Sequence[Cache], tokens: mx.array, chunk: Chunk | None = None) -> mx.array:
-    """One token of each row into its cache, and the logits of the next.
+    """Writes one token of each row into its cache, and returns the logits of the next.
 
     Args:
         model: a ``core.nn.Decoder``.
-        caches: of the rows, one after another; each row stands at its own position.
+        caches: of the rows, in the order of ``tokens``; each row has its own position.
         tokens: integers ``[rows]``.
-        chunk: of prompts, read in the same pass, so that both share what it costs to read the weights.
+        chunk: prompt tokens to read in the same pass, so that both share the cost of reading the weights.
 
     Returns:
         ``[rows, vocab]``, not yet computed.

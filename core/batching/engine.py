@@ -1,9 +1,9 @@
-"""``Batch``: many requests on one model, which join and leave at any step (continuous batching; Yu et al., 2022, Orca).
+"""``Batch``: continuous batching. Requests join and leave a running model at any step (Yu et al., 2022, Orca).
 
-A step of the engine gives the device one token of every row, and in the same pass a chunk of a prompt, if any waits, so
-that both share what it costs to read the weights (Agrawal et al., 2024, Sarathi-Serve); only then does it read the ids
-of the step before. So the device is always one step ahead of the host, and a row that has ended may have run one step
-more, which nobody sees.
+A step gives the device one token of every row. If a prompt waits, the same pass reads a chunk of it, so that both share
+the cost of reading the weights (Agrawal et al., 2024, Sarathi-Serve). Only then does the step read the ids of the step
+before. So the device is always one step ahead of the host. A row that has ended may have run one step more; the ids of
+that step are dropped.
 """
 
 from __future__ import annotations
@@ -31,28 +31,30 @@ from core.nn.rows import RowTemplate
 if TYPE_CHECKING:
     from core.prompt_cache import PrefixCache
 
-_SHARE = 0.9  # of the memory that is free when the batch is made, for caches
+_SHARE = 0.9  # share of the memory that is free when the batch is made; caches may use this much
 
 
 class Batch:
     """Continuous batching.
 
-    ``submit`` and ``BatchRequest.cancel`` may be called by any thread; ``step``, and iterating, by one at a time.
+    Any thread may call ``submit`` and ``BatchRequest.cancel``. Only one thread at a time may call ``step`` or iterate.
 
-    Greedy ids of a request in float32 are those of ``LanguageModel.stream``, whatever else is in the batch and whenever
-    it joins; so are sampled ones, by their seed. In shorter floats, sums of another order may decide a near tie. An
-    error of the model or of the device fails the requests that were in that pass, and no other.
+    In float32, a request gets the same greedy ids as from ``LanguageModel.stream``, whatever else is in the batch and
+    whenever it joins. Sampled ids are the same too, for the same seed. In shorter floats, sums are taken in another
+    order, which may decide a near tie differently. An error of the model or of the device fails the requests of that
+    pass, and no other.
 
     Args:
         model: a ``LanguageModel``, or a ``core.nn.Decoder`` for prompts of ids.
         max_rows: requests that run at a time; others wait, first come, first served.
-        max_bytes: of the caches, reserved for prompt and ``max_tokens`` of each request that runs; None takes nine
-            tenths of the device's memory that is free now. Buffers that are copied come on top, one block's at a time.
-        prefill_chunk: prompt tokens that go with a decode step, at most. Fewer are taken where they make it take more
-            than about two and a half times as long.
-        prefill_burst: prompt tokens at once while nothing decodes, and for the prompts that waited then until all of
-            them are read.
-        prefix: what earlier prompts have left; requests continue from it, and leave theirs there.
+        max_bytes: memory for caches. Each running request reserves enough for its prompt and ``max_tokens``. None takes
+            nine tenths of the device's memory that is free now. Temporary copies of buffers need more, for one block
+            at a time.
+        prefill_chunk: prompt tokens that go with a decode step, at most. Fewer are taken where that many would make the
+            step take more than about two and a half times as long.
+        prefill_burst: prompt tokens in one pass while no row decodes. It also holds for the prompts that waited at that
+            time, until all of them are read.
+        prefix: a prefix cache. Requests continue from earlier prompts in it, and store theirs there.
         max_kv_tokens, kept_tokens, kv_bits, kv_group_size: as for ``Decoder.make_cache``.
 
     Raises:
@@ -94,13 +96,14 @@ class Batch:
         self._scheduler = Scheduler(
             self._model, template, self._make_cache, waiting, prefix, prefill_chunk, prefill_burst
         )
-        self._inbox: deque[Row] = deque()  # the one thing that other threads write to
+        self._inbox: deque[Row] = deque()  # the only field that other threads write to
         self._wired: contextlib.ExitStack | None = None
-        self._unfinished = False  # a step has begun, and an interrupt may have left it half-way
+        self._unfinished = False  # a step has begun; an interrupt may have stopped it anywhere
 
     @property
     def pending(self) -> bool:
-        """Requests have been submitted whose last event no step has returned, or a step has still to tidy up."""
+        """Whether ``step`` still has work: a request has not ended, an event was not returned, or a step is not
+        finished."""
         return bool(self._inbox or self._scheduler.pending)
 
     def submit(self, prompt: Any, **options: Any) -> BatchRequest:
@@ -108,12 +111,12 @@ class Batch:
 
         Args:
             prompt: as for ``LanguageModel.stream``; for a ``Decoder``, ids.
-            options: those of ``LanguageModel.stream`` but for the caches'; for a ``Decoder``, ``max_tokens``,
+            options: those of ``LanguageModel.stream`` except the options of caches; for a ``Decoder``, ``max_tokens``,
                 ``logprobs``, ``eos`` and the fields of ``Sampling``.
 
         Raises:
-            UsageError, TokenizerError, ChatTemplateError: as ``LanguageModel.stream``; UsageError also for a request so
-                long that the model's rotary frequencies would depend on its length: a step gives all rows the same.
+            UsageError, TokenizerError, ChatTemplateError: as ``LanguageModel.stream``. UsageError also for a request so
+                long that the model's rotary frequencies would depend on its length: a step uses the same for all rows.
             InsufficientMemoryError: its cache would not fit even alone.
         """
         row = self._admission.row(prompt, options)
@@ -121,16 +124,16 @@ class Batch:
         return row.request
 
     def step(self) -> list[BatchEvent]:
-        """One step of the engine; returns what it found out, often about the step before. Without work, it is empty.
+        """Runs one step of the engine. Returns its events, which are often those of the step before; none without work.
 
-        An interrupt (Ctrl-C) goes through; the requests whose step it was have then failed, the others go on. The next
-        step returns the events.
+        An interrupt (Ctrl-C) is raised as usual. The requests whose tokens it lost have then failed; the others go on.
+        The next step returns the events.
         """
         self._step()
         return self._scheduler.told.take()
 
     def __iter__(self) -> Iterator[BatchEvent]:
-        """Steps until every request is done. Events that a loop has not come to are given by the next loop, or step."""
+        """Steps until every request is done. Events that a loop has not reached go to the next loop, or to ``step``."""
         while self.pending:
             if not self._scheduler.told.untold:
                 self._step()
@@ -138,13 +141,14 @@ class Batch:
                 yield self._scheduler.told.take_first()
 
     def warm(self) -> None:
-        """Runs every kind of step once, so that no request waits for a compilation afterwards; for servers.
+        """Runs every kind of step once, so that later requests do not wait for a compilation. Meant for servers.
 
-        Another batch of the same model and settings does it: the requests and the prefix cache of this one are left
-        alone. It takes seconds where kernels have to be compiled, and memory for ``max_rows`` prompts of 512 tokens.
+        It runs them in another batch of the same model and settings, so the requests and the prefix cache of this one
+        stay as they are. It takes seconds where kernels have to be compiled, and memory for ``max_rows`` prompts of 512
+        tokens.
 
         Raises:
-            Exception: an error of the model or of the device. What ``max_bytes`` does not allow is left out.
+            Exception: an error of the model or of the device. Steps that ``max_bytes`` does not allow are left out.
         """
         settings: dict[str, Any] = {**self._limits, **self._cache_settings}
         batch = Batch(self._model, max_bytes=self._max_bytes, **settings)
@@ -156,7 +160,7 @@ class Batch:
         )
 
     def close(self) -> None:
-        """Cancels every request, and lets go of all memory."""
+        """Cancels every request, and frees all memory."""
         for row in [*self._inbox, *self._scheduler.told.open]:
             row.request.cancel()
         for _ in self:
@@ -167,9 +171,9 @@ class Batch:
         return cache
 
     def _step(self) -> None:
-        """A step, whole; or what it touched has failed, and all else is as before."""
+        """Runs a whole step. After an error, the requests of this step have failed, and the others are as before."""
         check_process()
-        if self._unfinished:  # another interrupt has come before the last one was dealt with
+        if self._unfinished:  # a second interrupt came before the first one was handled
             self._recover(_interrupted())
         try:
             self._unfinished = True
@@ -179,7 +183,7 @@ class Batch:
         except Exception as error:  # of the model or the device: no row's cache can be trusted any more
             self._recover(kept(error))
             if not self._scheduler.told.untold:
-                raise  # it is no request's, so that nobody else would tell of it
+                raise  # it belongs to no request, so no event would report it
         except BaseException:  # an interrupt: the tokens of a step are lost
             self._recover(_interrupted())
             raise

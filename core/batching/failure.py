@@ -1,4 +1,4 @@
-"""Errors that outlive the step they happened in: with their lines as text, not with the frames. Knows no request."""
+"""Makes errors safe to keep: the traceback becomes text, so that its frames are freed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import traceback
 
 
 def kept(error: Exception) -> Exception:
-    """The error without tracebacks, which would keep all that their frames held: logits, caches, other rows' tokens.
+    """Returns the error without tracebacks, which would keep the frames' arrays alive: logits, caches, other rows'
+    tokens.
 
-    What they say is added as a note, which Python prints below the error wherever it is raised again.
+    The text of the traceback is added as a note. Python prints it below the error wherever that is raised again.
     """
     said = "".join(traceback.format_exception(error))
     cause: BaseException | None = error
     while cause is not None:
         cause.__traceback__ = None
         cause = cause.__cause__ or cause.__context__
-    error.add_note(f"It came up in a step of a batch:\n{said}")
+    error.add_note(f"It was raised in a step of a batch:\n{said}")
     return error

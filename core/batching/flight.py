@@ -1,4 +1,4 @@
-"""A decode step that was given to the device and not yet read. Knows which row each of its tokens is for."""
+"""``Flight``: a decode step that the device has been given and the host has not read yet."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ class Flight:
     """One step of all rows.
 
     Attributes:
-        choice: what was chosen, in the order of ``rows``.
-        rows: as they were when the step was made; some may have ended since.
-        prompt_tokens: processed with it, or right before it; None where how long it takes says nothing.
+        choice: the chosen tokens, in the order of ``rows``.
+        rows: the rows when the step was made; some may have ended since.
+        prompt_tokens: prompt tokens processed with the step, or right before it; None where the step's duration must
+            not be counted.
     """
 
     choice: Choice
@@ -28,7 +29,7 @@ class Flight:
     prompt_tokens: int | None
 
     def read(self) -> Iterator[tuple[Row, Token]]:
-        """Waits for the step, and gives each row its token."""
+        """Waits for the step, and yields each row with its token."""
         choice = self.choice
         ids: Any = choice.ids.tolist()
         logprobs, top_ids, top_logprobs = (

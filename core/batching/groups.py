@@ -1,8 +1,9 @@
-"""The caches of the rows that decode: groups of rows by capacity, in which rows come, go and grow.
+"""The caches of the decoding rows, in groups of equal capacity. Rows join, leave, and move to a larger group as they
+grow.
 
-A group's buffers have one capacity, a power of two of tokens, so that a long row is not paid for by short ones; models
-whose caches do not grow with the sequence have one group. A place that a row has left is taken by the next one that
-comes; many free places are given back. Knows rows and their caches; knows no tokens.
+The buffers of a group have one capacity, a power of two of tokens, so that short rows do not pay for a long one. Models
+whose caches do not grow with the sequence have one group. A new row takes a place that an earlier one has left; when
+many places are free, the group shrinks.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from core.nn import Cache
 from core.nn.rows import RowTemplate, extend, extract, mirror, put, select
 
 SMALLEST = 512
-"""Tokens of the smallest class: smaller ones would make more groups, each of which attends by itself."""
-_AHEAD = 64  # tokens that a row should grow by before it has to move to the next class
+"""Tokens of the smallest class. Smaller classes would make more groups, and each group needs its own attention call."""
+_AHEAD = 64  # tokens that a row should be able to grow before it has to move to the next class
 
 R = TypeVar("R", bound=Hashable)
 
 
 def capacity_class(tokens: int) -> int:
-    """The capacity of the class for so many tokens."""
+    """The capacity of the class that holds ``tokens``."""
     return max(SMALLEST, 1 << (tokens - 1).bit_length())
 
 
 def joining_class(length: int, total: int) -> int:
-    """The capacity of the class that a row of so many tokens joins, which may come to hold ``total``."""
+    """The capacity of the class that a row of ``length`` tokens joins, if it may grow to ``total``."""
     return capacity_class(max(length + 1, min(length + _AHEAD, total)))
 
 
 class _Group(Generic[R]):
-    """Rows of one capacity; ``changed``: something that is not computed yet has read or written the buffers."""
+    """Rows of one capacity; ``changed``: an operation that is not computed yet reads or writes the buffers."""
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
@@ -45,7 +46,8 @@ class _Group(Generic[R]):
         return sum(row is not None for row in self.places)
 
     def take_places(self, count: int) -> list[int]:
-        """Free places; more are made where there are too few, and a quarter more, so that few joins copy the group."""
+        """Takes ``count`` free places. If there are too few, makes a quarter more than needed, so that few joins copy
+        the group."""
         free = [place for place, row in enumerate(self.places) if row is None]
         if len(free) < count:
             more = max(count - len(free), self.live // 4)
@@ -56,11 +58,11 @@ class _Group(Generic[R]):
 
 
 class Groups(Generic[R]):
-    """All rows that decode.
+    """The caches of all decoding rows.
 
     Args:
-        template: what a row's cache is made of.
-        make_cache: as the template's.
+        template: the kind of cache that each row gets.
+        make_cache: makes a cache like the template.
     """
 
     def __init__(self, template: RowTemplate, make_cache: Callable[[int], Cache]) -> None:
@@ -71,7 +73,7 @@ class Groups(Generic[R]):
 
     @property
     def places(self) -> list[R | None]:
-        """The rows of a step in the order of ``caches``; None for places that nobody has."""
+        """The rows of a step in the order of ``caches``; None for free places."""
         return [row for group in self._groups.values() for row in group.places]
 
     @property
@@ -92,8 +94,9 @@ class Groups(Generic[R]):
         """Takes the rows of a cache in.
 
         Args:
-            rows: whose, in the order of ``source``.
-            totals: tokens that each may come to hold.
+            rows: in the order of ``source``.
+            totals: tokens that each row may grow to.
+            source: their cache.
         """
         classes: dict[int, list[int]] = {}
         for index, (length, total) in enumerate(zip(source.lengths, totals, strict=True)):
@@ -107,12 +110,13 @@ class Groups(Generic[R]):
         self._groups[size].places[place] = None
 
     def extract(self, row: R) -> Cache:
-        """A copy of a row's cache, which shares nothing."""
+        """A copy of a row's cache, which shares no buffer with the group."""
         size, place = self._where[row]
         return extract(self._groups[size].cache, place, self._make_cache)
 
     def settle(self) -> None:
-        """Before a step: every row gets room for one more token, and free places go, or stand out of the way."""
+        """Prepares a step: every row gets room for one more token. Many free places are removed; the others get the
+        position of a used one, so that all rows stay aligned."""
         if self._template.grows:
             self._move_up()
         for size, group in list(self._groups.items()):
@@ -129,7 +133,7 @@ class Groups(Generic[R]):
                         mirror(group.cache, place, like)
         changed = [group for group in self._groups.values() if group.changed]
         if changed:
-            # Now, and not with the step: a buffer that waits to be copied as well cannot be written in place.
+            # Compute this now, not with the step: a buffer with a pending copy cannot be written in place.
             mx.async_eval([group.cache.arrays() for group in changed])
         for group in changed:
             group.changed = False
@@ -140,7 +144,7 @@ class Groups(Generic[R]):
     def _put(self, size: int, rows: list[R], source: Cache, indices: list[int]) -> None:
         group = self._groups.get(size)
         if group is None:
-            # A cache that was made for it, as prompts' are, becomes the group: nothing is copied.
+            # A cache that was made with this capacity, as prompts' are, becomes the group: nothing is copied.
             whole = indices == list(range(source.batch)) and self._template.fits(source, size)
             group = _Group(source if whole else self._template.make(len(rows), size))
             self._groups[size] = group

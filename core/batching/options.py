@@ -1,4 +1,4 @@
-"""What a request asks for: a prompt and the options of a stream, checked."""
+"""Checks what a request asks for: its prompt, and the options of a stream."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Wanted:
     Attributes:
         prompt_ids: at least one.
         max_tokens: new tokens at most, within the model's context.
-        limit: why the answer ends when it has so many.
+        limit: the finish reason of an answer of ``max_tokens``.
         eos: ids that end the answer.
         stop: strings that end it.
-        logprobs: most likely tokens to report for each; None reports none.
-        tokenizer: of the text; None where there are only ids.
-        calls: tools were offered, so that the result has the calls that the model asks for.
-        continues: the text goes on from the prompt's.
+        logprobs: how many of the most likely tokens to report for each token; None reports none.
+        tokenizer: decodes the text; None where there are only ids.
+        calls: tools were offered, so the result lists the calls that the model asks for.
+        continues: the answer's text continues the prompt's.
     """
 
     prompt_ids: list[int]
@@ -55,7 +55,7 @@ def wanted(model: Any, prompt: Any, options: Mapping[str, Any], *, bounded: bool
 
     Args:
         model: a ``LanguageModel``, or a ``Decoder``, whose prompts are ids and which takes ``eos`` as an option.
-        bounded: the caches keep a number of tokens (``max_kv_tokens``), so that the model's context is no limit.
+        bounded: caches keep only the last tokens (``max_kv_tokens``), so the model's context is no limit.
 
     Raises:
         UsageError, TokenizerError, ChatTemplateError: as ``LanguageModel.stream``.
@@ -63,7 +63,7 @@ def wanted(model: Any, prompt: Any, options: Mapping[str, Any], *, bounded: bool
     rest = dict(options)
     refused = next((name for name in _OF_THE_BATCH if rest.get(name) is not None), None)
     if refused is not None:
-        raise UsageError(f"{refused!r} is of the whole batch, not of one request", hint="Give it to core.Batch.")
+        raise UsageError(f"{refused!r} is set for a batch, not for one request", hint="Give it to core.Batch.")
     refused = next((name for name in _OF_A_STREAM if rest.pop(name, None)), None)
     if refused is not None:
         raise UsageError(f"{refused!r} is for LanguageModel.stream, not for a request of a batch")
@@ -94,7 +94,7 @@ def wanted(model: Any, prompt: Any, options: Mapping[str, Any], *, bounded: bool
     if stop and tokenizer is None:
         raise TokenizerError("stop strings need a tokenizer", hint="Load with one, or look for ids yourself.")
     ids = checked_ids(ids, vocab_size)
-    check_request(sampling, ids, logprobs, vocab_size)  # the chooser would, when it is too late to tell whoever asked
+    check_request(sampling, ids, logprobs, vocab_size)  # checked here, while the caller can still be told
     room = max_tokens if context is None else min(max_tokens, context - len(ids))
     if room <= 0 < max_tokens:
         raise UsageError(

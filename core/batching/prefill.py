@@ -1,4 +1,4 @@
-"""Prompts that are read in together, chunk by chunk. Knows tokens and a cache; knows nothing of whose turn it is."""
+"""``Reading``: prompts that are read together into one cache, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from core.nn import Cache
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some tokens of prompts that are read in together.
+    """Some tokens of prompts that are read together.
 
     Attributes:
-        reading: whose they are; its cache takes them in.
+        reading: the prompts; their cache takes the tokens in.
         tokens: int32 ``[rows, width]``.
         counts: real tokens of each row; None when there is no padding.
         size: tokens of the longest row.
@@ -32,11 +32,11 @@ class Chunk:
 
 
 class Reading:
-    """Prompts that are read in together, in one cache: one of any length, or several that fit one call.
+    """Prompts that are read together into one cache: one prompt of any length, or several that fit one call.
 
     Args:
-        rows: whose prompts.
-        cache: for these rows; holds what they continue.
+        rows: the requests.
+        cache: for these rows; holds the prefix that they continue.
     """
 
     def __init__(self, rows: Sequence[Row], cache: Cache) -> None:
@@ -44,13 +44,14 @@ class Reading:
         self.cache = cache
         self._ids = [row.request.prompt_ids[held:-1] for row, held in zip(rows, cache.lengths, strict=True)]
         self._done = 0
-        # A cache that holds something has its buffers.
+        # A cache that already holds tokens has its buffers.
         self._unallocated = [] if max(cache.lengths) else cache.arrays()
 
     def allocate(self, nbytes: int) -> bool:
-        """Allocates buffers of the cache, about so many bytes; false where no more are left than a pass may allocate.
+        """Allocates about ``nbytes`` of the cache's buffers. Returns False when so few are left that a pass may
+        allocate them.
 
-        The buffers of a long prompt take a device longer than a step, all at once.
+        A device takes longer than a step to allocate the buffers of a long prompt at once.
         """
         if sum(array.nbytes for array in self._unallocated) <= nbytes:
             return False
@@ -62,11 +63,11 @@ class Reading:
 
     @property
     def left(self) -> int:
-        """Tokens of the longest prompt that are still to be read."""
+        """Tokens of the longest prompt that are not read yet."""
         return max(map(len, self._ids)) - self._done
 
     def cut(self, model: Any, budget: int) -> Chunk:
-        """The next chunk, of at most ``budget`` tokens of all rows together, where that is one of each."""
+        """The next chunk: at most ``budget`` tokens of all rows together, but at least one of each."""
         held = max(self.cache.lengths)
         size = chunk_length(held, self.left, max(1, budget // len(self.rows)))
         parts = [ids[self._done : self._done + size] for ids in self._ids]
@@ -76,22 +77,24 @@ class Reading:
         return Chunk(self, tokens, counts if min(counts) < width else None, size)
 
     def took(self, chunk: Chunk) -> int:
-        """The model has been given a chunk; returns how many tokens of prompts that was."""
+        """Records that the model was given a chunk; returns its number of prompt tokens."""
         self._unallocated = []
         mx.async_eval(self.cache.arrays())
         self._done += chunk.size
         return chunk.size * len(self.rows)
 
     def read(self, model: Any, budget: int, *, wait: bool) -> int:
-        """Gives the device one chunk by itself; returns how many tokens that is.
+        """Gives the device one chunk without a decode step; returns its number of tokens.
 
         Args:
+            model: a ``core.nn.Decoder``.
+            budget: tokens at most.
             wait: until the device has finished the chunk before.
         """
         if self.left == 0:
             return 0
         if self._done and wait:
-            mx.eval(self.cache.arrays())  # or the activations of all chunks would wait in memory together
+            mx.eval(self.cache.arrays())  # otherwise the activations of all chunks would be in memory together
         chunk = self.cut(model, budget)
         with inference():
             model.hidden_states(chunk.tokens, self.cache, chunk.counts)

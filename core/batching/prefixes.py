@@ -1,7 +1,4 @@
-"""Prompts that begin like earlier ones: what a batch takes from a prefix cache, and what it leaves there.
-
-Knows rows and caches; the matching is the prefix cache's own.
-"""
+"""``Prefixes``: lets the requests of a batch continue from a prefix cache, and stores their caches there."""
 
 from __future__ import annotations
 
@@ -37,22 +34,22 @@ class Prefixes:
             store.fetch([0], make_cache(1))
 
     def look_up(self, row: Row) -> None:
-        """Gives a row that is about to start what there is of its prompt."""
+        """Gives a row that is about to start the cached beginning of its prompt, if there is one."""
         if self._store is not None and not row.sought:
             row.sought = True
             found, tokens = self._store.fetch(row.request.prompt_ids, self._make_cache(1))
             row.found = found if tokens else None
 
     def take(self, row: Row, groups: Groups[Row], nbytes: int) -> None:
-        """Copies the cache of a row that leaves; ``nbytes`` is how large it is."""
+        """Copies the cache of a row that leaves, of size ``nbytes``; ``store`` stores it."""
         if self._store is not None and nbytes <= self._store.max_bytes:
             cache = groups.extract(row)
             mx.async_eval(cache.arrays())
-            # Every id that was read is in the cache: a step had begun with the last one.
+            # The cache holds every id that the host has read: a step with the last one as its input had already begun.
             self._kept.append((row.request.prompt_ids + row.answer.token_ids, cache))
 
     def store(self) -> None:
-        """Stores what was taken. It waits for the copies, so the device should have more to do."""
+        """Stores the copies. It waits until they are computed, so call it when the device has other work."""
         kept, self._kept = self._kept, []
         for ids, cache in kept:
             assert self._store is not None

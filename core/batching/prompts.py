@@ -1,4 +1,5 @@
-"""Whose prompt is read in next, and how much of it: long ones in chunks, several short ones at once."""
+"""``Prompts``: decides which prompt is read next, and how much of it. Long ones go in chunks, several short ones
+together."""
 
 from __future__ import annotations
 
@@ -15,14 +16,14 @@ from core.nn import Cache
 
 
 class Prompts:
-    """The prompts that are being read in: a long one at most, and in turns with it short ones.
+    """The prompts that are being read: one long one at most, and short ones in turn with it.
 
     Args:
-        waiting: those that have not begun.
-        prefixes: what there may already be of them.
-        make_cache: for a number of rows that begin, with room for so many tokens.
-        pace: the size of chunks while others decode.
-        burst: tokens at once while nobody does.
+        waiting: requests whose prompts have not begun.
+        prefixes: the cached beginnings of prompts.
+        make_cache: makes a cache for a number of rows, with room for a number of tokens.
+        pace: the size of chunks while other rows decode.
+        burst: tokens in one pass while none does.
     """
 
     def __init__(
@@ -36,16 +37,16 @@ class Prompts:
         self._readings: deque[Reading] = deque()
 
     def __contains__(self, reading: Reading) -> bool:
-        """Whether it has begun, and is neither read nor failed."""
+        """Whether these prompts have begun, are not yet read, and have not failed."""
         return reading in self._readings
 
     @property
     def rows(self) -> list[Row]:
-        """Those that have begun, and not yet joined the others."""
+        """The requests whose prompts have begun, and which do not decode yet."""
         return [row for reading in self._readings for row in reading.rows]
 
     def turn(self, decoding: bool) -> tuple[Reading | None, int]:
-        """What to read next, and how many tokens of it at most."""
+        """The prompts to read next, and the maximum number of their tokens."""
         if not decoding:
             self._waiting.mark_crowd()
         first = self._waiting.first()
@@ -62,22 +63,22 @@ class Prompts:
         return reading, budget
 
     def remove(self, reading: Reading) -> None:
-        """It is read, or failed."""
+        """Removes prompts that are read, or have failed."""
         if reading in self._readings:
             self._readings.remove(reading)
 
     def cancelled(self) -> list[Reading]:
-        """What nobody wants any more."""
+        """The prompts whose requests have all been cancelled."""
         return [reading for reading in self._readings if all(row.request.cancelled for row in reading.rows)]
 
     def restore(self, failed: Reading | None) -> None:
-        """Forgets what an unfinished step may have left half-way: these prompts, and those that only began with it."""
+        """Removes the prompts that an unfinished step was reading (``failed``), and those that began in that step."""
         self._readings = deque(
             reading for reading in self._readings if reading is not failed and all(row.started for row in reading.rows)
         )
 
     def _begin(self, budget: int) -> Reading | None:
-        """Starts the next prompt, and with it the following ones as far as all fit one call of ``budget`` tokens."""
+        """Starts the next prompt, together with the following ones if all fit one call of ``budget`` tokens."""
         rows: list[Row] = []
         longest = real = 0
         while (row := self._waiting.first()) is not None:
@@ -85,10 +86,10 @@ class Prompts:
             tokens = len(row.to_read)
             alone = row.found is not None or tokens > budget
             if self._readings and tokens > self._pace.limit:
-                break  # of two long ones, the first is the first to finish
+                break  # of two long prompts, the first one finishes first
             if rows:
                 padded = (len(rows) + 1) * max(longest, tokens)
-                # As much padding as tokens, at most.
+                # Padding may take at most as many places as tokens do.
                 if alone or padded > budget or padded > 2 * (real + tokens) or row.crowd != rows[0].crowd:
                     break
             rows.append(self._waiting.start())
@@ -99,7 +100,7 @@ class Prompts:
             return None
         found, rows[0].found = rows[0].found, None
         if found is None:
-            # At once as large as it will be: growing copies, and the copies of a long one are felt by those who wait.
+            # Allocate the full size at once: growing copies, and a long copy delays the rows that decode.
             room = max(joining_class(len(row.request.prompt_ids) - 1, row.total) for row in rows)
             found = self._make_cache(len(rows), room)
         return Reading(rows, found)

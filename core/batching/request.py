@@ -1,4 +1,4 @@
-"""A request as its owner sees it, and what a step of the batch reports of it. Knows no arrays and no schedule."""
+"""The public handle of a request, and the events that a step of the batch reports."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ class BatchRequest:
     """One generation in a batch; ``Batch.submit`` makes it.
 
     Attributes:
-        id: counts the requests of a batch, from 0.
-        prompt_ids: what is processed.
+        id: the number of the request in its batch, from 0.
+        prompt_ids: the processed prompt.
         max_tokens: new tokens at most.
         sampling: the settings, with the seed.
-        cancelled: its owner wants no more of it.
-        result: the whole answer, once it is there; of a cancelled request, what there was.
-        error: why there is none.
+        cancelled: whether ``cancel`` was called.
+        result: the whole answer when it is complete; for a cancelled request, the part that was generated.
+        error: why there is no result.
     """
 
     def __init__(self, number: int, prompt_ids: list[int], max_tokens: int, sampling: Sampling) -> None:
@@ -35,11 +35,12 @@ class BatchRequest:
 
     @property
     def done(self) -> bool:
-        """It has its result or its error."""
+        """Whether it has its result or its error."""
         return self.result is not None or self.error is not None
 
     def cancel(self) -> None:
-        """Ends it; the next step reports what there is, with finish reason ``cancelled``. Any thread may call this."""
+        """Ends the request. The next step reports what was generated, with finish reason ``cancelled``. Any thread may
+        call it."""
         self.cancelled = True
 
 
@@ -48,9 +49,9 @@ class BatchEvent:
     """What a step did for one request: a chunk of its stream, or its error.
 
     Attributes:
-        request: whose.
-        chunk: as of ``LanguageModel.stream``; the last one carries the result.
-        error: the request has ended by it.
+        request: the request.
+        chunk: as in ``LanguageModel.stream``; the last one carries the result.
+        error: the error that ended the request.
     """
 
     request: BatchRequest

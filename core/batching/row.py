@@ -1,4 +1,4 @@
-"""A request as the engine runs it."""
+"""``Row``: a request as the engine runs it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from core.nn import Cache
 
 @dataclass(eq=False, slots=True)
 class Row:
-    """One request that waits, is read in, or decodes.
+    """One request that waits, whose prompt is read, or that decodes.
 
     Attributes:
-        request: its handle.
-        answer: what becomes of its ids.
+        request: its public handle.
+        answer: turns its ids into its stream and its result.
         nbytes: reserved for its cache.
-        logprobs: most likely tokens to report; None reports none.
+        logprobs: how many of the most likely tokens to report; None reports none.
         started: its prompt is being read, or has been: an interrupt of its step fails it.
         eos: ids that end its answer.
-        submitted: steps that have been given to the device, each of which makes one token.
+        submitted: number of its steps that the device has been given; each makes one token.
         index: its place among the ids of the last step.
-        crowd: it waited when nothing decoded.
-        sought: whether a beginning of its prompt has been looked for.
+        crowd: it was waiting at a time when no row decoded.
+        sought: the prefix cache has been searched for it.
         found: the cache of an earlier prompt with the same beginning, which it continues.
     """
 
@@ -41,10 +41,11 @@ class Row:
 
     @property
     def total(self) -> int:
-        """Tokens that its cache may come to hold."""
+        """Tokens that its cache may grow to."""
         return len(self.request.prompt_ids) + self.request.max_tokens
 
     @property
     def to_read(self) -> list[int]:
-        """The prompt's ids to process before the row decodes: the last one is its first step's token."""
+        """The prompt's ids to process before the row decodes; the prompt's last id is the input of its first decode
+        step."""
         return self.request.prompt_ids[0 if self.found is None else self.found.length : -1]

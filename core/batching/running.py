@@ -1,6 +1,6 @@
-"""The rows that decode: their places in the caches, their next tokens, and who chooses them.
+"""``Running``: the decoding rows, with their places in the caches, their next tokens, and the chooser of their tokens.
 
-Two orders meet here: rows stand in the caches by groups, and in the chooser in the order in which they came.
+Rows have two orders: by groups in the caches, and in the order of joining in the chooser.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Running:
 
     Args:
         model: a ``core.nn.Decoder``.
-        template: what a row's cache is made of.
-        make_cache: as the template's.
+        template: the kind of cache that each row gets.
+        make_cache: makes a cache like the template.
 
     Attributes:
         rows: in the order in which they joined.
@@ -40,7 +40,7 @@ class Running:
         self._places: list[Row | None] = []
 
     def join(self, rows: Sequence[Row], cache: Cache) -> None:
-        """Takes rows in, all or, where that fails, none; the cache holds all of their prompts but the last ids."""
+        """Adds rows: all of them, or none if that fails. The cache holds their prompts without the last ids."""
         try:
             self.groups.join(rows, [row.total for row in rows], cache)
             for row in rows:
@@ -55,18 +55,18 @@ class Running:
             raise
 
     def leave(self, row: Row) -> None:
-        """Lets a row go."""
+        """Removes a row."""
         index = self.rows.index(row)
         self._chooser.leave(index)
         del self.rows[index]
         self.groups.leave(row)
 
     def logits(self, last: mx.array | None, chunk: Chunk | None = None) -> mx.array:
-        """Processes the next token of every row; ``[places, vocab]``, for ``choose``.
+        """Processes the next token of every row. Returns ``[places, vocab]``, for ``choose``.
 
         Args:
             last: the ids of the step before, still on the device.
-            chunk: of prompts, to be read in the same pass.
+            chunk: prompt tokens to read in the same pass.
         """
         self.groups.settle()
         self._places = self.groups.places
@@ -76,7 +76,7 @@ class Running:
         """Chooses the next token of every row.
 
         Raises:
-            ProcessorError: a row's own processor failed; the others can be asked for again without it.
+            ProcessorError: a row's own processor failed. ``choose`` can be called again without that row.
         """
         where = {row: place for place, row in enumerate(self._places)}
         order = [where[row] for row in self.rows]
@@ -89,7 +89,8 @@ class Running:
         return choice
 
     def _tokens(self, last: mx.array | None) -> mx.array:
-        """The next token of each place: the last step's choice, or, for a row that has just come, its prompt's last."""
+        """The input token of each place: the last step's choice, or the last prompt id of a row that has just
+        joined."""
         known = 0 if last is None else last.size
         fresh: list[int] = []
         index = []

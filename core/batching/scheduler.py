@@ -1,4 +1,5 @@
-"""One step of the engine: who joins and leaves, which prompt is read in, and which rows decode."""
+"""``Scheduler``: one step of the engine. It decides which requests join and leave, which prompt is read, and which rows
+decode."""
 
 from __future__ import annotations
 
@@ -27,28 +28,27 @@ from core.nn.rows import RowTemplate
 if TYPE_CHECKING:
     from core.prompt_cache import PrefixCache
 
-_ALLOCATED = 1 << 29  # bytes of a long prompt's cache in one step, about: a GPU takes a millisecond
+_ALLOCATED = 1 << 29  # bytes of a long prompt's cache that one step allocates, about: a GPU takes a millisecond
 
 
 class Scheduler:
-    """All requests that have been queued and have not ended, and the steps that bring them forward.
+    """All requests that have not ended, and the steps that process them.
 
-    A step that does not return, because of an error or an interrupt, leaves requests half-way: ``recover`` before the
-    next one.
+    An error or an interrupt may stop a step anywhere. Call ``recover`` before the next step.
 
     Args:
         model: a ``core.nn.Decoder``.
-        template: what a row's cache is made of.
-        make_cache: as the template's.
+        template: the kind of cache that each row gets.
+        make_cache: makes a cache like the template.
         waiting: the queue, with its limits.
-        prefix: what earlier prompts have left.
+        prefix: a prefix cache.
         prefill_chunk, prefill_burst: as for ``Batch``.
 
     Attributes:
-        waiting: the requests whose prompts nobody reads yet.
-        prompts: those that are being read in.
-        running: those that decode.
-        told: what their owners are told.
+        waiting: the requests whose prompts have not begun.
+        prompts: the prompts that are being read.
+        running: the rows that decode.
+        told: the events for the owners of requests.
 
     Raises:
         CacheError: ``prefix`` belongs to another model or other settings.
@@ -74,20 +74,21 @@ class Scheduler:
         self.prompts = Prompts(waiting, self._prefixes, template.make, pace, prefill_burst)
         self.running = Running(model, template, make_cache)
         self.told = Told(pace)
-        # What an interrupt would leave half-way: the prompts that a step reads, the rows that decode.
+        # Parts of a step that an interrupt leaves unfinished: the prompts that it reads, and the rows that decode.
         self._reading: Reading | None = None
         self._moving = False
 
     @property
     def pending(self) -> bool:
-        """There are requests whose last event nobody has taken, or a step has still to tidy up."""
+        """Whether there is still work: an event that was not taken, a request that has not ended, or a step that was
+        not read."""
         return bool(self.told or self.prompts.rows or self.running.rows or self._flight)
 
     def step(self, inbox: deque[Row]) -> None:
-        """Queues what was submitted, gives the device the next step, and reads the tokens of the step before.
+        """Queues the submitted rows, gives the device the next step, and reads the tokens of the step before.
 
         Args:
-            inbox: rows that were submitted; each is taken out when it is queued.
+            inbox: submitted rows; each is removed when it is queued.
         """
         with explained():
             self._admit_and_release(inbox)
@@ -95,9 +96,9 @@ class Scheduler:
         self._reading = None
 
     def recover(self, error: Exception) -> None:
-        """Fails the requests that an unfinished step has left half-way. Whoever interrupts it leaves it to be repeated.
+        """Fails the requests that an unfinished step was processing. If it is interrupted, call it again.
 
-        The open requests say what must be; queue, reservations and prompts are made anew from them.
+        The queue, the reservations and the prompts are made anew from the open requests.
         """
         self.told.settle()
         if self._moving:
@@ -109,13 +110,13 @@ class Scheduler:
             if row.started and row not in whole:
                 self.told.fail(row, error)
             elif not row.started:
-                row.sought = row.found is not None  # what was found went with the prompts that did not begin
+                row.sought = row.found is not None  # the prompts that did not begin have lost what was found
         queue = [row for row in self.told.open if not row.started]
         self.waiting.restore(queue, holding=[*self.prompts.rows, *self.running.rows])
         self._reading, self._moving = None, False
 
     def _admit_and_release(self, inbox: deque[Row]) -> None:
-        """Queues what was submitted, and lets go of what has ended, or will end with the step that is being run."""
+        """Queues the submitted rows, and frees the rows that have ended or will end with the step that runs now."""
         while inbox:
             row = inbox[0]
             if self.told.expect(row):
@@ -136,16 +137,17 @@ class Scheduler:
                 tokens = len(row.request.prompt_ids) - 1 + row.submitted
                 try:
                     self._prefixes.take(row, self.running.groups, self._template.row_bytes(tokens))
-                except Exception as error:  # no memory for a copy: what is left out of the cache harms nobody
+                except Exception as error:  # no memory for a copy: only the prefix cache needs it
                     kept(error)
                 self._moving = True
                 self._leave(row)
                 self._moving = False
 
     def _turn(self) -> tuple[Chunk | None, int | None]:
-        """What of the prompts comes next: a chunk for the next pass; or a pass of its own, and how many tokens that is.
+        """Chooses the prompt tokens to read next: returns a chunk for the next pass, or reads them in a pass of their
+        own.
 
-        None instead of a number says that the step will take longer for another reason.
+        The number is that of the tokens read in such a pass. It is None when the step's duration must not be counted.
         """
         decoding = bool(self.running.rows)
         reading, budget = self.prompts.turn(decoding)
@@ -161,21 +163,22 @@ class Scheduler:
             elif decoding and reading.left and not self._template.keeps_state:
                 turn = reading.cut(self._model, budget), 0
             else:
-                # While rows decode, reading their last ids has waited for the chunk before the last one.
+                # While rows decode, no wait is needed: reading their last ids has waited for the chunk before the last
+                # one.
                 tokens = reading.read(self._model, budget, wait=not decoding)
                 self._join(reading)
                 turn = None, tokens
         return turn
 
     def _join(self, reading: Reading) -> None:
-        """Lets prompts that are read decode."""
+        """Lets the rows of fully read prompts decode."""
         if reading.left == 0:
             self._moving = True
             self.running.join(reading.rows, reading.cache)
             self.prompts.remove(reading)
 
     def _decode(self, chunk: Chunk | None, prompt_tokens: int | None) -> None:
-        """Gives the device the next step, and only then reads the last one's tokens."""
+        """Gives the device the next step, and then reads the last one's tokens."""
         if chunk is None:
             self._reading = None
         self._moving = True
@@ -187,9 +190,9 @@ class Scheduler:
         self._moving = False
 
     def _fly(self, previous: Flight | None, chunk: Chunk | None, prompt_tokens: int | None) -> Flight | None:
-        """Gives the device the next token of every row, and a chunk of the prompts beside them."""
+        """Gives the device the next token of every row, and with them a chunk of the prompts."""
         if not self.running.rows:
-            self.running.groups.settle()  # caches that nobody needs go now
+            self.running.groups.settle()  # frees caches that no row uses
             return None
         logits = self.running.logits(None if previous is None else previous.choice.ids, chunk)
         if chunk is not None:
@@ -198,7 +201,7 @@ class Scheduler:
         while self.running.rows:
             try:
                 choice = self.running.choose(logits)
-            except ProcessorError as error:  # one row's own; nothing was recorded of the others
+            except ProcessorError as error:  # one row's own processor failed; nothing was recorded for the others
                 row = self.running.rows[error.row]
                 self._leave(row)
                 self.told.fail(row, kept(error))
@@ -213,7 +216,7 @@ class Scheduler:
 
     @contextlib.contextmanager
     def _failing_only(self, reading: Reading) -> Iterator[None]:
-        """An error within fails these prompts, and nobody else."""
+        """An error inside this block fails these prompts only."""
         moving = self._moving
         try:
             with explained():

@@ -1,4 +1,4 @@
-"""What a step tells the owners of requests: tokens, ends and errors."""
+"""``Told``: the events of a step for the owners of requests: tokens, ends and errors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from core.generation import FinishReason
 
 
 class Told:
-    """The open requests, and the events that nobody has taken yet.
+    """The open requests, and the events that have not been taken yet.
 
-    A request ends when the event of its end is there. All else that an end changes follows from that event, so that
-    ``settle`` makes good what an interrupt has left undone.
+    A request ends when its last event exists. Everything else that an end changes follows from that event, so
+    ``settle`` can complete an end that was interrupted.
 
     Args:
-        pace: learns how long steps take.
+        pace: records how long steps take.
     """
 
     def __init__(self, pace: Pace) -> None:
@@ -31,7 +31,7 @@ class Told:
         self._events: list[BatchEvent] = []
 
     def __bool__(self) -> bool:
-        """Whether there is anything left to tell, now or later."""
+        """Whether there are open requests or events."""
         return bool(self._open or self._events)
 
     @property
@@ -41,18 +41,18 @@ class Told:
 
     @property
     def untold(self) -> int:
-        """Events that nobody has taken."""
+        """Number of events that have not been taken."""
         return len(self._events)
 
     def expect(self, row: Row) -> bool:
-        """Opens a request; false where it was open already."""
+        """Opens a request; returns False if it was open already."""
         if row in self._open:
             return False
         self._open[row] = None
         return True
 
     def take(self) -> list[BatchEvent]:
-        """What has come since the last time. An interrupt takes nothing."""
+        """Takes all events since the last call. When interrupted, it takes none."""
         before = self._events
         try:
             self._events = []
@@ -62,7 +62,7 @@ class Told:
             raise
 
     def take_first(self) -> BatchEvent:
-        """The first event of those that have come. An interrupt takes nothing."""
+        """Takes the oldest event. When interrupted, it takes none."""
         before = self._events
         try:
             first, *self._events = before
@@ -72,10 +72,11 @@ class Told:
             raise
 
     def tokens(self, flight: Flight, *, more: bool) -> None:
-        """Reads a step's tokens, and deals them out.
+        """Reads a step's tokens, and makes the event of each row.
 
         Args:
-            more: another step runs already, so that the time until it is read is its own.
+            flight: the step.
+            more: another step runs already, so the time from this read to the next is its duration.
         """
         tokens = list(flight.read())
         now = time.perf_counter()
@@ -84,7 +85,7 @@ class Told:
         self._last_read = now if more else None
         for row, token in tokens:
             if row.request.done:
-                continue  # what ran ahead of its end
+                continue  # a token that was computed after the row's end
             try:
                 chunk, reason = row.answer.add(token)
             except Exception as error:  # a tokenizer that does not know the id
@@ -95,23 +96,23 @@ class Told:
                 self.end(row, reason)
 
     def end(self, row: Row, reason: FinishReason) -> None:
-        """Gives an open request its result."""
+        """Ends an open request with its result."""
         if row not in self._open:
             return
         row.answer.stats.peak_memory = mx.get_peak_memory()
         try:
             chunk = row.answer.finish(reason)
-        except Exception as error:  # a tokenizer that cannot decode what is left
+        except Exception as error:  # a tokenizer that cannot decode the rest
             self.fail(row, kept(error))
             return
         self._close(row, BatchEvent(row.request, chunk))
 
     def fail(self, row: Row, error: Exception) -> None:
-        """Ends an open request by its error."""
+        """Ends an open request with its error."""
         self._close(row, BatchEvent(row.request, error=error))
 
     def settle(self) -> None:
-        """Ends the open requests whose last event is there, wherever an interrupt has stopped that."""
+        """Completes the end of open requests that have their last event; an interrupt may have stopped it anywhere."""
         ends = {event.request: event for event in self._events if event.error is not None or event.result is not None}
         for row in self.open:
             event = ends.get(row.request)

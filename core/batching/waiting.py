@@ -1,4 +1,4 @@
-"""Who may start: first come, first served, within a number of rows and of reserved bytes."""
+"""``Waiting``: decides which request may start: first come, first served, within ``max_rows`` and ``max_bytes``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from core.batching.row import Row
 
 
 class Waiting:
-    """The queue of requests, and what those that have started hold.
+    """The queue of requests, and the reservations of those that have started.
 
     Args:
         max_rows: requests that run at a time.
-        max_bytes: sum of their reservations.
+        max_bytes: limit for the sum of their reservations.
     """
 
     def __init__(self, max_rows: int, max_bytes: int) -> None:
@@ -30,7 +30,7 @@ class Waiting:
 
     @property
     def rows(self) -> int:
-        """Requests that run."""
+        """Number of running requests."""
         return len(self._holding)
 
     @property
@@ -39,41 +39,42 @@ class Waiting:
         return sum(row.nbytes for row in self._holding)
 
     def add(self, row: Row) -> None:
-        """Queues a row. It fits when it is alone: whoever queues it has seen to that."""
+        """Queues a row. The caller has checked that it fits when it runs alone."""
         self._queue.append(row)
 
     def over(self) -> list[Row]:
-        """Those that need not start: they have been cancelled, or want no tokens."""
+        """The requests that need not start: they have been cancelled, or ask for no tokens."""
         return [row for row in self._queue if row.request.cancelled or not row.request.max_tokens]
 
     def remove(self, row: Row) -> None:
-        """Takes a row out that will not start."""
+        """Removes a row that will not start."""
         self._queue.remove(row)
 
     def mark_crowd(self) -> None:
-        """Says of all that wait now that nobody decodes whom their prompts would hold up but each other."""
+        """Marks all waiting requests: no row decodes now, so reading their prompts in large passes delays only each
+        other."""
         for row in self._queue:
             row.crowd = True
 
     def first(self) -> Row | None:
-        """The next to start, if it may start now; it stays queued."""
+        """The next request, if it may start now; it stays in the queue."""
         if not self._queue or self.rows >= self.max_rows:
             return None
         row = self._queue[0]
-        # What is reserved for those that run comes free when they end, and alone each fits: nobody waits for ever.
+        # A running request frees its reservation when it ends, and every request fits alone: none waits for ever.
         return row if self.nbytes + row.nbytes <= self.max_bytes else None
 
     def start(self) -> Row:
-        """Takes the first out, and reserves for it."""
+        """Removes the first request from the queue, and reserves memory for it."""
         row = self._queue.popleft()
         self._holding[row] = None
         return row
 
     def release(self, row: Row) -> None:
-        """Gives a started row's reservation back."""
+        """Frees a started row's reservation."""
         del self._holding[row]
 
     def restore(self, queue: Iterable[Row], holding: Iterable[Row]) -> None:
-        """Forgets what there was: these rows wait, and those have started."""
+        """Replaces the state: the rows of ``queue`` wait, and those of ``holding`` have started."""
         self._queue = deque(queue)
         self._holding = dict.fromkeys(holding)

@@ -1,4 +1,4 @@
-"""Runs every kind of step of a batch once, so that their kernels are compiled before there are requests."""
+"""Runs every kind of step of a batch once, so that its kernels are compiled before the first request."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from core.batching.request import BatchEvent, BatchRequest
 from core.errors import InsufficientMemoryError, UsageError
 
 _TILE = 8
-"""Rows for which a product has a kernel of its own, then twice as many, and so on (``core.kernels.few_rows``)."""
+"""Products of up to this many rows have a kernel of their own; then twice as many, and so on
+(``core.kernels.few_rows``)."""
 _SHORT, _LONG = 24, 512
-"""Tokens of prompts: fewer than a kernel for few rows takes, and more."""
+"""Tokens of prompts: few enough for a kernel for few rows, and too many for it."""
 _STEPS = 6
 
 
@@ -25,21 +26,22 @@ class _Batch(Protocol):
 
 
 def run_every_step(batch: _Batch, vocab_size: int, max_rows: int, prefill_chunk: int) -> None:
-    """Decodes with every number of rows that has kernels of its own, and reads prompts alone and beside rows.
+    """Decodes with every number of rows that has kernels of its own, and reads prompts alone and with decoding rows.
 
     Args:
-        batch: without requests; those that do not fit its memory, or the model's limits, are left out.
+        batch: without requests. Steps that do not fit its memory, or the model's limits, are left out.
+        vocab_size: of the model.
         max_rows, prefill_chunk: of the batch.
 
     Raises:
-        Exception: what a step met; it would fail the users' requests as well.
+        Exception: an error of a step; users' requests would meet it as well.
     """
     for rows in _row_counts(max_rows):
         _submit(batch, [_SHORT] * rows, vocab_size)
         _run(batch)
     _submit(batch, [_LONG], vocab_size)
     _run(batch)
-    # A crowd, and while it decodes prompts of one chunk and of several.
+    # A crowd; and while it decodes, prompts of one chunk and of several.
     _submit(batch, [_LONG] * max_rows, vocab_size, max_tokens=4 * _STEPS)
     for joining in (_SHORT, _LONG, 2 * prefill_chunk + 1):
         for _ in range(_STEPS):

@@ -1,7 +1,6 @@
-"""Benchmarks: how fast a model loads and runs, what the device could do, and how a peer does beside it.
+"""Benchmarks: how fast a model loads and runs, how fast the device could run it, and how fast a peer is.
 
-Knows models, the clock and the device; knows no command line. A peer runs in a process of its own and is never
-imported.
+A peer is another program that runs the same model. It runs in a process of its own and is never imported.
 """
 
 from core.benchmark.chart import decode_chart

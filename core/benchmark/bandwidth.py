@@ -1,7 +1,7 @@
-"""How fast the device moves memory: the yardstick of decoding, which reads all weights for each token.
+"""Measures the memory bandwidth of the device, which limits decoding: a step reads all weights for each token.
 
-A GPU copies, through MLX. A CPU only reads, with all usable cores and without MLX: MLX copies with one thread there,
-and writing costs bandwidth that a decode step does not need.
+On a GPU, MLX copies memory. On a CPU, memory is only read, by all usable cores and without MLX: MLX copies with one
+thread there, and writing takes bandwidth that a decode step does not need.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from core.device import backend, memory_limits
 _REPEATS = 7
 _GPU_BYTES, _GPU_CHAIN = 1 << 30, 8
 _CPU_BYTES = 1 << 30  # larger than most caches: some servers share 300 MB among their cores
-_SHARE = 8  # of the memory, at most one part in so many is taken
+_SHARE = 8  # at most one part in so many of the memory is used
 _FILLED, _ABSENT = 1, 2  # bytes
 
 
 def memory_bandwidth(largest: int | None = None) -> tuple[Spread, str]:
-    """Bytes a second that the memory gives, and how that was measured.
+    """The memory's bytes a second, and how they were measured.
 
-    On a GPU, copies of integers through MLX, a chain of additions of one, so that the launch does not count; each byte
-    counts when it is read and when it is written. On a CPU, reads of memory that exists already, by one thread and by a
-    thread for each usable core; the faster of the two counts.
+    On a GPU, MLX copies integers in a chain of additions of one, so that the launch does not count. Each byte counts
+    when it is read and when it is written. On a CPU, existing memory is read by one thread, and by one thread for each
+    usable core; the faster of the two counts.
 
     Args:
         largest: bytes to move at most, for tests.
@@ -37,7 +37,7 @@ def memory_bandwidth(largest: int | None = None) -> tuple[Spread, str]:
     available = memory_limits()[1]
     if backend() == "cpu":
         size = _bounded(_CPU_BYTES, available, largest)
-        # Clouds slow single cores down, and one core may use all of the memory's channels.
+        # Cloud machines slow single cores down, and one core may be able to use all of the memory's channels.
         found = {threads: _host_reads(size, threads) for threads in {1, usable_cores()}}
         threads = max(found, key=lambda count: found[count].median)
         return found[threads], f"reads of {size >> 20:,} MiB by {threads} thread{'s' if threads > 1 else ''}"
@@ -69,10 +69,11 @@ def _device_copies(size: int) -> Spread:
 
 
 def _host_reads(size: int, threads: int) -> Spread:
-    """Rates of looking for a byte that is not there, which reads every byte: the C library's search is vectorised."""
+    """Rates of searching for a byte that does not occur, which reads every byte; the C library's search is
+    vectorised."""
     part = size // threads
     buffer = ctypes.create_string_buffer(part * threads)
-    ctypes.memset(buffer, _FILLED, part * threads)  # pages of zeros may all be one
+    ctypes.memset(buffer, _FILLED, part * threads)  # pages of zeros may all be the same page
     search = ctypes.CDLL(None if os.name == "posix" else "msvcrt").memchr
     search.argtypes, search.restype = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t), ctypes.c_void_p
     places = [(ctypes.addressof(buffer) + number * part, _ABSENT, part) for number in range(threads)]

@@ -1,4 +1,4 @@
-"""Decode speed against context length as an SVG. Knows coordinates; knows no model and needs no library."""
+"""Draws decode speed against context length as an SVG, without a library."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _STYLE = "font-family:system-ui,sans-serif;font-size:13px"
 
 
 def decode_chart(result: Benchmark) -> str:
-    """An SVG document: medians as lines with bars from the slowest to the fastest run, and the device's limit.
+    """An SVG document: medians as lines, with bars from the slowest to the fastest run, and the device's limit.
 
-    The horizontal axis is logarithmic, the vertical one starts at 0; where the limit is more than twice as high as
-    anything measured, it is left out.
+    The horizontal axis is logarithmic, the vertical one starts at 0. The limit is left out if it is more than twice the
+    highest measurement.
     """
     contexts = [length.context for length in result.lengths]
     sides: dict[str, list[Spread]] = {"core": [length.speed.decode for length in result.lengths]}
@@ -56,7 +56,7 @@ def decode_chart(result: Benchmark) -> str:
 
 
 class _Scale:
-    """Tokens and speeds into points."""
+    """Converts tokens and speeds to points."""
 
     def __init__(self, contexts: Sequence[int], highest: float) -> None:
         self._low, self._high = math.log2(min(contexts)), math.log2(max(contexts))

@@ -1,4 +1,4 @@
-"""How many processor cores this process may use. Reads the operating system's answer; sets nothing."""
+"""Counts the processor cores that this process may use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""``bench``: a checkpoint or a shape into runs and figures. Knows the order of a benchmark, and who takes turns."""
+"""``bench``: runs the benchmark of a checkpoint or a shape. It decides the order of runs, and in which turns peers
+run."""
 
 from __future__ import annotations
 
@@ -22,9 +23,9 @@ from core.errors import UsageError
 from core.version import __version__
 
 Progress = Callable[[int, int], None]
-"""Called with the runs done so far and in all."""
+"""Called with the number of runs done so far, and the total."""
 
-_WARM_UP = 16  # new tokens of the run that is not counted
+_WARM_UP = 16  # new tokens of the run that does not count
 _LOADS = 3
 _CHANGE_WEIGHTS = ("quantize", "dequantize", "approximate")
 
@@ -41,30 +42,31 @@ def bench(
 ) -> Benchmark:
     """Measures how fast a model loads, reads prompts and generates: one sequence, greedily.
 
-    A checkpoint is loaded three times, or ``iterations`` times where that is less. Before the counted runs of each
-    prompt length, a short one compiles what is to be compiled. With peers, all sides take turns, run by run, each in a
-    process of its own with its own copy of the weights; ratios are of neighbours in time.
+    A checkpoint is loaded three times, or ``iterations`` times if that is less. Before the counted runs of each prompt
+    length, a short run compiles the kernels. With peers, all sides take turns, run by run, each in a process of its own
+    with its own copy of the weights. A ratio compares runs that follow each other.
 
     Args:
         source: as for ``core.load``, or a shape to fill with random weights.
-        prompt_tokens: lengths of prompts; None takes 32, 512, 2,048 and 8,192, as far as the model was made for them.
+        prompt_tokens: lengths of prompts; None takes 32, 512, 2,048 and 8,192, up to the model's context.
         generate: new tokens of each run.
         iterations: counted runs of each length.
-        against: a peer or several, which must be installed: ``"mlx-lm"``, ``"transformers"``, ``"llama.cpp"`` (on the
-            CPU). The last two take a format of their weights after a colon: ``"transformers:float32"`` (else bfloat16),
-            ``"llama.cpp:Q4_0"`` (else BF16, Q8_0 or Q4_0, by our bits); it is what they have, whatever ours is.
-        progress: called with the runs done so far and in all.
+        against: one or several peers, which must be installed: ``"mlx-lm"``, ``"transformers"``, ``"llama.cpp"`` (on
+            the CPU). The last two take a format of their weights after a colon, whatever format ours have:
+            ``"transformers:float32"`` (default bfloat16), ``"llama.cpp:Q4_0"`` (default BF16, Q8_0 or Q4_0, by our
+            bits).
+        progress: called with the number of runs done so far, and the total.
         loading: options of ``core.load``; of them, a shape takes ``dtype``.
 
     Raises:
         UsageError: a setting out of range.
         BenchmarkError: the peer is not installed, or fails.
-        CoreError: whatever ``core.load`` raises.
+        CoreError: any error of ``core.load``.
     """
     settings = Settings.checked(prompt_tokens, generate, iterations)
     names = _names(against, loading)
     with contextlib.ExitStack() as stack:
-        # First of all: some systems count in a process's memory what the one that started it held.
+        # Before anything else: some systems count the memory of the parent process as the child's.
         peers = [stack.enter_context(PeerProcess(name)) for name in names]
         if isinstance(source, Shape):
             measured = from_shape(source, peers, loading.get("dtype"))
@@ -125,7 +127,7 @@ def _length(
     mine = speed(ours[1:], prompt_tokens, generate)
     others = tuple(speed(runs[1:], prompt_tokens, generate) for runs in theirs)
     ratios = tuple(Ratio(mine.prefill.over(other.prefill), mine.decode.over(other.decode)) for other in others)
-    # The steps after the first token: the first of them attends to the prompt and itself, and so on.
+    # The steps after the first token: the first of them attends to the prompt and itself, the next to one token more.
     context = prompt_tokens + generate // 2
     step_bytes = measured.step_bytes(context)
     limit = machine.bandwidth.median / step_bytes

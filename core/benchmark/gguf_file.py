@@ -1,6 +1,6 @@
-"""Writes a Mistral or a Mixtral as a GGUF file, tensor by tensor, so that one is in memory at a time.
+"""Writes a Mistral or a Mixtral as a GGUF file, with one tensor in memory at a time.
 
-Run in the process of llama.cpp's side. Takes weights under Hugging Face's names. Imports nothing of core.
+It runs in llama.cpp's process and imports nothing of core. Weights have Hugging Face's names.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-# What a config that leaves a key out means, of Mistral and of Mixtral.
+# Defaults of keys that a config leaves out, for Mistral and for Mixtral.
 _DEFAULTS: dict[str, dict[str, float]] = {
     "mistral": {"rms_norm_eps": 1e-6, "rope_theta": 1e4, "max_position_embeddings": 131072, "num_key_value_heads": 8},
     "mixtral": {"rms_norm_eps": 1e-5, "rope_theta": 1e6, "max_position_embeddings": 131072, "num_key_value_heads": 8},
@@ -25,8 +25,8 @@ class Tensor:
         name: in the file.
         sources: Hugging Face's names; several are experts, which become one tensor.
         shape: of each source.
-        heads: rows come in so many heads, whose rotary pairs are to be put side by side; 0 leaves the rows alone.
-        small: is kept in float32.
+        heads: number of heads whose rotary pairs are to be put side by side; 0 keeps the rows as they are.
+        small: it is stored in float32.
     """
 
     name: str
@@ -44,7 +44,7 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
     """
     kind = config["model_type"]
     if kind not in _DEFAULTS:
-        raise ValueError(f"GGUF files are written of mistral and mixtral, and not of {kind}")
+        raise ValueError(f"GGUF files can be written for mistral and mixtral, not for {kind}")
     rope = config.get("rope_parameters") or {}
     scaling = config.get("rope_scaling") or rope
     if scaling.get("rope_type", scaling.get("type", "default")) != "default":
@@ -88,10 +88,11 @@ def write(path: Path, config: dict[str, Any], kind: str, weight: Callable[[str, 
     """Writes the file, without a tokenizer.
 
     Args:
+        path: the file.
         config: completed.
-        kind: ``F32``, ``F16``, ``BF16``, ``Q8_0`` or ``Q4_0``: of all matrices but routers, which are in float32. A
-            matrix whose rows are no multiple of 32 cannot be quantized, and is in float16.
-        weight: gives the float32 array of a name and a shape.
+        kind: ``F32``, ``F16``, ``BF16``, ``Q8_0`` or ``Q4_0``: of all matrices except routers, which are in float32. A
+            matrix whose row length is not a multiple of 32 cannot be quantized, and is in float16.
+        weight: returns the float32 array of a name and a shape.
     """
     import gguf
 
@@ -125,7 +126,8 @@ def write(path: Path, config: dict[str, Any], kind: str, weight: Callable[[str, 
 
 
 def side_by_side(rows: Any, heads: int) -> Any:
-    """Puts the two rows of each rotary pair side by side: llama.cpp turns neighbours, Hugging Face's models halves."""
+    """Puts the two rows of each rotary pair side by side: llama.cpp rotates neighbours, Hugging Face's models
+    halves."""
     halves = rows.reshape(heads, 2, -1, rows.shape[-1])
     return halves.swapaxes(1, 2).reshape(rows.shape)
 

@@ -1,7 +1,7 @@
-"""llama.cpp's side of a benchmark, on the CPU: in a process of its own, which core starts and never imports.
+"""llama.cpp's side of a benchmark, on the CPU, in a process of its own.
 
-Run by ``peer_program``. Writes the weights as a GGUF file, and calls llama.cpp's C functions without any loop of the
-Python package around them. Imports nothing of core.
+``peer_program`` runs it. It writes the weights as a GGUF file, and calls llama.cpp's C functions without any loop of
+the Python package around them. It imports nothing of core.
 """
 
 import contextlib
@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_ROUND = 256  # a context of another size is made anew
+_ROUND = 256  # a context of another size is created again
 
 
 class Side:
-    """A loaded or random model of llama.cpp's."""
+    """A loaded or random model in llama.cpp."""
 
     threads = 1
     model: Any = None
@@ -28,8 +28,8 @@ class Side:
     written: tuple[str, str] | None = None
 
     def hello(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Imports the packages; takes the number of threads."""
-        import gguf  # noqa: F401  # before a benchmark begins, and not in its middle
+        """Imports the packages; sets the number of threads."""
+        import gguf  # noqa: F401  # import it before a benchmark begins, not in its middle
         import llama_cpp
 
         self.threads = task["threads"]
@@ -39,7 +39,8 @@ class Side:
         return {"version": llama_cpp.__version__}
 
     def load(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Loads a checkpoint of floats in Hugging Face's layout; the GGUF file is written first, once, untimed."""
+        """Loads a checkpoint of floats in Hugging Face's layout. The GGUF file is written once, before, and not
+        timed."""
         folder = Path(task["path"])
         if self.written != (task["path"], task["format"]):
             config = json.loads((folder / "config.json").read_bytes())
@@ -62,7 +63,7 @@ class Side:
 
         self._write(task["config"], task["format"], weight)
         self._open()
-        with contextlib.suppress(OSError):  # a system may refuse, as the file is mapped; it then goes with its folder
+        with contextlib.suppress(OSError):  # a system may refuse while the file is mapped; its folder is removed later
             self.file.unlink()
         return {}
 
@@ -109,7 +110,7 @@ class Side:
         self.size = 0
 
     def _clear(self, tokens: int) -> None:
-        """Makes an empty context that has room for so many tokens, or empties the one that is there."""
+        """Makes an empty context with room for so many tokens, or empties the present one."""
         import llama_cpp
 
         if self.window is not None and tokens > self.window:
@@ -124,7 +125,7 @@ class Side:
             self.context, self.size = llama_cpp.llama_init_from_model(self.model, options), size
             if not self.context:
                 self.size = 0
-                raise RuntimeError(f"llama.cpp makes no context of {size} tokens")
+                raise RuntimeError(f"llama.cpp cannot make a context of {size} tokens")
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
 
     def _step(self, ids: list[int]) -> Any:
@@ -141,7 +142,7 @@ class Side:
 
 
 def _weights_of(folder: Path) -> Callable[[str, tuple[int, ...]], Any]:
-    """Reads tensors of a directory's safetensors files as float32."""
+    """A function that reads tensors of a directory's safetensors files as float32."""
     import numpy as np
 
     places: dict[str, tuple[Path, int, str]] = {}

@@ -1,7 +1,4 @@
-"""Runs of one side, timed: what a caller of ``core.generate_tokens`` sees, from asking to the last token.
-
-Knows a model's calls and the clock; knows no peer and no report.
-"""
+"""Times the runs of our side: from calling ``core.generate_tokens`` to the last token."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ class Run:
 
 
 def run_once(model: Decoder, ids: Sequence[int], generate: int) -> Run:
-    """Generates greedily, ``generate`` tokens whatever they are."""
+    """Generates exactly ``generate`` tokens, greedily."""
     mx.synchronize()
     mx.reset_peak_memory()
     started = time.perf_counter()

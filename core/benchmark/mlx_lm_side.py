@@ -1,7 +1,7 @@
-"""mlx-lm's side of a benchmark: in a process of its own, which core starts and never imports.
+"""mlx-lm's side of a benchmark, in a process of its own.
 
-Run by ``peer_program``. Imports nothing of core, so that nothing of it is in the peer's process. Times as
-``core.benchmark.measure``.
+``peer_program`` runs it. It imports nothing of core, so that the peer's process has no code of ours. It takes the same
+times as ``core.benchmark.measure``.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Side:
-    """A loaded or random model of mlx-lm's."""
+    """A loaded or random model in mlx-lm."""
 
     model: Any = None
 
@@ -20,7 +20,7 @@ class Side:
         return {"version": importlib.import_module("mlx_lm").__version__}
 
     def load(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Loads a checkpoint from a directory, tokenizer included, in place of the one before."""
+        """Loads a checkpoint from a directory, tokenizer included, and replaces the one before."""
         import mlx.core as mx
 
         mlx_lm = importlib.import_module("mlx_lm")
@@ -77,10 +77,10 @@ class Side:
         return {"first_token": first - started, "decode": last - first, "peak_memory": mx.get_peak_memory()}
 
     def batch(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Many greedy generations at once; with ``join``, one more prompt comes while they run.
+        """Many greedy generations at once; with ``join``, one more prompt arrives while they run.
 
-        Answers with the seconds of each of the generations' tokens, and of the joining prompt's first one, counted from
-        when the first prompts (or the joining one) were given.
+        Returns the times in seconds of each generation's tokens, and of the joining prompt's first one, since the first
+        prompts (or the joining one) were submitted.
         """
         import mlx.core as mx
 
@@ -115,5 +115,5 @@ class Side:
         generator.close()
         mx.synchronize()
         peak = mx.get_peak_memory()
-        mx.clear_cache()  # the other side's turn
+        mx.clear_cache()  # frees memory for the other side's turn
         return {"times": list(times.values()), "joined": joined, "first": first, "peak_memory": peak}

@@ -1,4 +1,4 @@
-"""The peer's process: started, asked, and ended. Knows the protocol of ``peer_program``; never imports a peer."""
+"""``PeerProcess``: starts a peer's process, sends it tasks, and ends it, with the protocol of ``peer_program``."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from core.errors import BenchmarkError
 
 
 class PeerProcess:
-    """A peer in a process of its own, waiting while we run. It may use as many cores as we may.
+    """A peer in a process of its own. It waits while our side runs, and may use as many cores as we may.
 
     Args:
         name: one of ``PEERS``, installed; after a colon, the format of its weights.
 
     Attributes:
         version: of its package.
-        weights: the format of its weights; None where they are in ours.
+        weights: the format of its weights; None if it is the same as ours.
 
     Raises:
         UsageError, BenchmarkError: as for ``check_peer``, or the peer fails to start.
@@ -40,7 +40,7 @@ class PeerProcess:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
         self._folder = tempfile.TemporaryDirectory(prefix="corelm-peer-")  # for the files that the peer writes
         program, side = (Path(__file__).parent / file for file in ("peer_program.py", self._named.kind.side))
-        # -P: the files beside the program are core's, and must not shadow anything.
+        # -P: the modules beside the program are core's, and must not hide other packages.
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(program), str(side)],
             stdin=subprocess.PIPE,
@@ -57,13 +57,14 @@ class PeerProcess:
 
     @property
     def reads_floats(self) -> bool:
-        """Whether it loads checkpoints of floats in Hugging Face's layout only."""
+        """Whether it can only load checkpoints of floats in Hugging Face's layout."""
         return bool(self._named.kind.formats)
 
     def load(self, path: Path, bits: frozenset[int] = frozenset()) -> tuple[float, int]:
-        """Loads a checkpoint; returns seconds, and bytes that the peer held at most.
+        """Loads a checkpoint; returns the seconds, and the peer's peak memory in bytes.
 
         Args:
+            path: of the checkpoint.
             bits: of our quantized matrices.
         """
         self.weights = self._named.format_beside(bits)
@@ -86,7 +87,7 @@ class PeerProcess:
         return Run(**self._ask(do="run", prompt=list(ids), generate=generate))
 
     def batch(self, prompts: Sequence[Sequence[int]], generate: int, **more: Any) -> dict[str, Any]:
-        """Many generations at once; ``more`` and the answer as of ``mlx_lm_side``."""
+        """Many generations at once; ``more`` and the result are those of ``mlx_lm_side``."""
         return self._ask(do="batch", prompts=[list(ids) for ids in prompts], generate=generate, **more)
 
     def close(self) -> None:

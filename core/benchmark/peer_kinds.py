@@ -1,4 +1,4 @@
-"""Whom we measure against: what must be installed, in which formats a peer holds its weights, and how one is named."""
+"""The peers to measure against: what must be installed, the formats of their weights, and how a user names one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class PeerKind:
     Attributes:
         modules: must be installed.
         side: the file with its side.
-        install: what pip installs it by.
-        formats: of weights, any of which may be named after a colon; empty where a peer has the weights as we have
-            them, and reads our checkpoints itself.
-        usual: bits of our quantization, None for none → the format that stands beside it.
+        install: the packages for pip.
+        formats: of weights, which may follow the name after a colon; empty if the peer reads our checkpoints itself,
+            with the weights in our format.
+        usual: bits of our quantization, None for none → the format to compare with it.
     """
 
     modules: tuple[str, ...]
@@ -54,9 +54,9 @@ class PeerName:
     """A peer as a user names it: ``mlx-lm``, ``llama.cpp:Q4_0``.
 
     Attributes:
-        text: as it was given.
+        text: as the user wrote it.
         kind: of ``PEERS``.
-        format: of its weights, where it was given.
+        format: of its weights, if the user gave one.
     """
 
     text: str
@@ -64,13 +64,13 @@ class PeerName:
     format: str | None
 
     def format_beside(self, bits: frozenset[int]) -> str | None:
-        """The format of its weights beside ours; None where it has ours.
+        """The format of its weights to compare with ours; None if it uses ours.
 
         Args:
             bits: of our quantized matrices; empty without any.
 
         Raises:
-            UsageError: no format stands beside ours, and none was given.
+            UsageError: no format corresponds to ours, and none was given.
         """
         if self.format is not None or not self.kind.formats:
             return self.format
@@ -78,14 +78,14 @@ class PeerName:
         if ours not in self.kind.usual:
             shown = " and ".join(map(str, sorted(bits)))
             raise UsageError(
-                f"{self.text} has no format that stands beside weights of {shown} bits",
+                f"{self.text} has no format that corresponds to weights of {shown} bits",
                 hint=f"Name the format: {self.text}:{self.kind.formats[-1]}.",
             )
         return self.kind.usual[ours]
 
 
 def check_peer(text: str) -> PeerName:
-    """Whether a peer is known and installed.
+    """Checks that a peer is known and installed.
 
     Raises:
         UsageError: there is no such peer, or it has no such format.
@@ -93,7 +93,7 @@ def check_peer(text: str) -> PeerName:
     """
     name, colon, chosen = text.partition(":")
     if name not in PEERS:
-        raise UsageError(f"nothing is known of {name!r} to measure against", expected=", ".join(PEERS), found=name)
+        raise UsageError(f"{name!r} is not a known peer", expected=", ".join(PEERS), found=name)
     kind = PEERS[name]
     if colon and chosen not in kind.formats:
         expected = ", ".join(f"{name}:{each}" for each in kind.formats) or f"{name} alone"
@@ -101,7 +101,7 @@ def check_peer(text: str) -> PeerName:
     for module in kind.modules:
         if importlib.util.find_spec(module) is None:
             raise BenchmarkError(
-                f"{name} is not installed beside core: there is no module {module}",
+                f"{name} is not installed: there is no module {module}",
                 where=sys.prefix,
                 hint=f"pip install {kind.install}; core needs it for this comparison only.",
             )

@@ -1,8 +1,8 @@
-"""A peer's process: ``python -P peer_program.py SIDE.py``; in SIDE.py, a class ``Side`` has a method for each task.
+"""A peer's process: ``python -P peer_program.py SIDE.py``. The class ``Side`` in SIDE.py has a method for each task.
 
-Reads one JSON object a line on stdin and answers each with one on what stdout was; whatever the peer prints goes to
-stderr. Where a side does not say how much memory a task took, the most that the process had resident is added. Imports
-nothing of core, so that nothing of it is in the peer's process.
+It reads one JSON object a line on stdin, and answers each with one on the original stdout; the peer's own output goes
+to stderr. If a side does not report the memory of a task, the process's peak resident memory is added. It imports
+nothing of core, so that the peer's process has no code of ours.
 """
 
 import contextlib
@@ -23,19 +23,19 @@ def main(path: str) -> None:
         try:
             answer = getattr(side, task["do"])(task)
             answer.setdefault("peak_memory", peak())
-        except Exception as error:  # told to whoever asked
+        except Exception as error:  # reported to the caller
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)
 
 
 def forget_peak() -> None:
-    """Lets the system count the peak from now on, where it can: on Linux."""
+    """Resets the system's peak memory, where it can: on Linux."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak() -> int:
-    """The most bytes that this process had resident; 0 where the system does not say."""
+    """Peak resident memory of this process in bytes; 0 if the system does not report it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -1,7 +1,7 @@
-"""A model of random weights, quantized matrix by matrix, so that one fits that would not fit before quantization.
+"""Makes a model of random weights and quantizes it matrix by matrix, so that it need not fit in memory unquantized.
 
-Knows how a load would have treated such weights, and does the same. Weights are never zeros: a device may be faster at
-those, and a router would send all tokens to the same experts.
+Dtypes are those that a load would choose. Weights are never zeros: a device may be faster with zeros, and a router
+would send all tokens to the same experts.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ _STORED = mx.bfloat16
 
 
 def random_model(shape: Shape, dtype: mx.Dtype | None = None) -> tuple[BuiltModel, mx.Dtype]:
-    """Makes the model, and says in which dtype it computes.
+    """Makes the model; returns it with its compute dtype.
 
     Args:
-        dtype: compute dtype; None takes what a load of such a checkpoint in bfloat16 would, as ``core.weights.compute``
-            says.
+        shape: of the model.
+        dtype: compute dtype; None takes that of a load of such a checkpoint in bfloat16, as ``core.weights.compute``
+            chooses.
 
     Raises:
         ConfigError, PluginError: as for ``core.load``.
@@ -49,7 +50,7 @@ def random_model(shape: Shape, dtype: mx.Dtype | None = None) -> tuple[BuiltMode
         if library and dtype is None:
             model.apply(lambda array: array.astype(compute) if array.ndim == 1 else array)
         else:
-            model.set_dtype(compute)  # scales and norms; what is packed stays
+            model.set_dtype(compute)  # scales and norms; packed weights do not change
         for module in model.modules():
             mx.eval(own_arrays(module))
             mx.clear_cache()

@@ -1,7 +1,7 @@
-"""What a benchmark finds: figures with their spread. Knows medians and ratios; knows no clock and no model.
+"""``Benchmark``: the figures of a benchmark, with their spread.
 
-The fields are the JSON that ``corelm bench --json`` prints. Later versions add fields, and rename or remove none as
-long as ``schema`` is the same.
+The fields are the JSON that ``corelm bench --json`` prints. While ``schema`` is the same, later versions may add
+fields, but not rename or remove any.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Several measurements of one thing, in the order in which they were made."""
+    """Several measurements of one quantity, in the order in which they were made."""
 
     median: float
     min: float
@@ -35,7 +35,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where it ran.
+    """The machine of the benchmark.
 
     Attributes:
         device: backend and name; system, python: of the host.
@@ -123,9 +123,10 @@ class Length:
 
     Attributes:
         prompt_tokens: its tokens; context: tokens that a decode step attended to, on average.
-        step_bytes: bytes that such a step must read: weights, of the experts only those a token uses, and the cache.
-        decode_limit: tokens a second if a step took no longer than to read these, at the machine's bandwidth.
-        fraction: of that limit, reached by the median decode speed.
+        step_bytes: bytes that such a step must read: the cache, and the weights, with only those experts that a token
+            uses.
+        decode_limit: tokens a second if a step only took the time to read these, at the machine's bandwidth.
+        fraction: median decode speed over that limit.
         speed: ours.
         peers, ratios: one for each of the benchmark's peers, in their order.
         peer, ratio: the first of them; null without a peer.
@@ -145,13 +146,13 @@ class Length:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who else ran, in a process of its own, in turns with us.
+    """A program that ran in turns with ours, in a process of its own.
 
     Attributes:
-        name: as it was asked for; version: of the package.
+        name: as the user gave it; version: of the package.
         loading: of the same checkpoint; null for random weights.
         load_ratio: our seconds over the peer's.
-        weights: the format of its weights; null where they are in ours.
+        weights: the format of its weights; null if it is the same as ours.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What a benchmark runs: lengths, counts, and what makes no sense whatever the model. Knows no model and no clock."""
+"""The settings of a benchmark: lengths and counts, checked."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ DEFAULT_PROMPTS = (32, 512, 2048, 8192)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How often and how long.
+    """The lengths and the number of runs.
 
     Attributes:
         prompt_tokens: lengths of the prompts, ascending.
         generate: new tokens of a run; the first of them ends the prefill, the others are the decode.
         iterations: counted runs of each length.
-        chosen: the lengths were asked for, and not core's own choice.
+        chosen: the user gave the lengths; else they are core's default.
     """
 
     prompt_tokens: tuple[int, ...]
@@ -48,9 +48,10 @@ class Settings:
         return cls(prompts, generate, iterations, prompt_tokens is not None)
 
     def fitting(self, limit: int | None) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """The lengths to run on a model that was made for ``limit`` tokens (None: it does not say), and remarks.
+        """The lengths to run on a model with a context of ``limit`` tokens (None: unknown), and remarks.
 
-        Core's own choice leaves out what does not fit. What was asked for is run: its speed is true, its text is not.
+        Default lengths that do not fit are left out. Lengths that the user gave are run: the speed is valid, the text
+        is not.
         """
         if limit is None:
             return self.prompt_tokens, ()
@@ -67,5 +68,5 @@ class Settings:
 
 
 def prompt(length: int, vocab_size: int) -> list[int]:
-    """Token ids, the same for everybody, spread over the vocabulary."""
+    """Token ids spread over the vocabulary, the same for all sides."""
     return [(place * 7919 + 13) % vocab_size for place in range(length)]

@@ -1,4 +1,4 @@
-"""Shapes of published models by a short name, as in their ``config.json``, or of a file. Knows no architecture."""
+"""Shapes of published models by a short name, with the content of their ``config.json``; or read from a file."""
 
 from __future__ import annotations
 
@@ -72,9 +72,10 @@ class Shape:
 
 
 def read_shape(name: str, *, bits: int | None = None, layers: int | None = None) -> Shape:
-    """A shape by its name in ``SHAPES``, or of a file like ``config.json``, or of a directory that has one.
+    """A shape by its name in ``SHAPES``, or from a file like ``config.json``, or from a directory that has one.
 
     Args:
+        name: of the shape, file or directory.
         bits: 16 and None are bfloat16.
         layers: use so many blocks instead of the config's.
 
@@ -83,7 +84,7 @@ def read_shape(name: str, *, bits: int | None = None, layers: int | None = None)
         ConfigError: the file is not a config.
     """
     config = SHAPES[name] if name in SHAPES else _read(Path(name))
-    # What a file says about its weights is not true of random ones.
+    # Keys about the file's weights do not hold for random ones.
     config = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
     shown = name
     if layers is not None:

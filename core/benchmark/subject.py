@@ -1,7 +1,5 @@
-"""What is measured: a checkpoint loaded a few times, or a shape filled with random weights, by us and by peers.
-
-Knows how a model comes to be there, and what it holds; knows nothing of runs.
-"""
+"""Prepares the measured model, on our side and on the peers': loads a checkpoint, or fills a shape with random
+weights."""
 
 from __future__ import annotations
 
@@ -33,11 +31,11 @@ _READING = ("plugin", "revision", "format", "strict")  # options of a load that 
 
 @dataclass(frozen=True)
 class Measured:
-    """A model that is ready to run, on our side and, where there are some, on the peers'.
+    """A model that is ready to run, on our side and on that of each peer.
 
     Attributes:
-        subject: what a report says of it.
-        limit: tokens that the model was made for; None where it does not say.
+        subject: its description for the report.
+        limit: the model's context in tokens; None if unknown.
         loading: None for random weights.
         peer_loadings: of each peer; empty for random weights.
     """
@@ -51,7 +49,7 @@ class Measured:
 
     @property
     def model(self) -> Decoder:
-        """Our side's."""
+        """Our side's model."""
         return self.built.model
 
     def step_bytes(self, context: int) -> int:
@@ -67,11 +65,11 @@ def from_checkpoint(
 ) -> Measured:
     """Loads a checkpoint ``loads`` times, in turns with the peers; the last load is kept.
 
-    A peer that reads only floats in Hugging Face's layout gets a conversion where the checkpoint is something else; it
-    is written before its first load, and its time does not count.
+    If a peer only reads floats in Hugging Face's layout, it gets a conversion of any other checkpoint. That is written
+    before its first load, and is not timed.
 
     Raises:
-        CoreError: whatever ``core.load`` or ``core.convert`` raises, or a peer fails.
+        CoreError: any error of ``core.load`` or ``core.convert``, or a peer fails.
     """
     ours: list[float] = []
     theirs: list[list[tuple[float, int]]] = [[] for _ in peers]
@@ -89,7 +87,7 @@ def from_checkpoint(
             peak = max(peak, mx.get_peak_memory())
             assert lm.origin is not None
             path = lm.origin.checkpoint.path
-            assert path is not None  # what is loaded is local
+            assert path is not None  # a loaded checkpoint is local
             bits = frozenset(setting.bits for setting in settings_of(lm.model))
             for found, peer in zip(theirs, peers, strict=True):
                 if peer.reads_floats and floats is None:

@@ -1,4 +1,4 @@
-"""Bytes that a decode step of one sequence must read, counted and not measured. Knows modules; knows no device."""
+"""Counts the bytes that a decode step of one sequence must read."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def step_weight_bytes(model: Decoder, active_experts: int | None) -> int:
-    """Bytes of the weights that one token goes through.
+    """Bytes of the weights that one token needs.
 
-    Of the experts, those that it uses; of the embedding, one row, unless the head multiplies by the whole matrix.
+    Only the experts that it uses count; of the embedding, one row, unless the head multiplies by the whole matrix.
 
     Args:
+        model: with its weights.
         active_experts: experts a token uses; None counts all of them.
     """
     tied = "lm_head" not in model
@@ -49,5 +50,5 @@ def step_weight_bytes(model: Decoder, active_experts: int | None) -> int:
 
 
 def step_cache_bytes(specs: Sequence[CacheSpec], context: int, dtype: mx.Dtype) -> int:
-    """Bytes of the cache that a token attends to: of a window, no more than its tokens."""
+    """Bytes of the cache that a token attends to; in a sliding window, at most those of its tokens."""
     return sum(spec.bytes_at(context, dtype) for spec in specs)

@@ -1,23 +1,24 @@
-"""transformers' side of a benchmark, on PyTorch: in a process of its own, which core starts and never imports.
+"""transformers' side of a benchmark, on PyTorch, in a process of its own.
 
-Run by ``peer_program``. On a GPU, generates with a static cache, for which transformers compiles the decode step. On a
-CPU, calls the model itself, step by step, with a cache that grows, and nothing is compiled. Imports nothing of core.
+``peer_program`` runs it. On a GPU, it generates with a static cache, for which transformers compiles the decode step.
+On a CPU, it calls the model itself, step by step, with a growing cache and without compilation. It imports nothing of
+core.
 """
 
 import time
 from collections.abc import Callable
 from typing import Any
 
-_ROUND = 1024  # a static cache of another size is compiled anew
+_ROUND = 1024  # a static cache of another size is compiled again
 
 
 class Side:
-    """A loaded or random model of transformers'."""
+    """A loaded or random model in transformers."""
 
     model: Any = None
 
     def hello(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Imports both packages; takes the number of threads."""
+        """Imports both packages; sets the number of threads."""
         import torch
         import transformers
 
@@ -25,7 +26,7 @@ class Side:
         return {"version": f"{transformers.__version__} (torch {torch.__version__})"}
 
     def load(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Loads a checkpoint from a directory, in place of the one before."""
+        """Loads a checkpoint from a directory, and replaces the one before."""
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -49,7 +50,8 @@ class Side:
         return {}
 
     def run(self, task: dict[str, Any]) -> dict[str, Any]:
-        """One greedy generation of exactly ``generate`` tokens; a token has come when its id is on the host."""
+        """One greedy generation of exactly ``generate`` tokens; a token counts as generated when its id is on the
+        host."""
         import torch
 
         ids, count = torch.tensor([task["prompt"]], device=_device()), task["generate"]
@@ -113,7 +115,7 @@ class Side:
 
 
 class _Clock:
-    """A streamer that notes when each token came."""
+    """A streamer that records when each token arrived."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -143,7 +145,7 @@ def _synchronize() -> None:
 
 
 def _peak() -> dict[str, int]:
-    """Of a GPU; on a CPU, whoever runs this side adds what its process held."""
+    """On a GPU, the peak memory; on a CPU, nothing: ``peer_program`` adds the process's."""
     import torch
 
     return {"peak_memory": torch.cuda.max_memory_allocated()} if torch.cuda.is_available() else {}

@@ -1,6 +1,6 @@
-"""Conversations: messages, their cache and their files. Knows no terminal and no server.
+"""Conversations: their messages, their cache and their files.
 
-Rendering is ``core.text``'s, generating ``core.language_model``'s; here is what stays between one answer and the next.
+Rendering prompts is in ``core.text``, generating in ``core.language_model``.
 """
 
 from core.chat.conversation import Conversation

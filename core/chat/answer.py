@@ -1,4 +1,4 @@
-"""The text of an answer as it comes, without calls of tools."""
+"""``AnswerText``: the text of an answer as it is generated, without tool calls."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from core.text.tool_calls import TOOL_CALLS, ToolCalls, Vocabulary, parse_tool_c
 
 
 class AnswerText:
-    """What of a generation's text is said to the reader.
+    """The part of a generated text that the reader sees.
 
-    What follows the control token of a tool call is held back, and released if it turns out to be no call.
+    Text after the control token of a tool call is held back. It is released if it turns out not to be a call.
 
     Args:
         tokenizer: of the model.
@@ -30,11 +30,11 @@ class AnswerText:
 
     @property
     def shown(self) -> str:
-        """What has been released so far."""
+        """The text released so far."""
         return "".join(self._shown)
 
     def add(self, text: str, token_id: int | None) -> str:
-        """Takes the next piece; returns what of it the reader sees."""
+        """Adds the next piece; returns the part that the reader sees."""
         if token_id is not None:
             self._ids.append(token_id)
             if token_id in self._tokenizer.special_ids and self._tokenizer.token_of(token_id) == TOOL_CALLS:
@@ -43,13 +43,13 @@ class AnswerText:
         return "" if self._calls else text
 
     def finish(self) -> tuple[str, ToolCalls]:
-        """What is released at the end, and the calls. Text that was held back is no text if it makes calls."""
+        """Returns the text released at the end, and the calls. Held-back text that is a call is not released."""
         if not self._calls:
             return "", ToolCalls(self.shown)
         found = parse_tool_calls(self._ids, self._tokenizer, turn=self._turn)
         problem = found.problem
         for call in found.calls:
-            wrong = problem_within(call.arguments)  # no later prompt, and no file, could hold it
+            wrong = problem_within(call.arguments)  # neither a later prompt nor a file could hold it
             if wrong is not None:
                 problem = f"the value of {call.name}'s arguments {wrong}"
         if problem is None:

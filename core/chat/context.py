@@ -1,8 +1,8 @@
-"""What of a conversation is sent to the model when it no longer fits into its context. Two policies:
+"""Chooses which messages are sent to the model when a conversation no longer fits its context. Two policies:
 
-* ``drop-oldest``: the oldest turns are left out whole, a question with all that answers it. The system prompt and the
-  last turn always stay. So many are left out that half of the context is free: the rest is processed anew once, and not
-  for every turn that follows.
+* ``drop-oldest``: the oldest turns are left out, each with its question and all answers. The system prompt and the last
+  turn always stay. So many are left out that half of the context is free: the rest is processed again only once, and
+  not for every following turn.
 * ``stop``: an error says that the conversation is full.
 """
 
@@ -19,11 +19,11 @@ POLICIES: tuple[str, ...] = get_args(ContextPolicy)
 
 
 def usable(given: int | None, made_for: int | None) -> int | None:
-    """Tokens that a prompt and its answer may have together; None where nobody knows a limit.
+    """Tokens that a prompt and its answer may have together; None if no limit is known.
 
     Args:
-        given: what the user allows; None: whatever the model can.
-        made_for: what the model was made for.
+        given: the user's limit; None takes the model's.
+        made_for: the model's context.
 
     Raises:
         UsageError: there is no room for a prompt and an answer.
@@ -36,7 +36,7 @@ def usable(given: int | None, made_for: int | None) -> int | None:
 
 
 def reserved(max_tokens: int, context: int) -> int:
-    """Tokens of a context that are kept free for an answer: what it may take, but no more than a quarter."""
+    """Tokens of a context that are kept free for an answer: ``max_tokens``, but at most a quarter."""
     return max(1, min(max_tokens, context // 4))
 
 
@@ -49,14 +49,16 @@ def fitted(
     context: int | None,
     policy: str,
 ) -> tuple[int, list[int]]:
-    """The prompt of as many messages as the context has room for beside the answer, and where it begins among them.
+    """The prompt of the messages that fit the context together with the answer, and the index of the first of them.
 
     Args:
+        messages: without the system prompt.
+        since: the index returned last time; nothing before it is sent again.
         encode: from messages to the prompt's ids.
-        max_tokens: what the answer may take.
-        context: None where nobody knows a limit: all messages are sent.
+        max_tokens: of the answer.
+        context: None if no limit is known: all messages are sent.
 
-    The rest, and errors, are those of ``first_sent``.
+    The other arguments, and errors, are those of ``first_sent``.
     """
     if context is None:
         return since, encode(messages)
@@ -80,11 +82,11 @@ def first_sent(
     room: int,
     policy: str,
 ) -> int:
-    """Where the part of a conversation begins that is sent to the model.
+    """The index of the first message that is sent to the model.
 
     Args:
         messages: without the system prompt.
-        since: where the part began that was sent last; nothing before it is sent again.
+        since: the index returned last time; nothing before it is sent again.
         count: tokens of the prompt that begins at this message.
         context: tokens that the model can process, prompt and answer together.
         room: of these, tokens for the answer.
@@ -119,9 +121,10 @@ def first_sent(
 
 
 def _longest_end(starts: Sequence[int], count: Callable[[int], int], most: int) -> int:
-    """The first of ``starts`` from which on there are at most ``most`` tokens, as there are from the last one.
+    """The first of ``starts`` from which the prompt has at most ``most`` tokens. The prompt from the last start must
+    fit.
 
-    It looks from the end, in steps that double, and then between the last two: what it counts is little more than what
+    It searches from the end, in steps that double, and then between the last two. So it counts little more than what
     fits, however long the conversation is.
     """
     fits, step = len(starts) - 1, 1

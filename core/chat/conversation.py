@@ -1,7 +1,7 @@
-"""``Conversation``: messages with a model, one cache for all of them.
+"""``Conversation``: messages exchanged with a model, with one cache for all of them.
 
-Knows messages, their turns, and when an answer is kept; knows no terminal. What a prompt is, is the template's affair:
-each prompt is rendered from all messages, and only what differs from what the cache holds is processed.
+Each prompt is rendered by the chat template from all messages. Only the tokens that differ from those in the cache are
+processed.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ class Conversation:
         for chunk in chat.stream("And I?"):
             print(chunk.text, end="")
 
-    One answer at a time. It becomes a message when it is complete. One whose iterator is closed early is kept as far as
-    it was yielded, and marked ``interrupted``. Where nothing was said, by an error, an early end or an empty answer,
-    the question is taken back too, so that roles alternate as templates demand.
+    One answer at a time. It becomes a message when it is complete. If its iterator is closed early, the text yielded so
+    far is kept and marked ``interrupted``. If there is no text, after an error, an early end or an empty answer, the
+    question is removed too, so that roles alternate as templates require.
 
     Args:
         lm: the model, with a tokenizer.
         system: the system prompt.
-        messages: what has been said; a system message at the beginning is the system prompt.
+        messages: earlier messages; a system message at the beginning is the system prompt.
         tools: functions that the model may call, as JSON schemas in OpenAI's form.
         chat_template: as for ``Tokenizer.encode_chat``; None takes the checkpoint's.
-        context: tokens of prompt and answer together, at most what the model was made for, which None takes.
+        context: tokens of prompt and answer together, at most the model's context, which is the default.
         context_policy: what happens when they no longer fit; see ``core.chat.context``.
         reuse: keep the cache between turns; False processes every prompt whole.
-        options: for ``LanguageModel.stream``, for all answers; ``max_kv_tokens``, ``kv_bits`` and ``kv_group_size`` are
-            the cache's.
+        options: for ``LanguageModel.stream``, for all answers. ``max_kv_tokens``, ``kv_bits`` and ``kv_group_size``
+            are settings of the cache.
 
     Attributes:
-        system, tools, options: as above; what is changed counts from the next answer on.
+        system, tools, options: as above; a change takes effect with the next answer.
         result: of the last answer; its ``prompt_ids`` are those that were processed for it.
-        calls: the tool calls of the last answer, as in ``result``, and what was wrong with their form.
-        left_out: messages at the beginning that the last prompt left out.
+        calls: the tool calls of the last answer, as in ``result``, and errors in their form.
+        left_out: number of messages at the beginning that the last prompt left out.
 
     Raises:
         TokenizerError: the model has no tokenizer.
-        ConversationError: messages or tools that are none.
-        UsageError: a policy that there is not.
+        ConversationError: invalid messages or tools.
+        UsageError: an unknown policy.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class Conversation:
         self._context = usable(context, lm.context)
         self._policy = checked_policy(context_policy)
         self._held = Held(lambda: lm.model.make_cache(1, **cache_options))
-        # Keys that were rotated for a shorter prompt are not those of a longer one.
+        # Keys rotated for a shorter prompt differ from those for a longer one.
         self._reuse = reuse and not depends_on_length(lm.model)
         self._answering = False
-        self._messages: list[Message] = []  # never changed in place, so that a failure can bring it back
+        self._messages: list[Message] = []  # never changed in place, so that a failure can restore it
         self._take(checked_messages(messages))
 
     @property
@@ -108,11 +108,11 @@ class Conversation:
 
     @property
     def context(self) -> int | None:
-        """Tokens that prompt and answer may have together; None where nobody knows."""
+        """Tokens that prompt and answer may have together; None if no limit is known."""
         return self._context
 
     def generate(self, message: str | Mapping[str, Any] | None = None, **options: Any) -> GenerationResult:
-        """Answers to the end; arguments and errors are those of ``stream``."""
+        """Generates the whole answer. Arguments and errors are those of ``stream``."""
         for chunk in self.stream(message, **options):
             if chunk.result is not None:
                 return chunk.result
@@ -122,16 +122,16 @@ class Conversation:
         """Adds a message and streams the answer, which becomes a message too.
 
         Args:
-            message: what the user says, or a message of any role; None answers what has been added.
-            options: for this answer, over those of the conversation.
+            message: the user's text, or a message of any role; None answers the messages added before.
+            options: for this answer; they override those of the conversation.
 
         Returns:
-            Pieces as ``LanguageModel.stream`` yields them. Their text, and the result's, is what is said beside tool
-            calls; the calls are the result's ``tool_calls``.
+            Pieces as ``LanguageModel.stream`` yields them. Their text, and the result's, leaves out tool calls;
+            these are in the result's ``tool_calls``.
 
         Raises:
             ConversationError: there is nothing to answer, or it does not fit into the context; from the iterator: the
-                conversation has changed since, or another answer is under way.
+                conversation has changed since, or another answer is being generated.
             ChatTemplateError, UsageError: as ``LanguageModel.stream``. The conversation is then as it was.
         """
         return self._stream(self._messages + ([] if message is None else _checked(message)), options)
@@ -140,24 +140,25 @@ class Conversation:
         """Adds a message without answering it, such as a tool's result.
 
         Raises:
-            ConversationError: it is no message.
+            ConversationError: it is not a valid message.
         """
         self._messages = self._messages + _checked(message)
 
     def regenerate(self, **options: Any) -> Iterator[GenerationChunk]:
-        """Takes the last answer back and streams another; if that fails or says nothing, the old one stays.
+        """Removes the last answer and streams another one. If that fails or has no text, the old one stays.
 
-        With temperature 0, or the same seed, it is the same again.
+        With temperature 0, or the same seed, the answer is the same again.
 
         Raises:
             ConversationError: there is no answer, or as ``stream``.
         """
         if not self._messages or self._messages[-1]["role"] != "assistant":
-            raise ConversationError("there is no answer to make anew")
+            raise ConversationError("there is no answer to regenerate")
         return self._stream(self._messages[:-1], options)
 
     def undo(self) -> Message | None:
-        """Takes the last turn back, the user's message and all that answers it; returns that message, None for none."""
+        """Removes the last turn: the user's message and all answers to it. Returns that message; None if there is no
+        turn."""
         begins = turns(self._messages)
         if not begins:
             return None
@@ -166,12 +167,12 @@ class Conversation:
         return next((message for message in undone if message["role"] == "user"), undone[0])
 
     def reset(self) -> None:
-        """Forgets all messages but the system prompt."""
+        """Removes all messages except the system prompt."""
         self._messages, self.left_out = [], 0
         self._held.forget()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes messages and tools as JSON, whole or not at all; an earlier conversation there is replaced.
+        """Writes messages and tools as JSON, completely or not at all. A conversation already in the file is replaced.
 
         Raises:
             ConversationError: the file cannot be written, or is something else.
@@ -179,7 +180,7 @@ class Conversation:
         write_conversation(path, self.messages, tools=self.tools, model=str(self.lm.report.plan.source))
 
     def load(self, path: str | os.PathLike[str]) -> Self:
-        """Takes messages and tools from a file in place of its own, and returns itself.
+        """Replaces messages and tools by those of a file, and returns itself.
 
         Raises:
             ConversationError: the file cannot be read, or holds no conversation; the conversation is then as it was.
@@ -191,7 +192,7 @@ class Conversation:
         return self
 
     def prompt_ids(self) -> list[int]:
-        """The whole prompt of the next answer, as it stands; for reading."""
+        """The whole prompt of the next answer, as it is now; for inspection."""
         return self._encoded(self._messages[self.left_out :])
 
     def _take(self, messages: list[Message]) -> None:
@@ -255,13 +256,13 @@ class Conversation:
                     yield dataclasses.replace(chunk, text=text, result=result)
             except GeneratorExit:
                 stream.close()  # type: ignore[attr-defined]
-                if not kept:  # else it was closed after its end
+                if not kept:  # otherwise the stream was closed after its end
                     held.extend([*new, *answer.ids])
                     kept = self._keep(ToolCalls(answer.shown), interrupted=True)
                 raise
         except BaseException as error:
             if not isinstance(error, GeneratorExit):
-                held.forget()  # a step may have failed half-way
+                held.forget()  # a failed step may have changed a part of the cache
             raise
         finally:
             self._answering = False
@@ -269,7 +270,7 @@ class Conversation:
                 self._messages = old
 
     def _keep(self, said: ToolCalls, *, interrupted: bool = False) -> bool:
-        """Makes a message of what was said; False where that is nothing."""
+        """Makes a message of the answer; returns False if it is empty."""
         if not said.text.strip() and not said.calls:
             return False
         self._messages = [*self._messages, answered(said, interrupted=interrupted)]

@@ -1,4 +1,4 @@
-"""Messages as plain data: what a conversation may hold, and its turns."""
+"""Messages as plain data: checks what a conversation may hold, and finds its turns."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from core.text.tool_calls import ToolCalls
 
 Message = dict[str, Any]
 
-_MAX_DEPTH = 100  # of lists and objects in each other; schemas of tools have about ten
+_MAX_DEPTH = 100  # nesting of lists and objects; schemas of tools have about ten levels
 
 INTERRUPTED = "interrupted"
-"""The key that marks an answer which was stopped before its end; no template is shown it."""
+"""The key that marks an answer which was stopped before its end. It is removed before a template gets the message."""
 
 
 def checked_messages(value: object, where: str | None = None) -> list[Message]:
     """``value`` as messages, in dictionaries of their own.
 
-    A message is an object with a ``role`` and a ``content``: text, or a list of objects (``{"type": "text", …}``).
-    An assistant's may have ``tool_calls`` and no content, a tool's says its ``tool_call_id``. Other keys are the
-    template's affair.
+    A message is an object with a ``role`` and a ``content``: text, or a list of objects (``{"type": "text", …}``). An
+    assistant's may have ``tool_calls`` and no content; a tool's has a ``tool_call_id``. Other keys are passed to the
+    template.
 
     Args:
+        value: a list of objects.
         where: the file that they came from, for errors.
 
     Raises:
@@ -52,7 +53,7 @@ def checked_tools(value: object, where: str | None = None) -> list[dict[str, Any
     for place, tool in enumerate(value, start=1):
         function = tool.get("function") if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise ConversationError(f"tool {place} of {len(value)} is none", where=where, expected=expected)
+            raise ConversationError(f"tool {place} of {len(value)} is not valid", where=where, expected=expected)
         problem = problem_within(tool)
         if problem is not None:
             raise ConversationError(f"tool {place} of {len(value)} {problem}", where=where)
@@ -60,13 +61,13 @@ def checked_tools(value: object, where: str | None = None) -> list[dict[str, Any
 
 
 def turns(messages: Sequence[Message]) -> list[int]:
-    """Where turns begin: at each user message. What stands before the first belongs to the first."""
+    """Where turns begin: at each user message. Messages before the first belong to the first turn."""
     users = [place for place, message in enumerate(messages) if message["role"] == "user"]
     return [0, *users[1:]] if users else [0] if messages else []
 
 
 def answered(said: ToolCalls, *, interrupted: bool) -> Message:
-    """The message that an answer becomes; without ``content`` where only calls were made, as templates expect it."""
+    """The message for an answer. It has no ``content`` if the answer has calls only, as templates expect."""
     message: Message = {"role": "assistant"}
     if said.text:
         message["content"] = said.text
@@ -78,13 +79,13 @@ def answered(said: ToolCalls, *, interrupted: bool) -> Message:
 
 
 def shown(message: Message) -> Message:
-    """The message as a template is shown it."""
+    """The message as a template gets it."""
     return {key: value for key, value in message.items() if key != INTERRUPTED}
 
 
 def _problem(item: object) -> str | None:
     if not isinstance(item, Mapping):
-        return f"is no object but {type(item).__name__}"
+        return f"is not an object but {type(item).__name__}"
     role = item.get("role")
     if not isinstance(role, str) or not role:
         return "has no role"
@@ -93,14 +94,14 @@ def _problem(item: object) -> str | None:
         if role != "assistant":
             return f"has tool calls, and the role {role!r}"
         if not _are_calls(calls):
-            return 'tool_calls is no list of {"id": …, "function": {"name": …, "arguments": …}}'
+            return 'tool_calls is not a list of {"id": …, "function": {"name": …, "arguments": …}}'
     if content is None:
         if not calls:
             return "has no content"
     elif not isinstance(content, str) and not _are_chunks(content):
         return f"content is neither text nor a list of objects, but {type(content).__name__}"
     if role == "tool" and not isinstance(item.get("tool_call_id", ""), str):
-        return "tool_call_id is no text"
+        return "tool_call_id is not text"
     if not isinstance(item.get(INTERRUPTED, True), bool):
         return f"{INTERRUPTED} is neither true nor false"
     return problem_within(item)
@@ -123,13 +124,13 @@ def _are_calls(calls: object) -> bool:
 
 
 def problem_within(value: object) -> str | None:
-    """What is wrong with plain data: no template and no file can hold it."""
+    """Why plain data cannot be put into a template or a file; None if it can."""
     left: list[tuple[object, int]] = [(value, 1)]
     while left:
         item, depth = left.pop()
         if isinstance(item, str):
             if not item.isascii() and any("\ud800" <= character <= "\udfff" for character in item):
-                return "holds text that is no Unicode (half a surrogate pair)"
+                return "holds text that is not valid Unicode (half a surrogate pair)"
             continue
         if not isinstance(item, Mapping | list | tuple):
             continue

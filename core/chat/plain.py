@@ -1,7 +1,7 @@
-"""Conversations with a model that was never taught any: paragraphs, one after another.
+"""A chat template for models without one: the messages as paragraphs.
 
-Knows one template. A model without a chat template continues texts; so it is given one, in which everything that was
-said stands as it was said, with an empty line between.
+A model without a chat template continues texts. This template gives it every message unchanged, with an empty line
+after each.
 """
 
 PLAIN_TEMPLATE = (
@@ -9,4 +9,4 @@ PLAIN_TEMPLATE = (
     "{% if message.content is string %}{{ message.content }}{% endif %}{{ end }}"
     "{% endfor %}"
 )
-"""A chat template in jinja2: of messages with text, all roles alike."""
+"""A chat template in jinja2: messages with text, all roles alike."""

@@ -1,7 +1,7 @@
-"""One cache for a conversation: what it holds, and what of a prompt is new to it.
+"""``Held``: the cache of a conversation with its ids, reused for the next prompt.
 
-Knows ids and a cache that rewinds, or refuses; knows no text. Each prompt is compared as ids with what was processed,
-so that it may differ from the last one anywhere, and costs only what follows the first difference.
+Each prompt is compared, id by id, with the processed ones. So it may differ from the last prompt anywhere, and only the
+tokens after the first difference are processed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from core.nn import Cache
 
 @dataclass
 class Held:
-    """A cache with the ids in it.
+    """A cache with its ids.
 
     Attributes:
         make: makes an empty cache for one sequence.
@@ -28,10 +28,10 @@ class Held:
     ids: list[int] = field(default_factory=list)
 
     def prepare(self, prompt: Sequence[int]) -> tuple[Cache, list[int]]:
-        """The cache, holding as much of the beginning of ``prompt`` as it can, and the ids that are to be processed.
+        """The cache with as much of the beginning of ``prompt`` as possible, and the ids still to process.
 
-        At least one id is left to process, since it takes a step to know what follows it. A cache that cannot go back
-        as far as the prompt asks (a sliding window, a recurrent state) is replaced by an empty one.
+        At least one id is left to process, since the next token comes from a step. A cache that cannot be cut as far
+        back as the prompt requires (a sliding window, a recurrent state) is replaced by an empty one.
         """
         common = min(_common(self.ids, prompt), len(prompt) - 1)
         if self.cache is not None and self.cache.length > common:
@@ -45,12 +45,12 @@ class Held:
         return self.cache, list(prompt[common:])
 
     def extend(self, ids: Sequence[int]) -> None:
-        """Says which ids a generation added: the prompt's and its own, of which the cache may lack the last ones."""
+        """Records the ids after a generation: the prompt's and the generated ones. The cache may lack the last ones."""
         assert self.cache is not None
         self.ids = [*self.ids, *ids][: self.cache.length]
 
     def forget(self) -> None:
-        """Lets the cache go, with its memory."""
+        """Frees the cache and its memory."""
         self.cache, self.ids = None, []
 
 

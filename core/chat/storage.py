@@ -1,7 +1,7 @@
-"""Conversations as JSON files: read with checks, written whole or not at all.
+"""Reads and writes conversations as JSON files: read with checks, written completely or not at all.
 
-The form is one object, ``{"corelm_conversation": 1, "model": …, "messages":
-[…], "tools": […]}``; a bare list of messages is read too.
+The format is one object, ``{"corelm_conversation": 1, "model": …, "messages": […], "tools": […]}``. A bare list of
+messages can be read too.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _LIMIT = 256_000_000  # bytes of a file
 
 @dataclass(frozen=True)
 class StoredConversation:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
         messages: all, a system message among them.
         tools: None where the file has none.
-        model: what the conversation was held with, for the reader; it binds nobody.
+        model: the model that generated the answers, for information only.
     """
 
     messages: list[Message]
@@ -71,7 +71,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
             data = file.read(_LIMIT + 1)
     except (OSError, ValueError) as error:
         raise ConversationError(f"cannot be read: {_reason(error)}", where=path) from None
-    if len(data) > _LIMIT:  # a device may have no end
+    if len(data) > _LIMIT:  # a device file may have no end
         raise ConversationError("is too large", where=path, expected=f"at most {_LIMIT:,} bytes")
     try:
         return json.loads(data.decode("utf-8-sig"))
@@ -88,18 +88,18 @@ def write_conversation(
     tools: Sequence[dict[str, Any]] | None = None,
     model: str | None = None,
 ) -> None:
-    """Writes a conversation, in place of an earlier one; the file is complete at every moment.
+    """Writes a conversation, and replaces an earlier one. The file is complete at every moment.
 
     Raises:
-        ConversationError: the file cannot be written, or is there and is no conversation.
+        ConversationError: the file cannot be written, or exists and is not a conversation.
     """
     try:
-        target = Path(path).resolve()  # through a link, which stays one
+        target = Path(path).resolve()  # follow a link, so that it stays a link
         there = target.exists()
     except (OSError, ValueError, RuntimeError) as error:  # the last is a loop of links
         raise ConversationError(f"cannot be written: {_reason(error)}", where=path) from None
     if there and not _holds_conversation(target):
-        raise ConversationError("is there, and is no conversation", where=path, hint="Choose a new name.")
+        raise ConversationError("exists, and is not a conversation", where=path, hint="Choose a new name.")
     value: dict[str, Any] = {_KEY: _VERSION, "model": model, "messages": list(messages)}
     if tools is not None:
         value["tools"] = list(tools)
@@ -121,7 +121,7 @@ def write_conversation(
 
 
 def _holds_conversation(path: Path) -> bool:
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # opening a pipe would wait for its writer
         return False
     try:
         read_conversation(path)
@@ -131,5 +131,5 @@ def _holds_conversation(path: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Why a path is of no use; one with a NUL in it is no ``OSError``."""
+    """Why a path cannot be used. A path with a NUL in it raises no ``OSError``."""
     return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -1,7 +1,6 @@
-"""A path or hub id → files, layout and safetensors headers.
+"""Opens a checkpoint from a path or hub id: its files, its layout and its safetensors headers.
 
-No weight byte is read, and nothing of a checkpoint is executed. Knows no models, no plugins and no
-arrays; of `core` it uses only the errors.
+No tensor data is read, and no code of a checkpoint is executed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Parses JSON that nobody vouches for: one object, with bounds on size, count and nesting.
+"""Parses a JSON object from an untrusted file, with bounds on its size, number of values and nesting.
 
-Knows the ways in which a JSON file can be broken or hostile, and says which one it was. Knows nothing of what the
-object means: configs, indexes and safetensors headers all come through here.
+Configs, indexes and safetensors headers are all parsed here. Errors say in which way the file is broken.
 """
 
 from __future__ import annotations
@@ -13,19 +12,20 @@ from typing import NoReturn
 from core.errors import CoreError
 
 MAX_VALUES = 4_000_000
-"""Values in one document. A parsed value takes at most about 100 bytes, so that this bounds memory to some 400 MB; a
-tensor's entry in a header has fewer than 12, and the largest public checkpoints have about 200,000 tensors in all."""
+"""Values in one document. A parsed value takes at most about 100 bytes, so this bounds memory to some 400 MB. A
+tensor's entry in a header has fewer than 12 values, and the largest public checkpoints have about 200,000 tensors in
+all."""
 
 MAX_DEPTH = 64
-"""Nesting of one document, give or take a level. Deeper data would only move the failure to whoever walks it."""
+"""Nesting of one document, within one level. The bound protects recursive code that reads the result."""
 
 LFS_PREFIX = b"version https://git-lfs.github.com/spec/"
 LFS_PROBLEM = "is a git-LFS pointer, not the file itself"
 LFS_HINT = "run `git lfs pull` in the repository, or download the file from the hub"
 
-# A whole object of scalars and lists of numbers (as a header describes each tensor), a string (closed or not), or one
-# of the characters that structure a document. Possessive repeats: no backtracking, so that the scan is linear, and a
-# string of 100 MB costs no memory.
+# Matches one of: a whole object of scalars and lists of numbers (a header describes each tensor so), a string (closed
+# or not), or one of the characters that structure a document. Repeats are possessive, so there is no backtracking: the
+# scan is linear, and a string of 100 MB costs no memory.
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+'
 _FLAT = rb'\{(?:[^"\[\]{}]++|' + _STRING + rb'"|\[[^"\[\]{}]*+\])*+\}'
 _OPEN_OBJECT, _COMMA = b"{,"
@@ -38,14 +38,15 @@ def parse_object(
     """The JSON object in `data`, UTF-8 encoded.
 
     Args:
+        data: the text of the object.
         where: how an error names the file.
         error: the class of the error raised.
-        part: what `data` is of the file (``"header"``), when it is not the whole file.
+        part: which part of the file `data` is (``"header"``), when it is not the whole file.
         unique_keys: whether a key given twice in one object is an error; otherwise the last one wins, as usual.
 
     Raises:
-        error: not UTF-8, not JSON (with line and column), not an object, nested deeper than `MAX_DEPTH`, or more than
-            `MAX_VALUES` values; a git-LFS pointer is called by its name.
+        error: a git-LFS pointer; not UTF-8; not JSON (with line and column); not an object; nested deeper than
+            `MAX_DEPTH`; more than `MAX_VALUES` values.
     """
     if data.startswith(LFS_PREFIX):
         raise error(LFS_PROBLEM, where=where, hint=LFS_HINT)
@@ -71,7 +72,7 @@ def parse_object(
 
 
 def decode(data: bytes, *, where: str, error: type[CoreError], part: str = "") -> str:
-    """`data` as text; `error` that names the first byte that is not UTF-8."""
+    """`data` as text. Raises `error`, which names the first byte that is not UTF-8."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as exc:
@@ -80,7 +81,7 @@ def decode(data: bytes, *, where: str, error: type[CoreError], part: str = "") -
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """A value from a file as an error shows it: on one line, clipped, and never recursing into what it holds."""
+    """A value from a file, for an error message: on one line and clipped. It does not recurse into objects."""
     if isinstance(value, dict):
         return f"an object of {len(value):,} keys"
     if isinstance(value, list):
@@ -94,16 +95,16 @@ def shown(value: object, limit: int = 80) -> str:
 
 
 def quoted(text: str, limit: int = 80) -> str:
-    """`text` in quotes, what cannot be printed escaped (lone surrogates too), clipped to `limit` characters of it."""
+    """`text` in quotes, clipped to `limit` characters; unprintable characters (lone surrogates too) are escaped."""
     shown = repr(text[:limit])
     return shown if len(text) <= limit else f"{shown[:-1]}…{shown[-1]}"
 
 
 def _check_bounds(data: bytes, of: str, where: str, error: type[CoreError]) -> None:
-    """Refuses a document by its brackets and commas, before anything is built from it.
+    """Refuses a document that is too large or too deep, before anything is built from it.
 
-    The counts over the raw bytes are upper bounds; only a document that exceeds them (a long one, or one with brackets
-    inside strings) is scanned token by token, up to the first bound crossed.
+    Counts of brackets and commas in the raw bytes are upper bounds. Only a document that exceeds them (a long one, or
+    one with brackets inside strings) is scanned token by token, up to the first bound crossed.
     """
     opening = data.count(b"{") + data.count(b"[")
     if opening <= MAX_DEPTH and opening + data.count(b",") <= MAX_VALUES:
@@ -115,7 +116,7 @@ def _check_bounds(data: bytes, of: str, where: str, error: type[CoreError]) -> N
         level = depth
         if (
             char == _OPEN_OBJECT and stop - start > 1
-        ):  # flat; what its strings hold counts too, to no honest file's harm
+        ):  # a flat object; commas inside its strings count too, which no real file exceeds
             values += 1 + data.count(b"[", start, stop) + data.count(b",", start, stop)
             level = depth + 1
         elif char in b"{[":

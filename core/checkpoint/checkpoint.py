@@ -1,6 +1,6 @@
-"""Holds an opened checkpoint: its files, its layout, its tensors; every part of it is read when first asked for.
+"""``Checkpoint``: an opened checkpoint with its files, its layout and its tensors. Each part is read at first use.
 
-No byte of a tensor is read here.
+No tensor data is read here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Checkpoint:
     """The files of one model, local or on the hub. Made by `open_checkpoint`.
 
     Attributes:
-        source: what was asked for, as given.
+        source: the directory or id, as the user gave it.
         path: the local directory; None for a hub repository that is not downloaded.
         revision: the commit of a hub repository; None for a directory.
     """
@@ -48,14 +48,15 @@ class Checkpoint:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Names of all files, sorted; of subdirectories, only ``additional_chat_templates/`` is looked into."""
+        """Names of all files, sorted. The only subdirectory included is ``additional_chat_templates/``."""
         return self._storage.names
 
     def has(self, name: str) -> bool:
         return name in self._storage.names
 
     def where(self, name: str = "") -> str:
-        """How an error names a file: its path, or ``hub:org/name@revision/file``; without a name, the checkpoint."""
+        """How an error names a file: its path, or ``hub:org/name@revision/file``. Without a name, how it names the
+        checkpoint."""
         return self._storage.where(name)
 
     def read_text(self, name: str) -> str:
@@ -81,18 +82,20 @@ class Checkpoint:
 
     @property
     def config_name(self) -> str:
-        """The file that says what the model is: ``params.json`` for Mistral's own format, else ``config.json``."""
+        """The config's file name: ``params.json`` for Mistral's own format, else ``config.json``."""
         native = self._format or next(iter(self.formats), HF if self.has(_CONFIGS[HF]) else MISTRAL)
         return _CONFIGS[MISTRAL] if native == MISTRAL and self.has(_CONFIGS[MISTRAL]) else _CONFIGS[HF]
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """The formats in which weights are present, by file names alone: ``"hf"``, ``"mistral"``, the default first."""
+        """The formats in which weights are present, judged by file names: ``"hf"``, ``"mistral"``; the default comes
+        first."""
         return find_formats(self._storage.names)
 
     @property
     def format(self) -> str:
-        """The format that is read: the one asked for, or the first of `formats`. Raises as `shards` does."""
+        """The format to read: the one that the caller chose, or the first of `formats`. Raises the errors of
+        `shards`."""
         return self._layout.format
 
     @property
@@ -100,18 +103,19 @@ class Checkpoint:
         """The safetensors files that make up the model, in order.
 
         Raises:
-            CheckpointError: there are none, they are incomplete, or it is not clear which they are.
+            CheckpointError: there are none, some are missing, or several sets of files could be the model.
         """
         return self._layout.shards
 
     @property
     def stray(self) -> tuple[str, ...]:
-        """Safetensors files that are present but no part of the model: not read, only reported. Raises as `shards`."""
+        """Safetensors files that are not part of the model. They are reported, and not read. Raises the errors of
+        `shards`."""
         return self._layout.stray
 
     @property
     def alternates(self) -> tuple[str, ...]:
-        """Safetensors files that hold the model once more, in the format that was not chosen. Raises as `shards`."""
+        """Safetensors files of the same model in the format that is not read. Raises the errors of `shards`."""
         return self._layout.alternates
 
     @cached_property
@@ -133,16 +137,16 @@ class Checkpoint:
             raise CheckpointError("is not downloaded", where=self.where(name), hint="call fetch_weights() first")
         if name not in self.shards:
             raise CheckpointError(
-                "is none of the model's shards", where=self.where(name), expected=", ".join(self.shards[:5])
+                "is not one of the model's shards", where=self.where(name), expected=", ".join(self.shards[:5])
             )
         return self.path / name
 
     def check_unchanged(self, name: str, descriptor: int | None = None) -> None:
-        """Holds a local shard against what it was when its header was read.
+        """Checks that a local shard has not changed since its header was read.
 
         Args:
-            name: one of `shards`, after `tensors` has been asked for.
-            descriptor: of the shard as somebody has opened it, which is looked at as well as what has its name now.
+            name: one of `shards`, after `tensors` has been read.
+            descriptor: of the shard as the caller has opened it; both it and the file of that name are checked.
 
         Raises:
             CheckpointError: it has been written to or replaced since, or is gone.
@@ -151,17 +155,17 @@ class Checkpoint:
             self._storage.check_unchanged(name, descriptor)
 
     def fetch_weights(self) -> Checkpoint:
-        """The checkpoint with its weights on the local disk: itself, where they are already.
+        """The checkpoint with its weights on the local disk; the same object if they are there already.
 
         Raises:
-            CheckpointError: as `shards`; nothing is downloaded then. Or what came has other tensors than `tensors`.
-            HubError: the download failed; what is complete is kept, and the next call goes on from there.
+            CheckpointError: as `shards`, before any download; or the downloaded tensors differ from `tensors`.
+            HubError: the download failed. Complete files are kept, and the next call resumes it.
         """
         if self.path is not None:
             return self
         index = () if self._layout.index_name is None else (self._layout.index_name,)
         directory = self._storage.download((*self.shards, *index))
-        # A branch may have moved since it was listed: the commit is the one whose files are there.
+        # A branch may have moved since it was listed; the commit to name is that of the downloaded files.
         fetched = Checkpoint(self.source, directory, revision=directory.path.name, format=self._format)
         if "tensors" in self.__dict__ and fetched.tensors != self.tensors:
             raise CheckpointError(
@@ -202,7 +206,7 @@ class Checkpoint:
         return (shown + (f" and {more:,} more files" if more > 0 else "")) or "no files"
 
     def _elsewhere(self, name: str) -> str:
-        """Where else to look: the parent of a checkpoint is passed as easily as the checkpoint."""
+        """A hint where else to look: users often pass the parent directory of a checkpoint."""
         if self.path is not None:
             try:
                 below = sorted(str(path.parent) for path in self.path.glob(f"*/{name}"))

@@ -1,7 +1,6 @@
-"""Reads the header of one safetensors file: which tensors it holds, of which dtype and shape, and where.
+"""Parses the header of a safetensors file: the name, dtype, shape and byte range of each tensor.
 
-Knows the format and every way in which a file can break it; reads the length and the header, never a byte of a tensor.
-Knows nothing of models, of the other shards, or of where the bytes come from.
+Only the length and the header are read, no tensor data.
 
 Format: https://github.com/huggingface/safetensors#format, with the stricter rules of its Rust implementation (tensors
 cover the data without holes or overlap). A file is ``uint64 length, length bytes of JSON, data``, little-endian.
@@ -82,7 +81,7 @@ class TensorInfo:
 
 
 class Ranges(Protocol):
-    """A file of which byte ranges can be read: on disk, over HTTP, or in a test's memory."""
+    """A file whose byte ranges can be read: on disk, over HTTP, or in a test's memory."""
 
     @property
     def size(self) -> int:
@@ -122,7 +121,7 @@ def read_header(file: Ranges, *, where: str, shard: str) -> dict[str, TensorInfo
     length = int.from_bytes(prefix, "little")
     if length > MAX_HEADER:
         raise CheckpointError(
-            "is not a safetensors file: its first 8 bytes are no header length",
+            "is not a safetensors file: its first 8 bytes are not a header length",
             where=where,
             expected=f"a header of at most {MAX_HEADER:,} bytes",
             found=f"{length:,} (the file starts with {prefix!r})",
@@ -158,7 +157,7 @@ def parse_header(header: bytes, *, size: int, where: str, shard: str) -> dict[st
         if header.startswith(LFS_PREFIX):
             raise CheckpointError(LFS_PROBLEM, where=where, hint=LFS_HINT)
         raise CheckpointError(
-            "is not a safetensors file: its header is no JSON object",
+            "is not a safetensors file: its header is not a JSON object",
             where=where,
             expected="a header that starts with {",
             found=repr(bytes(header[:16])),
@@ -194,7 +193,7 @@ def _check_metadata(metadata: object, where: str) -> None:
 
 
 def _tensor(name: str, entry: object, data: int, where: str, shard: str) -> TensorInfo:
-    """One entry of a header, checked by itself."""
+    """Parses and checks one entry of a header."""
 
     def wrong(what: str, *, expected: object, found: object, hint: str = _AGAIN) -> CheckpointError:
         return CheckpointError(
@@ -206,7 +205,7 @@ def _tensor(name: str, entry: object, data: int, where: str, shard: str) -> Tens
     except UnicodeEncodeError:
         raise wrong("its name is not Unicode text", expected="UTF-8", found="a lone surrogate") from None
     if not isinstance(entry, dict):
-        raise wrong("its entry is no object", expected="dtype, shape and data_offsets", found=shown(entry))
+        raise wrong("its entry is not an object", expected="dtype, shape and data_offsets", found=shown(entry))
     for key in ("dtype", "shape", "data_offsets"):
         if key not in entry:
             raise wrong(
@@ -291,7 +290,7 @@ def _is_uint64(value: object) -> bool:
 
 
 def _shown_list(value: object) -> str:
-    """A short list of scalars in full, anything else as `shown` has it."""
+    """A short list of scalars in full; anything else as `shown` prints it."""
     if isinstance(value, list) and len(value) <= 8:
         return f"[{', '.join(shown(item) for item in value)}]"
     return shown(value)

@@ -1,8 +1,8 @@
-"""A checkpoint on the Hugging Face hub: listed, read in part, or downloaded, through huggingface_hub.
+"""A checkpoint on the Hugging Face hub: lists it, reads parts of it or downloads it, with huggingface_hub.
 
-Knows which files of a repository a language model needs. Token, cache directory, endpoint and offline mode are the
-client's, from its standard environment (``HF_TOKEN``, ``HF_HOME``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, ...). The
-client is imported inside the functions that need it: it takes longer to import than all of the rest.
+Token, cache directory, endpoint and offline mode are the client's, from its standard environment (``HF_TOKEN``,
+``HF_HOME``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, ...). The client is imported inside the functions that need it,
+because its import takes longer than all others together.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ COMPANIONS = (
     "NOTICE*",
     "README.md",
 )
-"""What is downloaded beside the weights: configs, tokenizers, templates, terms, the card. No code, no pickles."""
+"""Files to download with the weights: configs, tokenizers, templates, licences, the model card. No code, no pickles."""
 
 
 class Repository:
-    """A repository on the hub at one commit, as storage: small files through the cache, headers by range requests."""
+    """A hub repository at one commit, as storage: small files come through the cache, headers by range requests."""
 
     concurrency = 8
 
@@ -59,7 +59,8 @@ class Repository:
         with translated(hub):
             from huggingface_hub import HfApi
 
-            # Without a time limit the client would wait for ever for a hub that accepts and does not answer.
+            # Without a time limit, the client would wait for ever for a hub that accepts the connection and does not
+            # answer.
             info = HfApi().model_info(hub.repo, revision=hub.revision, files_metadata=True, timeout=30)
             if info.sha is None:
                 raise ValueError("the listing names no commit")
@@ -100,7 +101,7 @@ class Repository:
         with translated(self._hub), _progress_bars(self._progress):
             from huggingface_hub import snapshot_download
 
-            # By the revision asked for, not by the commit: the cache then knows offline what "main" was.
+            # Ask for the revision, not the commit: the cache then records which commit "main" was, for use offline.
             patterns = [glob.escape(name) for name in sorted(wanted)]
             path = snapshot_download(self._hub.repo, revision=self._hub.revision, allow_patterns=patterns)
         return Directory(Path(path))
@@ -119,13 +120,13 @@ class Repository:
 
 
 def cached_snapshot(hub: HubId) -> Directory | None:
-    """What the cache holds of a repository, complete or not, without asking the hub; None if nothing."""
+    """The cached files of a repository, complete or not, without a request to the hub; None if there are none."""
     with translated(hub):
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
-            # No pattern matches: whether the snapshot is complete is not asked here.
+            # The pattern matches no file, so the client does not check whether the snapshot is complete.
             path = snapshot_download(hub.repo, revision=hub.revision, allow_patterns=[], local_files_only=True)
         except LocalEntryNotFoundError:
             return None
@@ -133,14 +134,14 @@ def cached_snapshot(hub: HubId) -> Directory | None:
 
 
 def is_companion(name: str) -> bool:
-    """Whether a file is downloaded beside the weights."""
+    """Whether a file is downloaded with the weights."""
     plain = name.rpartition("/")[2]
     return not plain.endswith(".py") and any(fnmatchcase(plain, pattern) for pattern in COMPANIONS)
 
 
 @contextmanager
 def _progress_bars(shown: bool) -> Iterator[None]:
-    """The client's progress bars, on stderr, only where asked for; its environment variable has the last word."""
+    """Shows the client's progress bars on stderr if ``shown``; the client's environment variable overrides it."""
     from huggingface_hub import constants
     from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but re-exported without saying so
         are_progress_bars_disabled,

@@ -1,7 +1,6 @@
-"""What the hub's client raises, as one `HubError` that names the repository, the endpoint and the way out.
+"""Turns errors of the hub's client into a `HubError` that names the repository, the endpoint and what to do.
 
-Knows the exceptions of huggingface_hub; the client is imported only by whoever calls here, and has then been loaded
-already.
+The client is imported only by callers, so it is loaded already when a function here runs.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 @contextmanager
 def translated(hub: HubId) -> Iterator[None]:
-    """Whatever the client raises inside leaves as `HubError`, with the original as its cause."""
+    """Any error of the client inside this block is raised as `HubError`, with the original as its cause."""
     try:
         yield
     except CoreError:
@@ -27,7 +26,7 @@ def translated(hub: HubId) -> Iterator[None]:
 
 
 def hub_error(exc: BaseException, hub: HubId) -> HubError:
-    """The error for one exception of the client; the most telling of its chain of causes counts."""
+    """The `HubError` for one exception of the client, chosen by the most specific exception in its chain of causes."""
     chain = [exc]
     while (cause := chain[-1].__cause__) is not None and cause not in chain:
         chain.append(cause)
@@ -61,18 +60,19 @@ def _known(exc: BaseException, hub: HubId) -> HubError | None:
             return HubError(f"a file of this repository is gone from {endpoint}", where=where, hint="try again")
         case errors.OfflineModeIsEnabled():
             hint = "unset HF_HUB_OFFLINE to download it, or pass a local directory"
-            return HubError("HF_HUB_OFFLINE forbids to ask the hub", where=where, hint=hint)
+            return HubError("HF_HUB_OFFLINE forbids requests to the hub", where=where, hint=hint)
         case errors.HfHubHTTPError():
             return _refused(exc, where, endpoint)
         case PermissionError():
             hint = "check its owner, or set HF_HOME to a directory of your own"
-            return HubError("the download cache may not be written", where=where, found=exc.filename, hint=hint)
+            return HubError("the download cache is not writable", where=where, found=exc.filename, hint=hint)
         case OSError() if exc.errno is not None and not isinstance(exc, ConnectionError | TimeoutError):
             hint = "free some space, or set HF_HOME to another disk; files that are complete are not downloaded again"
             return HubError(
                 f"the download could not be stored: {exc.strerror}", where=where, found=exc.filename, hint=hint
             )
-    # The client's HTTP library is its own business (and has changed): the base of its errors is this one's first base.
+    # The client's HTTP library is not ours to import (and has changed): the base of its errors is found through this
+    # class.
     if isinstance(exc, errors.HfHubHTTPError.__bases__[0]):
         hint = "check the network and HF_ENDPOINT; a repository that is cached, or a local directory, needs neither"
         found = f"{type(exc).__name__}: {str(exc)[:200]}".rstrip(": ")
@@ -81,7 +81,7 @@ def _known(exc: BaseException, hub: HubId) -> HubError | None:
 
 
 def _refused(exc: BaseException, where: str, endpoint: str) -> HubError:
-    """An HTTP status that has no class of its own."""
+    """The error for an HTTP status that has no class of its own."""
     status = getattr(getattr(exc, "response", None), "status_code", None)
     hint = {
         401: _LOG_IN,

@@ -1,7 +1,6 @@
-"""Which files of a checkpoint hold the model: by its index, or by the names of its files.
+"""Finds which files of a checkpoint hold the model, from its index or from the names of its files.
 
-Knows the naming conventions of transformers, mlx-lm and Mistral's native format. Knows nothing of headers, and of the
-files' contents only the index.
+It follows the naming conventions of transformers, mlx-lm and Mistral's native format.
 """
 
 from __future__ import annotations
@@ -64,9 +63,9 @@ class Layout:
     Attributes:
         format: ``"hf"`` or ``"mistral"``.
         shards: the safetensors files to read, in order.
-        stray: safetensors files that no part of the checkpoint refers to.
-        alternates: safetensors files of the format that was not chosen.
-        index: shard of each tensor, as the index has it; None without an index.
+        stray: safetensors files that are not part of the checkpoint.
+        alternates: safetensors files of the format that is not read.
+        index: shard of each tensor, from the index; None without an index.
         index_name: the index's file name; None without an index.
     """
 
@@ -79,7 +78,7 @@ class Layout:
 
 
 def find_formats(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The formats in which a checkpoint holds weights, the default first; empty if in none that can be read."""
+    """The formats in which a checkpoint holds weights, the default first; empty if none of them can be read."""
     formats = []
     if f"{_STEMS[HF]}{_SUFFIX}.index.json" in names or _candidates(names, HF):
         formats.append(HF)
@@ -119,7 +118,7 @@ def find_layout(storage: Storage, format: str | None = None) -> Layout:
 
 
 def only_gguf(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The GGUF files among the names, where there is no safetensors file that could be read instead of them."""
+    """The GGUF files among the names; empty if there is also a safetensors file to read."""
     return () if any(map(_candidates, repeat(names), _STEMS)) else tuple(n for n in names if n.endswith(".gguf"))
 
 
@@ -138,7 +137,7 @@ def _candidates(names: tuple[str, ...], format: str) -> tuple[str, ...]:
 
 
 def _read_index(storage: Storage, name: str) -> Mapping[str, str]:
-    """Shard of each tensor, from ``{"weight_map": {tensor: file}}``; its other keys are not relied upon."""
+    """Shard of each tensor, from ``{"weight_map": {tensor: file}}``. Other keys are ignored."""
     where = storage.where(name)
     data = storage.read(name, MAX_INDEX)
     if data is None:
@@ -154,7 +153,7 @@ def _read_index(storage: Storage, name: str) -> Mapping[str, str]:
             hint="download the index again, or delete it if the directory holds one complete model",
         )
     for tensor, shard in weight_map.items():
-        # A plain name only: an index must not reach outside of its checkpoint.
+        # Only plain names are accepted: an index must not refer to files outside of its checkpoint.
         if not isinstance(shard, str) or not shard.endswith(_SUFFIX) or re.search(r"[/\\\0]", shard):
             raise CheckpointError(
                 f"names no safetensors file of this checkpoint for tensor {shown(tensor, 200)}",
@@ -182,7 +181,7 @@ def _check_present(storage: Storage, index_name: str, shards: tuple[str, ...], c
 
 
 def _by_name(storage: Storage, candidates: tuple[str, ...], stem: str) -> tuple[str, ...]:
-    """The files of the model where no index tells: the usual name, one numbered set, or the only file there is."""
+    """The files of the model when there is no index: the usual name, one numbered set, or the only file there is."""
     if f"{stem}{_SUFFIX}" in candidates:
         return (f"{stem}{_SUFFIX}",)
     sets: dict[tuple[str, str], dict[int, str]] = {}
@@ -232,7 +231,7 @@ def _raise_incomplete(storage: Storage, key: tuple[str, str], files: Mapping[int
 
 
 def _nothing(storage: Storage, format: str | None, formats: tuple[str, ...]) -> CheckpointError:
-    """Why there is no model to read: what is there instead, and the way out."""
+    """The error when there is no model to read: what is there instead, and what to do."""
     if formats:
         return CheckpointError(
             f"holds no weights in the format {format!r}", where=storage.where(), found=", ".join(map(repr, formats))

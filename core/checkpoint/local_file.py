@@ -1,4 +1,4 @@
-"""Reads a whole small file of a local directory, with the guards that every file of a checkpoint gets."""
+"""Reads a whole small file of a local directory, with the checks that apply to every file of a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def read_local(path: Path, *, error: type[CoreError], limit: int = MAX_TEXT) -> 
     """The bytes of a text or JSON file; None where there is no such file.
 
     Raises:
-        error: it is no regular file (a directory, a device, a named pipe), may not be read, is a stale link, or has
+        error: it is not a regular file (a directory, a device, a named pipe), is not readable, is a stale link, or has
             more than `limit` bytes.
     """
     if not os.path.lexists(path):

@@ -1,4 +1,4 @@
-"""Opens a checkpoint: from what the user named to the object that everything else works on."""
+"""``open_checkpoint``: from a path or hub id to a `Checkpoint`."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def open_checkpoint(
 
     Args:
         source: a directory; ``"demo:NAME"``, a model bundled with the package; or a repository on the Hugging Face hub,
-            ``"org/name"`` or ``"org/name@revision"``. Whatever exists on disk or looks like a path is taken as a path.
+            ``"org/name"`` or ``"org/name@revision"``. Anything that exists on disk or looks like a path is a path.
         revision: branch, tag or commit of a hub repository.
         download: whether a hub repository's weights are downloaded. If not, headers and small files are read over the
-            network when they are asked for, and `Checkpoint.path` is None.
+            network at first use, and `Checkpoint.path` is None.
         progress: whether a download shows its progress on stderr.
         format: ``"hf"`` or ``"mistral"``, for checkpoints that hold both; None takes the first of these that is there.
 
     Raises:
-        CheckpointError: no such directory, a file, an unreadable directory. That weights are absent or damaged is found
-            when `Checkpoint.shards` or `Checkpoint.tensors` are asked for, so that a directory with no more than a
-            config or a tokenizer can be opened too.
+        CheckpointError: no such directory, a file, an unreadable directory. Absent or damaged weights are an error only
+            of `Checkpoint.shards` and `Checkpoint.tensors`, so that a directory with only a config or a tokenizer can
+            be opened too.
         HubError: the hub could not be reached, or refused.
         UsageError: a revision for a directory, two revisions, an unknown format.
     """
@@ -54,10 +54,11 @@ def open_checkpoint(
 
 
 def _from_cache(name: str, hub: HubId, format: str | None, error: HubError, *, whole: bool) -> Checkpoint:
-    """What is cached of a repository that the hub does not give; `error`, completed, if that is not enough."""
+    """The cached copy of a repository that the hub did not give. Raises `error`, completed, if the copy is not
+    enough."""
     from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 
-    # The hub was reached and does not know the revision: a cached branch of that name is one that was deleted.
+    # The hub answered that the revision does not exist: a cached branch of that name has been deleted there.
     directory = None if isinstance(error.__cause__, RevisionNotFoundError) else cached_snapshot(hub)
     if directory is None:
         if not isinstance(error.__cause__, HfHubHTTPError):

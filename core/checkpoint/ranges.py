@@ -1,7 +1,4 @@
-"""Byte ranges of a file on the hub, over HTTP: a header is read, and not the gigabytes behind it.
-
-Knows range requests, and servers that ignore them. Knows nothing of the format.
-"""
+"""Reads byte ranges of a file on the hub over HTTP, so that a header costs no download of the data behind it."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from core.checkpoint.hub_errors import translated
 from core.checkpoint.source import HubId
 
 _HEAD = 128 * 1024
-"""Bytes asked for at first: the whole header of most shards, so that one request does."""
+"""Bytes of the first request. Most headers are shorter, so one request is enough."""
 
 _CONTENT_RANGE = re.compile(r"bytes (?:(?P<start>\d+)-\d+|\*)/(?P<size>\d+)")
 
@@ -47,7 +44,7 @@ class HttpRanges:
         return self._request(0, _HEAD)
 
     def _request(self, start: int, stop: int) -> tuple[bytes, int]:
-        """Bytes `start` to `stop` and the file's size. Reading ends at `stop` even where the server would go on."""
+        """Bytes `start` to `stop`, and the file's size. Reading ends at `stop` even if the server sends more."""
         with translated(self._hub):
             from huggingface_hub import constants, hf_hub_url
             from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but re-exported without saying so
@@ -66,9 +63,9 @@ class HttpRanges:
                 hf_raise_for_status(response)
                 if response.status_code == 206:
                     if answered is None or answered["start"] is None or int(answered["start"]) > start:
-                        raise ValueError(f"bytes {start}-{stop} were asked for, and others came")
+                        raise ValueError(f"bytes {start}-{stop} were requested, and others received")
                     at, size = int(answered["start"]), int(answered["size"])
-                else:  # the range was ignored, and the file comes from its first byte
+                else:  # the server ignored the range, and sends the file from its first byte
                     at, size = 0, int(response.headers["Content-Length"])
                 wanted = min(stop, size) - at
                 received = bytearray()

@@ -1,6 +1,6 @@
-"""What a user's word for a checkpoint means: a directory, a bundled demo, or a repository on the hub.
+"""Resolves what the user passed as a checkpoint: a directory, a bundled demo, or a repository on the hub.
 
-Knows the file system and the spelling of hub ids. Opens nothing and asks no network.
+It looks at the file system; it opens no file and sends no request.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FILES = (".safetensors", ".json", ".gguf", ".bin", ".pt", ".pth", ".npz", ".py"
 
 @dataclass(frozen=True, slots=True)
 class HubId:
-    """A repository on the hub: ``org/name``, and the branch, tag or commit asked for."""
+    """A repository on the hub: ``org/name``, with the branch, tag or commit if one was given."""
 
     repo: str
     revision: str | None
@@ -85,7 +85,7 @@ def _kind(path: Path) -> str | None:
         return "file" if path.exists() else None
     except PermissionError as exc:
         raise CheckpointError(
-            "may not be reached by this user", where=path, hint="check the permissions of its parents"
+            "is not accessible to this user", where=path, hint="check the permissions of its parents"
         ) from exc
     except OSError:  # a name too long for the file system, or a loop of links
         return None
@@ -124,12 +124,12 @@ def _no_revision(path: Path, revision: str | None) -> Path:
 
 
 def _clipped(text: str) -> str:
-    """A name as an error shows it: a path may be long, but not a text that was given for one."""
+    """A name for an error message: long enough for a path, clipped for a whole text passed by mistake."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _nearby(path: Path) -> str:
-    """What to try instead: the part of the path that does exist, and what a hub id looks like."""
+    """A hint: the part of the path that exists, and the form of a hub id."""
     parent = path.absolute()
     try:
         while not parent.exists():

@@ -1,6 +1,6 @@
-"""Where a checkpoint's bytes are: the protocol of a storage, and the one of a local directory.
+"""The storage of a checkpoint's files: the protocol, and its implementation for a local directory.
 
-Every failure of the operating system becomes one error that names the file. What the files mean is for others.
+Every failure of the operating system becomes an error that names the file.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _NESTED = "additional_chat_templates"
 
 
 class Storage(Protocol):
-    """The files of one checkpoint, wherever they are. Names are relative to its root, their parts joined by ``/``."""
+    """The files of one checkpoint, local or remote. Names are relative to its root, with ``/`` between their parts."""
 
     @property
     def concurrency(self) -> int:
-        """Files worth reading at a time."""
+        """How many files to read at a time."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -38,14 +38,15 @@ class Storage(Protocol):
         """A whole file, or None if it has more than `limit` bytes."""
 
     def open(self, name: str) -> AbstractContextManager[Ranges]:
-        """A file of which ranges are to be read; a local one must not change meanwhile."""
+        """Opens a file to read byte ranges. A local file must not change meanwhile."""
 
     def download(self, weights: tuple[str, ...]) -> Directory:
-        """The directory that holds `weights` (shards, index) and what else a model needs; downloads what is absent."""
+        """Downloads what is absent; returns the directory that holds `weights` (shards, index) and the other files of
+        the model."""
 
 
 class _Stamp(NamedTuple):
-    """What tells one state of a file from another; the last is the one that nobody can set back."""
+    """The state of a file, to detect changes. The last field cannot be set back by a program."""
 
     device: int
     inode: int
@@ -92,13 +93,14 @@ class Directory:
         self._stamps[name] = stamp
 
     def check_unchanged(self, name: str, descriptor: int | None = None) -> None:
-        """Compares a file with what it was when ranges of it were read.
+        """Compares a file with its state when its byte ranges were read.
 
         Args:
-            descriptor: of the file as somebody has opened it, which is looked at as well as what has its name now.
+            name: of the file.
+            descriptor: of the file as the caller has opened it; both it and the file of that name are checked.
 
         Raises:
-            CheckpointError: it is another one, was written to, or is gone.
+            CheckpointError: it was replaced, was written to, or is gone.
         """
         path, before = self.path / name, self._stamps.get(name)
         try:
@@ -125,19 +127,19 @@ class Directory:
 
 
 def belongs(name: str) -> bool:
-    """Whether a file, by its path in a repository, is one that a checkpoint's names include."""
+    """Whether a file, given by its path in a repository, belongs to a checkpoint."""
     return "/" not in name.removeprefix(f"{_NESTED}/")
 
 
 @contextmanager
 def open_local(path: Path) -> Iterator[LocalRanges]:
-    """A local file of which ranges are to be read.
+    """Opens a local file to read byte ranges.
 
     Raises:
-        CheckpointError: it does not exist, may not be read, or is no regular file.
+        CheckpointError: it does not exist, is not readable, or is not a regular file.
     """
     try:
-        # Asked before opening: to open a named pipe would wait for its writer.
+        # Check before opening: opening a named pipe would wait for its writer.
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
             kind = "a directory" if stat.S_ISDIR(mode) else "a device, pipe or socket"
@@ -150,14 +152,14 @@ def open_local(path: Path) -> Iterator[LocalRanges]:
 
 
 class LocalRanges:
-    """A local file that is open."""
+    """An open local file."""
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
         self.size = os.fstat(file.fileno()).st_size
 
     def stamp(self) -> _Stamp:
-        """Its state now."""
+        """Its present state."""
         return _Stamp.of(os.fstat(self._file.fileno()))
 
     def read(self, start: int, stop: int) -> bytes:
@@ -171,7 +173,7 @@ class LocalRanges:
 
 
 def os_error(exc: OSError, path: Path) -> CheckpointError:
-    """The operating system's refusal, as an error that says what to do."""
+    """The error for a refusal of the operating system, with what to do."""
     if isinstance(exc, FileNotFoundError):
         if path.is_symlink():
             target = path.readlink()
@@ -181,14 +183,14 @@ def os_error(exc: OSError, path: Path) -> CheckpointError:
             "does not exist", where=path, hint="was it moved or deleted while the checkpoint was read?"
         )
     if isinstance(exc, PermissionError):
-        return CheckpointError("may not be read by this user", where=path, hint="check its permissions and owner")
+        return CheckpointError("is not readable by this user", where=path, hint="check its permissions and owner")
     return CheckpointError(f"cannot be read: {exc.strerror or exc}", where=path)
 
 
 def _list(path: Path) -> Iterator[str]:
     """Names of the files in a directory.
 
-    A directory is listed too if its name ends like a file of a checkpoint, so that whoever opens it is told.
+    A directory whose name ends like a file of a checkpoint is listed too, so that opening it raises an error.
     """
     try:
         with os.scandir(path) as entries:
@@ -202,5 +204,5 @@ def _list(path: Path) -> Iterator[str]:
 def _is_directory(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a loop of links: who opens it is told
+    except OSError:  # a loop of links: opening it raises an error
         return False

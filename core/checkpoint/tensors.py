@@ -1,7 +1,6 @@
-"""Reads the headers of all shards and holds them against the index: one table of tensors, or one error.
+"""Reads the headers of all shards, and checks them against the index: the result is one table of tensors.
 
-Knows which disagreements are harmless and which are not. Knows nothing of models: whether the tensors are the right
-ones is for whoever plans a load.
+It does not check whether the tensors are those of the model; the plan of a load does.
 """
 
 from __future__ import annotations

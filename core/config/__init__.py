@@ -1,7 +1,4 @@
-"""Reading ``config.json``: the base class that plugins extend, and what every architecture shares.
-
-Knows the spellings that configs use; knows no files, no tensors and no architecture.
-"""
+"""Reads ``config.json``: the base class that plugins extend, and the parts that architectures share."""
 
 from core.config.base import ModelConfig
 from core.config.rope import RopeParameters, RotaryConfig

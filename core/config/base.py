@@ -1,6 +1,8 @@
-"""The base of every plugin's config class: strict types, one readable error, and an account of the keys it read.
+"""``ModelConfig``: the base of every plugin's config class. Types are strict, and all errors of a file are reported at
+once.
 
-Knows what all decoder-only language models share; a plugin's subclass adds the rest and owns its defaults.
+It has the fields that all decoder-only language models share. A plugin's subclass adds the rest with their defaults.
+The class also tells which keys of a file it did not read.
 """
 
 from __future__ import annotations
@@ -64,13 +66,13 @@ _MAX_INTEGER = 2**31 - 1  # MLX's shapes and positions are 32-bit
 
 
 class ModelConfig(BaseModel):
-    """What every decoder-only language model states about itself.
+    """The fields of every decoder-only language model.
 
     Types are strict: the string ``"64"`` is not an integer. Instances are frozen, comparable and picklable. Subclass
     it, add fields named as in ``config.json``, and give a default only where the reference implementation has one.
 
     Attributes:
-        harmless: further keys that a subclass knows to be without effect; they are never reported as unread.
+        harmless: further keys that do not change what the model computes; they are never reported as unread.
         causal_architectures: accepted values of ``architectures``; empty accepts any name with a causal language-model
             head (``…ForCausalLM``).
     """
@@ -128,7 +130,7 @@ class ModelConfig(BaseModel):
             return cls.model_validate(dict(raw))
         except ValidationError as error:
             found = error.errors(include_url=False)
-            # A head_dim that could not be derived is a consequence of the others.
+            # If head_dim could not be derived, the error of another key is the reason.
             problems = [one for one in found if one["type"] != "missing" or one["loc"] != ("head_dim",)] or found
             lines = [_describe(problem, cls.spelling(raw, problem["loc"])) for problem in problems[:_MAX_PROBLEMS]]
             if len(problems) > _MAX_PROBLEMS:
@@ -138,9 +140,9 @@ class ModelConfig(BaseModel):
 
     @classmethod
     def spelling(cls, raw: Mapping[str, Any], path: tuple[str | int, ...]) -> tuple[str | int, ...]:
-        """Where ``raw`` holds the value that a field at ``path`` was read from; errors name that.
+        """The path in ``raw`` from which the field at ``path`` was read. Errors name that path.
 
-        For a subclass that normalises spellings before validation.
+        Override it in a subclass that normalises spellings before validation.
         """
         return path
 
@@ -148,7 +150,7 @@ class ModelConfig(BaseModel):
     def derive_heads(cls, raw: Any) -> Any:
         """Fills in what transformers derives: ``head_dim``, and ``num_key_value_heads`` where it is ``null``.
 
-        For use in a subclass's ``model_validator(mode="before")``; values of a wrong type are left for validation.
+        For use in a subclass's ``model_validator(mode="before")``. Values of a wrong type are left for validation.
         """
         if not isinstance(raw, Mapping):
             return raw
@@ -163,7 +165,7 @@ class ModelConfig(BaseModel):
 
     @classmethod
     def unread_keys(cls, raw: Mapping[str, Any]) -> list[str]:
-        """Keys of ``raw`` that neither this class reads nor anybody has declared harmless; nested ones are dotted."""
+        """Keys of ``raw`` that this class does not read and that are not declared harmless; nested ones are dotted."""
         known = cls.read_keys() | _HARMLESS | cls.harmless
         return sorted(key for key in raw if key not in known)
 
@@ -178,7 +180,7 @@ def _describe(problem: ErrorDetails, path: tuple[str | int, ...]) -> str:
     key = ".".join(str(part) for part in path)
     if problem["type"] == "missing":
         return f"key {key!r} is missing"
-    if problem["type"] == "value_error":  # a validator's own words; its input may be the whole file
+    if problem["type"] == "value_error":  # the message of a validator; its input may be the whole file
         said = problem["msg"].removeprefix("Value error, ")
         return f"key {key!r}: {said}" if key else said
     expected = problem["msg"].removeprefix("Input should be ")

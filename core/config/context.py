@@ -1,4 +1,4 @@
-"""How many positions a model was made for, as its config says. Knows configs; knows no caches and no windows."""
+"""``context_length``: for how many positions a model was made, from its config."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 def context_length(config: Any) -> int | None:
     """Tokens of the longest sequence; None where the config names none.
 
-    ``max_position_embeddings``, times the factor of a rotary scaling that extends it: ``linear`` and ``dynamic`` extend
-    it itself, ``yarn`` the length before (``original_max_position_embeddings``), unless the first is already larger;
-    ``llama3`` and ``longrope`` state the extended length. vLLM reads them so too.
+    This is ``max_position_embeddings``, times the factor of a rotary scaling that extends it. ``linear`` and
+    ``dynamic`` extend that key itself. ``yarn`` extends ``original_max_position_embeddings``, unless
+    ``max_position_embeddings`` is already larger. ``llama3`` and ``longrope`` state the extended length. vLLM reads
+    them in the same way.
     """
     length = getattr(config, "max_position_embeddings", None)
     if not isinstance(length, int):

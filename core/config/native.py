@@ -1,7 +1,8 @@
-"""Mistral's own ``params.json`` in the words of ``config.json``, so that one config class reads both; and backwards.
+"""Translates Mistral's own ``params.json`` into the keys of ``config.json``, and back, so that one config class reads
+both.
 
-Knows the spellings of mistral-inference (``src/mistral_inference/args.py``) and of what Mistral publishes; knows no
-files. A key that has no counterpart keeps its own name, so that it is reported as unread like any other.
+The spellings are those of mistral-inference (``src/mistral_inference/args.py``) and of the files that Mistral
+publishes. A key that has no counterpart keeps its name, so that it is reported as unread.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ _WITHOUT_EFFECT = frozenset({"max_batch_size"})
 
 
 def from_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``config.json`` that says what a ``params.json`` says.
+    """The ``config.json`` with the meaning of a ``params.json``.
 
     ``model_type`` is ``mixtral`` where there are experts, else ``mistral``. Without ``rope_theta`` the base is 1e6 for
-    experts, else 1e4; without ``sliding_window`` every key is seen.
+    experts, else 1e4. Without ``sliding_window`` attention sees every key.
 
     Raises:
-        ConfigError: a key is missing or of the wrong type, or asks for what neither type has.
+        ConfigError: a key is missing or of the wrong type, or asks for a feature that neither type has.
     """
     left = {key: value for key, value in params.items() if key not in _WITHOUT_EFFECT}
     _refuse(left)
@@ -73,10 +74,10 @@ def from_params(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_params(config: ModelConfig) -> dict[str, Any]:
-    """The ``params.json`` that says what a config says, as far as it can: what it leaves out is the caller's to notice,
-    by reading it back.
+    """The ``params.json`` with the meaning of a config, as far as the format can express it.
 
-    Rotation and context are always stated, because readers differ in what they assume without.
+    The caller must read the result back to notice what it leaves out. Rotation and context are always written, because
+    readers assume different defaults.
     """
     stated = config.model_dump()
     params = {key: stated[name] for key, (name, _) in _REQUIRED.items() if stated.get(name) is not None}
@@ -101,7 +102,7 @@ def to_params(config: ModelConfig) -> dict[str, Any]:
 
 
 def _refuse(left: dict[str, Any]) -> None:
-    """Refuses what would load and compute something else."""
+    """Refuses keys that would be ignored although they change what the model computes."""
     kind = left.pop("model_type", "transformer")
     if kind != "transformer":
         raise ConfigError(f"key 'model_type' is {kind!r}, which is not supported", expected="'transformer'")
@@ -129,14 +130,14 @@ def _yarn(left: dict[str, Any], yarn: Any) -> dict[str, Any]:
 
 
 def _quantization(block: Any) -> Any:
-    """The block as ``config.json`` has it: MLX's own as it is, any other under the name of its method."""
+    """The block as in ``config.json``: MLX's own is unchanged, any other is under the name of its method."""
     if not isinstance(block, Mapping) or "bits" in block or "quant_method" in block:
         return block
     return {"quant_method": str(block.get("qformat_weight", "unknown")), **block}
 
 
 def _nested(left: dict[str, Any], key: str, block: Any, names: Mapping[str, str]) -> dict[str, Any]:
-    """The keys of an inner object that have a counterpart; the others are ``left``, dotted."""
+    """The keys of an inner object that have a counterpart; the others go to ``left``, dotted."""
     if not isinstance(block, Mapping):
         raise ConfigError(f"key {key!r} is not an object", found=type(block).__name__)
     left.update({f"{key}.{name}": value for name, value in block.items() if name not in names})

@@ -1,7 +1,7 @@
-"""Loads pydantic's own plugins, so that a broken package of somebody else's does not stop every load.
+"""Loads pydantic's own plugins, so that a broken package in the environment does not stop every load.
 
-When a process defines its first pydantic model, pydantic reads the metadata of every installed package to find plugins
-for itself. One file among these that cannot be read raises there, whoever it belongs to.
+When a process defines its first pydantic model, pydantic reads the metadata of every installed package to find its
+plugins. If one of these files cannot be read, pydantic raises an error, whichever package it belongs to.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pydantic import create_model
 
 
 def load_pydantic_plugins() -> None:
-    """Defines a first model. Where that fails, warns, and pydantic goes on with the plugins that it has loaded so far.
+    """Defines a first model. If that fails, warns; pydantic then continues with the plugins that it has loaded so far.
 
-    pydantic looks for plugins once in a process, so the next model can be defined whatever became of the first.
+    pydantic looks for plugins once in a process, so the next model can be defined even if the first one failed.
     """
     try:
         create_model("First")
@@ -30,7 +30,7 @@ def load_pydantic_plugins() -> None:
 
 
 def _unreadable() -> list[str]:
-    """Where the installed packages lie whose entry points cannot be read."""
+    """The directories of installed packages whose entry points cannot be read."""
     found = []
     for distribution in metadata.distributions():
         try:

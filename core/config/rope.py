@@ -1,7 +1,7 @@
-"""Rotary-embedding settings: every published spelling, normalised once into ``RopeParameters``.
+"""Rotary-embedding settings: normalises every published spelling into ``RopeParameters``.
 
 Two spellings exist: ``rope_theta`` beside ``rope_scaling`` (transformers 4), and ``rope_parameters`` holding both
-(transformers 5). Knows their keys and defaults; the arithmetic is in ``core.nn.rope``.
+(transformers 5). The arithmetic is in ``core.nn.rope``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _NEEDS_ORIGINAL_LENGTH = frozenset({"yarn", "llama3", "longrope"})
 
 
 def _within_reach(value: float) -> float:
-    """Powers and quotients of numbers beyond these leave float32; published ones lie between 0.1 and 1e8."""
+    """Rejects values whose powers and quotients would leave float32; published ones lie between 0.1 and 1e8."""
     if not 1e-9 <= value <= 1e18:
         raise ValueError(f"{value:g} is too {'small' if value < 1 else 'large'} to compute a rotary embedding with")
     return value
@@ -103,8 +103,8 @@ class RotaryConfig(ModelConfig):
     """A config whose attention rotates queries and keys.
 
     Attributes:
-        default_rope_theta: the base where the file names none; each architecture owns its own.
-        rotates_partially: the architecture reads ``partial_rotary_factor``; where it does not, another value than 1 is
+        default_rope_theta: the base where the file names none; each architecture sets its own.
+        rotates_partially: whether the architecture reads ``partial_rotary_factor``. If not, a value other than 1 is
             refused, since the reference implementation would ignore it.
     """
 
@@ -120,7 +120,7 @@ class RotaryConfig(ModelConfig):
         if not isinstance(raw, Mapping) or isinstance(raw.get("rope_parameters"), RopeParameters):
             return raw
         normalised = dict(raw)
-        # transformers' precedence: rope_scaling, where it says anything, replaces rope_parameters.
+        # transformers' precedence: a rope_scaling that is not empty replaces rope_parameters.
         parameters = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
         if isinstance(parameters, Mapping):
             parameters = dict(parameters)
@@ -200,9 +200,9 @@ class RotaryConfig(ModelConfig):
             return sorted(unread)
         rope_type = nested.get("rope_type", nested.get("type")) or "default"
         known = _ALWAYS_READ | (_READ.get(rope_type, frozenset()) if isinstance(rope_type, str) else frozenset())
-        # What the type does not read is null where transformers writes all keys.
+        # Keys that the type does not use are null where transformers writes all keys.
         unread += [f"{home}.{key}" for key, value in nested.items() if key not in known and value is not None]
-        # Beside the block, the same keys count only where the block lacks them.
+        # Keys beside the block count only where the block lacks them.
         beside = ("rope_theta", "partial_rotary_factor")
         unread += [key for key in beside if key in nested and raw.get(key) not in (None, nested[key])]
         return sorted(unread)

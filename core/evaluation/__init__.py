@@ -1,4 +1,4 @@
-"""Evaluation: how well a model predicts a text, and how far it is from another model. Knows no files."""
+"""Evaluates how well a model predicts a text, and how much it differs from another model."""
 
 from core.evaluation.entry import evaluate
 from core.evaluation.result import Divergence, Evaluation, ModelSummary

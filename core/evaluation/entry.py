@@ -1,4 +1,4 @@
-"""``evaluate``: a text, or its ids, into windows, scores and figures. Knows what makes two models comparable."""
+"""``evaluate``: reads a text in windows, scores its tokens, and returns the figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from core.language_model import LanguageModel
 
 Progress = Callable[[int, int], None]
-"""Called with the tokens scored so far and in all."""
+"""Called with the number of tokens scored so far, and the total."""
 
 
 def evaluate(
@@ -36,19 +36,20 @@ def evaluate(
 ) -> Evaluation:
     """Perplexity of a model on a text, and its divergence from another model.
 
-    The text is tokenized as a whole, with the tokenizer's BOS before it, and read in windows as Hugging Face's recipe
-    does ("Perplexity of fixed-length models"): the same tokens are scored, each given the same tokens before it. The
-    mean is over tokens; the recipe's own code gives a window that scores n tokens the weight n - 1, also where its
-    shift of the labels drops none, which moves its figure a little.
+    The text is tokenized as a whole, with the tokenizer's BOS before it, and read in windows as in Hugging Face's
+    recipe ("Perplexity of fixed-length models"): the same tokens are scored, each with the same tokens before it. The
+    mean here is over tokens. The recipe's own code gives a window that scores n tokens the weight n - 1, even where
+    shifting the labels drops none, so its figure differs a little.
 
     Args:
-        text: or ids, taken as they are.
+        lm: the model.
+        text: or ids, used as they are.
         against: a reference model with the same tokenizer; both are in memory together.
-        context: tokens of a window; None takes what the model was made for, 2,048 at most.
+        context: tokens of a window; None takes the model's context, 2,048 at most.
         stride: tokens from one window to the next, at most ``context``; None takes half the context, as the recipe
             does. A smaller one gives each token more context and costs more.
         max_tokens: read only so many tokens of the text, BOS included.
-        progress: called with the tokens scored so far and in all.
+        progress: called with the number of tokens scored so far, and the total.
 
     Raises:
         UsageError: a setting out of range.
@@ -115,7 +116,7 @@ def _limit(models: list[LanguageModel]) -> int | None:
 
 
 def _encode(lm: LanguageModel, text: str | Sequence[int]) -> tuple[list[int], list[int]]:
-    """The ids of a text, and where in it each of them ends, in characters; for ids, no ends."""
+    """The ids of a text, and the end of each in it, in characters; for ids, no ends."""
     if not isinstance(text, str):
         return list(text), []
     if lm.tokenizer is None:
@@ -140,10 +141,10 @@ def _check_ids(lm: LanguageModel, ids: Sequence[int]) -> None:
 
 
 def _check_comparable(lm: LanguageModel, against: LanguageModel, text: str | Sequence[int], ids: Sequence[int]) -> None:
-    """Two predictions can be compared when their tokens are the same.
+    """Checks that both models have the same tokens, so that their predictions can be compared.
 
     Raises:
-        EvaluationError: they are not.
+        EvaluationError: they do not.
     """
     problem = None
     if lm.config.vocab_size != against.config.vocab_size:
@@ -161,7 +162,7 @@ def _check_comparable(lm: LanguageModel, against: LanguageModel, text: str | Seq
 
 
 def _bytes(text: str, ends: Sequence[int], windows: Sequence[Window]) -> int:
-    """UTF-8 bytes of the parts of the text that the scored tokens stand for."""
+    """UTF-8 bytes of the text that the scored tokens cover."""
     return sum(len(text[ends[w.first - 1] : ends[w.stop - 1]].encode()) for w in windows)
 
 

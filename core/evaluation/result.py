@@ -1,7 +1,7 @@
-"""What an evaluation finds: figures over all scored tokens. Knows sums and percentiles; knows no arrays.
+"""``Evaluation``: the figures over all scored tokens.
 
-The fields are the JSON that ``corelm evaluate --json`` prints. Later versions add fields, and rename or remove none as
-long as ``schema`` is the same.
+The fields are the JSON that ``corelm evaluate --json`` prints. While ``schema`` is the same, later versions may add
+fields, but not rename or remove any.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ModelSummary:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """How far a model's predictions are from a reference model's: ``KL(reference ‖ model)`` in nats, token by token.
+    """The divergence of a model's predictions from a reference model's: ``KL(reference ‖ model)`` in nats, by token.
 
     Attributes:
         reference: the other model.

@@ -1,6 +1,6 @@
-"""The scores of single tokens: their losses, and the divergence of one model's predictions from another's.
+"""Scores single tokens: their losses, and the divergence of one model's predictions from another's.
 
-Knows ids and logits. Holds the logits of a few positions at a time, whatever the length of the text or the window.
+The logits of only a few positions are in memory at a time, whatever the length of the text or the window.
 """
 
 from __future__ import annotations
@@ -43,13 +43,15 @@ def score_tokens(
     tokens_at_once: int = PREFILL_CHUNK,
     logits_at_once: int = LOGITS_AT_ONCE,
 ) -> Iterator[TokenScores]:
-    """Scores the tokens that ``windows`` say, in order, a few at a time.
+    """Scores the tokens of ``windows``, in order, a few at a time.
 
     Args:
         model, reference: have ``make_cache``, ``hidden_states`` and ``head``, as ``core.nn.Decoder``.
+        ids: of the text.
+        windows: from ``plan_windows``.
         vocab_size: logits of a position.
-        tokens_at_once: a batch of windows is about so large; a longer window is read in pieces, through a cache, but
-            for models whose rotary frequencies depend on its length.
+        tokens_at_once: size of a batch of windows, about. A longer window is read in pieces, through a cache, except by
+            models whose rotary frequencies depend on its length.
         logits_at_once: how many of one model's logits may exist at once.
     """
     rows = max(1, logits_at_once // vocab_size)
@@ -57,7 +59,7 @@ def score_tokens(
         tokens = mx.array([ids[window.start : window.stop] for window in batch], dtype=mx.int32)
         scored = batch[0].scored
         targets = tokens[:, -scored:].reshape(-1)
-        # The last token predicts one that is in no window, so it is not read.
+        # The last token only predicts one outside of the window, so it is not read.
         hidden = _hidden_states(model, tokens[:, :-1], scored, tokens_at_once)
         other = None if reference is None else _hidden_states(reference, tokens[:, :-1], scored, tokens_at_once)
         for start in range(0, targets.size, rows):
@@ -70,10 +72,10 @@ def score_tokens(
 
 
 def _hidden_states(model: CausalLM, tokens: mx.array, kept: int, tokens_at_once: int) -> mx.array:
-    """What the last ``kept`` positions of each row hand to the head, ``[batch * kept, hidden_size]``."""
+    """The head's input at the last ``kept`` positions of each row, ``[batch * kept, hidden_size]``."""
     batch, seq = tokens.shape
     limit = rotation_limit(model)
-    # Where rotary frequencies depend on the length, those of an early piece would be of a shorter window.
+    # If rotary frequencies depend on the length, an early piece would be rotated as in a shorter window.
     if batch * seq <= tokens_at_once or (limit is not None and seq > limit):
         hidden = model.hidden_states(tokens)[:, -kept:]
     else:
@@ -108,9 +110,9 @@ def kl_divergence(reference: mx.array, logits: mx.array) -> mx.array:
     """``KL(reference ‖ model)`` in nats, from logits ``[rows, vocab]``, in float32: ``[rows]``, 0 or more."""
     log_p, log_q = _log_softmax(reference), _log_softmax(logits)
     p = mx.exp(log_p)
-    # A token without probability adds nothing, also where its logit is minus infinity in both models.
+    # A token without probability adds nothing, even if its logit is minus infinity in both models.
     terms = mx.where(p > 0, p * (log_p - log_q), 0.0)
-    # Not negative in exact arithmetic; a sum of rounded terms can be, by some 1e-7.
+    # It is not negative in exact arithmetic; a sum of rounded terms can be, by some 1e-7.
     return mx.maximum(terms.sum(axis=-1), 0.0)
 
 

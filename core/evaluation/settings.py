@@ -1,4 +1,4 @@
-"""How a text is read: which settings make sense, and what stands in for those that are not given. Knows no tokens."""
+"""Checks the settings that say how a text is read, and fills in defaults."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ DEFAULT_CONTEXT = 2048
 
 
 def check_settings(context: int | None, stride: int | None, max_tokens: int | None) -> None:
-    """Refuses what makes no sense, whatever the model; None is a default.
+    """Refuses values that are wrong for every model; None is a default.
 
     Raises:
         UsageError: a value is out of range.
@@ -25,10 +25,11 @@ def check_settings(context: int | None, stride: int | None, max_tokens: int | No
 
 
 def complete_settings(limit: int | None, context: int | None, stride: int | None) -> tuple[int, int]:
-    """The context and the stride to use, of which None were not given.
+    """The context and the stride to use; None is replaced by a default.
 
     Args:
-        limit: tokens that the models were made for; None where they do not say.
+        limit: tokens that the models were made for; None if unknown.
+        context, stride: as given.
 
     Raises:
         UsageError: a value is out of range for these models.

@@ -1,7 +1,6 @@
-"""Which tokens are read together, and which of them are scored: strided windows over a text.
+"""Strided windows over a text: which tokens are read together, and which of them are scored.
 
-The windows of Hugging Face's recipe (transformers' documentation, "Perplexity of fixed-length models"). Knows lengths
-and positions; knows no tokens and no model.
+The windows of Hugging Face's recipe (transformers' documentation, "Perplexity of fixed-length models").
 """
 
 from __future__ import annotations
@@ -31,13 +30,14 @@ class Window:
 
 
 def plan_windows(length: int, context: int, stride: int) -> Iterator[Window]:
-    """The windows over ``length`` tokens, each ``context`` long (the last may be shorter), ``stride`` after the last.
+    """The windows over ``length`` tokens, each ``context`` long (the last may be shorter) and ``stride`` after the one
+    before.
 
-    The first window scores all its tokens but the first of the text, which nothing comes before (with a tokenizer that
-    adds BOS, that is BOS; later windows have none). Every other window scores what is new in it. So each token but the
-    first is scored exactly once, given all of its window before it: between ``context - stride`` and ``context - 1``
-    tokens, once the text is that long. With ``stride == context`` the windows are disjoint, and as in the recipe the
-    first token of each is not scored.
+    The first window scores all its tokens except the first of the text, which has no token before it (with a tokenizer
+    that adds BOS, that is BOS; later windows have none). Every other window scores its new tokens. So each token but
+    the first is scored exactly once, given all tokens of its window before it: between ``context - stride`` and
+    ``context - 1`` tokens, once the text is that long. With ``stride == context`` the windows are disjoint, and as in
+    the recipe the first token of each is not scored.
     """
     seen = 0
     for start in range(0, length, stride):
@@ -51,7 +51,7 @@ def plan_windows(length: int, context: int, stride: int) -> Iterator[Window]:
 
 
 def batches(windows: Iterator[Window], tokens: int) -> Iterator[list[Window]]:
-    """Neighbours of one shape together, in order, as long as a batch reads at most ``tokens`` (or is one window)."""
+    """Groups neighbouring windows of one shape, in order; a batch reads at most ``tokens`` (or is one window)."""
     for (read, _), group in itertools.groupby(windows, lambda window: window.shape):
         size = max(1, tokens // read)
         while batch := list(itertools.islice(group, size)):

@@ -1,7 +1,7 @@
-"""From a path or hub id to a plan, and from a plan to a ready model: the one road that every load takes.
+"""Loads a model: from a path or hub id to a plan, and from a plan to a ready model. Every load takes this way.
 
-Each stage is a function of the one before it, and nothing reads a weight before the plan has been checked. What differs
-between architectures is asked of the plugin that the registry has bound.
+Each stage is a function of the one before it. No weight is read before the plan has been checked. The plugin that the
+registry has bound provides everything specific to an architecture.
 """
 
 from core.loading.entry import load, load_config, load_tokenizer, plan

@@ -22,13 +22,13 @@ _PROMPTS = (64, 512)
 
 
 def compile_ahead(model: nn.Module, plan: Plan) -> None:
-    """Compiles, in threads, what a prompt and a decode step will need of this model.
+    """Compiles, in threads, the kernels that a prompt and a decode step of this model will need.
 
-    Its parameters are replaced by zeros that nobody computes: call this before they are read. Nothing is done where MLX
-    compiles the kernels itself, or where this model's kernels are on disk.
+    The model's parameters are replaced by unevaluated zeros, so call this before the parameters are read. Nothing is
+    done where MLX compiles the kernels itself, or where this model's kernels are on disk.
 
-    No error comes from here: kernels that are not compiled now are compiled at their first use. The compiler's
-    ``failures`` say what was wrong.
+    It raises no error: kernels that are not compiled now are compiled at their first use. The compiler's ``failures``
+    list what went wrong.
     """
     device = current_device()
     if device is None or device.compiler is None or not isinstance(model, Decoder):
@@ -43,17 +43,17 @@ def compile_ahead(model: nn.Module, plan: Plan) -> None:
     try:
         with _unchanged(model):
             for tokens in _PROMPTS:
-                # MLX refuses to compute anything while it traces, so that no block can touch the zeros.
+                # MLX refuses to evaluate anything while it traces, so no block can evaluate the zeros.
                 mx.compile(lambda ids: _pass(model, ids))(mx.zeros((1, tokens), mx.int32))
             _compile_step(model)
-    except Exception as error:  # such as a plugin's block that reads values, which it may
+    except Exception as error:  # such as a plugin's block that reads values, which it may do
         device.compiler.failures["ahead of use"] = f"{type(error).__name__}: {error}"
         return
     store.note_passed(done)
 
 
 def cancel_ahead() -> None:
-    """Drops what ``compile_ahead`` has queued, for a load that has failed."""
+    """Drops what ``compile_ahead`` has queued, after a load has failed."""
     device = current_device()
     if device is not None and device.compiler is not None:
         device.compiler.cancel()
@@ -61,7 +61,7 @@ def cancel_ahead() -> None:
 
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
-    """What modules keep of a call within is forgotten: it was computed of zeros, or not at all."""
+    """Restores what modules have stored about a call inside this block: it was computed from zeros, or not at all."""
     before = [(module, dict(module), dict(vars(module))) for module in model.modules()]
     try:
         yield
@@ -84,6 +84,6 @@ def _pass(model: Decoder, ids: mx.array) -> mx.array:
 def _compile_step(model: Decoder) -> None:
     try:
         from core.fast import compile_step
-    except ImportError:  # the room for it can be deleted
+    except ImportError:  # core/fast can be deleted
         return
     compile_step(model)

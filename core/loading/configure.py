@@ -1,4 +1,4 @@
-"""From a config to the plugin that claims it, and what the plugin reads there."""
+"""Reads a checkpoint's config, chooses the plugin that claims it, and lets the plugin read it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _T = TypeVar("_T")
 
 
 def configure(checkpoint: Checkpoint, plugin: Any, strict: bool) -> tuple[dict[str, Any], BoundPlugin, ModelConfig]:
-    """A checkpoint's config as ``read_config`` has it, its plugin, and the plugin's reading of it."""
+    """A checkpoint's config as ``read_config`` returns it, its plugin, and the plugin's config object."""
     raw = read_config(checkpoint)
     where = checkpoint.where(checkpoint.config_name)
     bound, config = configured(raw, where, plugin)
     unread = unread_keys(checkpoint, raw, config)
     if strict and unread:
         raise ConfigError(
-            f"nobody reads the config keys {', '.join(map(repr, unread))}",
+            f"these config keys are not read: {', '.join(map(repr, unread))}",
             where=where,
             hint=f"Without strict they are ignored; or let {bound.name} read them or declare them harmless.",
         )
@@ -33,7 +33,8 @@ def configure(checkpoint: Checkpoint, plugin: Any, strict: bool) -> tuple[dict[s
 
 
 def unread_keys(checkpoint: Checkpoint, raw: dict[str, Any], config: ModelConfig) -> list[str]:
-    """Keys of a checkpoint's configs that nobody reads; those of its generation config begin with its name."""
+    """Keys of a checkpoint's configs that are not read; those of its generation config have the file's name as a
+    prefix."""
     generation = read_generation_config(checkpoint)
     if not generation:
         return config.unread_keys(raw)
@@ -43,17 +44,17 @@ def unread_keys(checkpoint: Checkpoint, raw: dict[str, Any], config: ModelConfig
 
 
 def read_generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """``generation_config.json`` as parsed; empty where there is none."""
+    """``generation_config.json``, parsed; empty if there is none."""
     name = "generation_config.json"
     return dict(checkpoint.read_json(name)) if checkpoint.has(name) else {}
 
 
 def read_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """``config.json`` as parsed, or ``params.json`` in its words.
+    """``config.json``, parsed; or ``params.json``, translated to the same keys.
 
     Raises:
-        CheckpointError: there is none; says what the directory is, where that can be told.
-        ConfigError: it is no JSON object.
+        CheckpointError: there is none; the message says what the directory is instead, if its files show it.
+        ConfigError: it is not a JSON object.
     """
     if not checkpoint.has(checkpoint.config_name):
         _refuse_foreign(checkpoint)
@@ -64,7 +65,7 @@ def read_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _refuse_foreign(checkpoint: Checkpoint) -> None:
-    """Says what a directory without a config is, where its files tell.
+    """Raises an error that says what a directory without a config is, if its files show it.
 
     Raises:
         CheckpointError: it is an adapter, or holds GGUF files only.
@@ -87,7 +88,7 @@ def _refuse_foreign(checkpoint: Checkpoint) -> None:
 
 
 def configured(raw: dict[str, Any], where: str, plugin: Any) -> tuple[BoundPlugin, ModelConfig]:
-    """The plugin for a config's ``model_type``, and what it reads there."""
+    """The plugin for a config's ``model_type``, and the config object that it makes."""
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise ConfigError(
@@ -102,7 +103,7 @@ def configured(raw: dict[str, Any], where: str, plugin: Any) -> tuple[BoundPlugi
 
 
 def located(action: Callable[[], _T], where: str) -> _T:
-    """Runs ``action``; an error of core's that does not say where it lies is given ``where``."""
+    """Runs ``action``. An error of core's that names no place gets ``where``."""
     try:
         return action()
     except CoreError as error:

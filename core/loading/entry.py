@@ -1,4 +1,4 @@
-"""The public functions: a config, a tokenizer, a plan, a ready model."""
+"""The public functions of loading: ``load_config``, ``load_tokenizer``, ``plan`` and ``load``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def load_config(
     Args:
         source: directory, hub repository ``org/name`` or ``demo:NAME``.
         plugin: overrides the choice of plugin (see ``core.load``).
-        strict: refuse keys that nobody reads.
+        strict: refuse keys that are not read.
         revision: branch, tag or commit of a hub repository.
         format: ``"hf"`` or ``"mistral"``, as for ``core.load``.
 
@@ -76,7 +76,7 @@ def plan(
     revision: str | None = None,
     format: str | None = None,
 ) -> Plan:
-    """Says what ``core.load`` would do, without reading a weight byte; of a hub repository, only headers are fetched.
+    """Returns what ``core.load`` would do, without reading weights. Of a hub repository, only headers are fetched.
 
     Arguments and errors are those of ``core.load``, but tensors that do not fit are reported in the plan, not raised.
     """
@@ -113,40 +113,41 @@ def load(
     """Loads a model.
 
     Args:
-        source: directory, hub repository ``org/name`` (fetched unless it is cached) or ``demo:NAME``.
+        source: directory, hub repository ``org/name`` (downloaded unless it is cached) or ``demo:NAME``.
         plugin: the plugin to use instead of the one that the registry would choose: a module or object with the hooks,
             the name of an installed distribution, or a module's dotted path.
-        tokenizer: load the tokenizer too; without one, ``generate`` takes and gives ids.
+        tokenizer: load the tokenizer too; without one, ``generate`` takes and returns ids.
         dtype: compute dtype, or its name (``"bfloat16"``); None takes the checkpoint's, or float32 for quantized
             weights and experts on a CPU.
-        quantize: quantize the weights as they are read, block by block, from the dtype that the file has them in: bits
-            (``4``), a mode of MLX with its defaults (``"mxfp4"``), a ``core.weights.Quantization``, a mixed recipe of
-            mlx-lm's by name (``"mixed_4_6"``), or patterns of the checkpoint's names to any of these or False
-            (``{"*.v_proj": 6, "lm_head": False, "*": 4}``), of which the first that matches decides. The plugin keeps
-            what must not be rounded, such as routers; what no group divides stays in full precision, and is noted.
-        quantize_embeddings, quantize_head: let them be quantized; where they share a matrix, both must say so.
-        dequantize: make floats of quantized weights, in the dtype of their scales; with ``quantize``, before that.
+        quantize: quantize the weights as they are read, block by block, from the dtype of the file: bits (``4``), a
+            mode of MLX with its defaults (``"mxfp4"``), a ``core.weights.Quantization``, a mixed recipe of mlx-lm's by
+            name (``"mixed_4_6"``), or patterns of the checkpoint's names to any of these or False
+            (``{"*.v_proj": 6, "lm_head": False, "*": 4}``), of which the first that matches counts. Matrices that the
+            plugin excludes, such as routers, stay in full precision. So do matrices whose rows the group size does not
+            divide; the report notes them.
+        quantize_embeddings, quantize_head: whether those are quantized; where they share a matrix, both must be True.
+        dequantize: turn quantized weights into floats, in the dtype of their scales; with ``quantize``, before that.
         approximate: keep the scales and biases of GPTQ and AWQ weights in float16 even where that rounds, instead of
-            float32; ``report.weight_error`` says by how much at most.
-        lazy: read weights when they are first used, which must then be in the thread that loads.
-        strict: refuse keys of ``config.json`` and ``generation_config.json`` that nobody reads.
+            float32; ``report.weight_error`` is the largest error of a weight.
+        lazy: read weights at their first use, which must then be in the thread that loads.
+        strict: refuse keys of ``config.json`` and ``generation_config.json`` that are not read.
         check_finite: refuse NaN and infinity in the weights, which costs about 0.2 s for a gigabyte of floats on a CPU.
         check_memory: refuse a model that is larger than the device's memory, and warn of a tight fit.
-        progress: called with the bytes loaded so far and in all; a download from the hub then shows the client's bars.
+        progress: called with the bytes loaded so far and the total; a download then shows the hub client's bars.
         revision: branch, tag or commit of a hub repository.
         format: ``"hf"`` or ``"mistral"`` (``params.json`` and ``consolidated*.safetensors``), for checkpoints that hold
-            both; None takes the first of these that is there, and the report says so.
+            both; None takes the first of these that is there, and the report notes it.
 
     Raises:
         CheckpointError: files are absent or damaged.
         ConfigError: the config is malformed, or for no causal language model.
-        PluginError: nobody claims the type, two packages do, or the plugin is broken.
+        PluginError: no plugin claims the type, two packages do, or the plugin is broken.
         WeightsError: tensors and config do not fit, or are not finite.
-        TokenizerError: there is no tokenizer; said before any weight is read.
+        TokenizerError: there is no tokenizer; raised before any weight is read.
         InsufficientMemoryError: the model is larger than the memory.
         QuantizationError: the weights are quantized already, or in a way that is not supported.
-        UsageError: ``dtype`` is none, ``quantize`` asks for what the installed MLX does not have, or this process was
-            forked from one that has used a model.
+        UsageError: ``dtype`` is not a dtype, ``quantize`` asks for what the installed MLX does not have, or this
+            process was forked from one that has used a model.
     """
     from core.language_model import LanguageModel
 
@@ -190,8 +191,8 @@ def load(
     )
     prepared.bound.model_loaded(prepared.model, report)
     if not lazy:
-        # What blocks compute for themselves, too: MLX evaluates an array only in the thread that made it, and a model
-        # that one thread has loaded serves others.
+        # Also evaluates the arrays that blocks compute for themselves: MLX evaluates an array only in the thread that
+        # made it, and other threads may use a model that one thread has loaded.
         mx.eval(prepared.model)
     generation = read_generation_config(checkpoint)
     origin = Origin(checkpoint, prepared.raw_config, prepared.bound)
@@ -209,14 +210,15 @@ def _tokenizer(checkpoint: Checkpoint) -> Tokenizer | NativeTokenizer:
     from core.text import load_tokenizer as load_text
 
     local = checkpoint.fetch_text().path
-    assert local is not None  # what is fetched is a directory
+    assert local is not None  # a downloaded checkpoint is a directory
     return load_text(local)
 
 
 def _try_tokenizer(checkpoint: Checkpoint) -> None:
-    """Before any weight is read: whether there is another tokenizer than ``tokenizer.json``.
+    """Checks before any weight is read that a missing ``tokenizer.json`` is replaced by another supported file.
 
-    The text package says which file is there and what to do; here, that a model can do without.
+    The error of the text package says which file was found and what to do. The hint added here is that a model can be
+    loaded without a tokenizer.
 
     Raises:
         TokenizerError: there is none that can be used.
@@ -233,6 +235,6 @@ def _shadowed(prepared: Prepared) -> tuple[str, ...]:
     found = claims()
     mine = prepared.bound.claim
     same = [c for c in found if c.model_type == prepared.config.model_type and c != mine]
-    # What was given in this process is not among the claims that were found, and shadows them all the same.
+    # Plugins given in this process are not among the discovered claims, but they shadow them too.
     found = found if mine in found else [mine, *found]
     return tuple(f"{claim}: {status(claim, found)}" for claim in same)

@@ -1,4 +1,5 @@
-"""Does a planned model fit the device? Said before anything is read, with figures and a way out."""
+"""Checks whether a planned model fits the device's memory, before anything is read. Messages have figures and a way
+out."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from core.device import describe, memory_limits
 from core.errors import InsufficientMemoryError
 from core.weights import Plan
 
-_CONTEXT = 4096  # tokens of cache counted beside the weights, of a model that is made for no fewer
+_CONTEXT = 4096  # tokens of cache counted with the weights, unless the model's context is shorter
 
 
 class MemoryWarning(UserWarning):
@@ -25,7 +26,7 @@ class MemoryFit:
     Attributes:
         tokens: length of the sequence whose cache is counted.
         needed: bytes of the weights and of that cache.
-        recommended, available: bytes that the device recommends and has; None where it does not say.
+        recommended, available: bytes that the device recommends and has; None if unknown.
     """
 
     tokens: int
@@ -48,7 +49,7 @@ def memory_fit(plan: Plan, config: ModelConfig) -> MemoryFit:
 
 
 def stated_context(config: ModelConfig) -> int | None:
-    """Positions that a model is made for; None where its config does not say."""
+    """Positions that a model is made for; None if its config does not state them."""
     context = getattr(config, "max_position_embeddings", None)
     return context if isinstance(context, int) and context > 0 else None
 

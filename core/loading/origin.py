@@ -1,4 +1,4 @@
-"""Where a model came from, for whoever writes it back."""
+"""``Origin``: where a loaded model came from, for saving it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from core.registry import BoundPlugin
 
 @dataclass(frozen=True)
 class Origin:
-    """What a load knew that a save needs.
+    """What a save needs from the load.
 
     Attributes:
         checkpoint: the local files.
-        raw_config: ``config.json`` as parsed, or ``params.json`` in its words.
+        raw_config: ``config.json``, parsed; or ``params.json``, translated to the same keys.
         plugin: the bound hooks, for their weight maps.
     """
 

@@ -1,4 +1,4 @@
-"""Everything that can be known of a load before the first weight byte, and what it would do."""
+"""Prepares a load up to its first weight: opens the checkpoint, binds the plugin, makes the skeleton and the plan."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from core.weights.treatment import Treatment
 
 @dataclass
 class Prepared:
-    """A load before its weights: everything that can be known from names, headers and config."""
+    """A load before its weights are read: everything that names, headers and config determine."""
 
     checkpoint: Checkpoint
     raw_config: dict[str, Any]
@@ -45,7 +45,7 @@ def prepare(
     progress: bool = False,
     treatment: Treatment | None = None,
 ) -> Prepared:
-    """Everything up to the first weight byte."""
+    """Prepares a load; no weight is read. Arguments as for ``core.load``."""
     checkpoint = open_checkpoint(source, revision=revision, download=False, progress=progress, format=format)
     return prepare_opened(checkpoint, plugin=plugin, strict=strict, dtype=dtype, treatment=treatment)
 
@@ -58,13 +58,13 @@ def prepare_opened(
     dtype: mx.Dtype | str | None = None,
     treatment: Treatment | None = None,
 ) -> Prepared:
-    """``prepare``, of a checkpoint that is open already."""
+    """``prepare``, for a checkpoint that is already open."""
     computes = dtype_from(dtype)
     raw, bound, config = configure(checkpoint, plugin, strict)
     quantization = located(lambda: QuantizationConfig.from_config(raw), checkpoint.where(checkpoint.config_name))
     model, specs = skeleton(bound, config)
     layout, weight_map, notes = _recognise(bound, config, checkpoint)
-    with random_state_kept():  # quantized and split modules are made anew
+    with random_state_kept():  # quantized and split modules draw new parameters
         made = make_plan(
             model,
             weight_map,
@@ -90,7 +90,7 @@ def prepare_opened(
 def _recognise(
     bound: BoundPlugin, config: ModelConfig, checkpoint: Checkpoint
 ) -> tuple[str, WeightMap, tuple[str, ...]]:
-    """The layout whose map accounts for most of the checkpoint's tensors."""
+    """The layout whose map uses most of the checkpoint's tensors."""
     maps = {layout: bound.weight_map(config, layout) for layout in LAYOUTS}
     known = {layout: found for layout, found in maps.items() if found is not None}
     if not known:

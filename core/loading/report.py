@@ -1,4 +1,4 @@
-"""What a load did, to read or to paste."""
+"""``LoadReport``: what a load did, as data and as text."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from core.weights import Plan
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a load did, to read or to paste.
+    """What a load did; ``str`` gives it as text.
 
     Attributes:
         plan: which tensors went where, and everything that was left unread.
         claim: the plugin's claim; shadowed: other claims of the type.
         device: what the model was loaded onto.
-        stray_files: weight files of the checkpoint that are no part of the model.
+        stray_files: weight files of the checkpoint that are not part of the model.
         seconds: how long reading the weights took; 0 for a lazy load.
-        weight_error: the largest error of a weight that ``approximate`` has made; None without it.
+        weight_error: the largest error of a weight caused by ``approximate``; None without it.
     """
 
     plan: Plan
@@ -36,11 +36,11 @@ class LoadReport:
             f"  {plan.parameters:,} parameters, {plan.bytes:,} bytes, computes in {plan.precision} on {self.device}",
         ]
         if plan.unread_keys:
-            lines.append(f"  config keys nobody read: {', '.join(plan.unread_keys)}")
+            lines.append(f"  config keys that were not read: {', '.join(plan.unread_keys)}")
         if plan.ignored:
             lines.append(f"  tensors left unread: {len(plan.ignored)}")
         if self.stray_files:
-            lines.append(f"  files that are no part of the model: {', '.join(self.stray_files)}")
+            lines.append(f"  files that are not part of the model: {', '.join(self.stray_files)}")
         if self.shadowed:
             lines.append(f"  other claims of {plan.model_type}: {'; '.join(self.shadowed)}")
         if self.weight_error is not None:

@@ -1,4 +1,4 @@
-"""Models without weights: to be filled by a load, or to be trained from scratch."""
+"""Builds models without weights, for a load to fill or to train from scratch."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def build(config: Mapping[str, Any], *, plugin: Any = None) -> BuiltModel:
 
 
 def skeleton(bound: BoundPlugin, config: ModelConfig) -> tuple[Decoder, tuple[CacheSpec, ...]]:
-    """The model with parameters that will be replaced. MLX's global random state is left alone."""
+    """The model with parameters that will be replaced. MLX's global random state does not change."""
     with random_state_kept():
         return _build(bound, config)
 
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Modules that are made within draw parameters that nobody reads; the user's random numbers do not depend on it."""
+    """Restores MLX's global random state after modules are made inside, whose random parameters are never read."""
     with _building:
         state: Any = mx.random.state
         high, low = state[0].tolist()

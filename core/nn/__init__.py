@@ -1,7 +1,4 @@
-"""What plugins build blocks from: attention, rotary positions, feed-forward layers, experts, caches, the decoder.
-
-Knows arrays; knows no files, no tokens' meaning and no architecture.
-"""
+"""What plugins build blocks from: attention, rotary positions, feed-forward layers, experts, caches, the decoder."""
 
 import core.needs_mlx  # noqa: F401
 from core.nn.attention import Attention

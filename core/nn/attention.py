@@ -49,13 +49,15 @@ class Attention(nn.Module):
         return self.attend(q, k, v, step)
 
     def attend(self, queries: mx.array, keys: mx.array, values: mx.array, step: Step) -> mx.array:
-        """What follows the projections: heads, rotation, attention, and the projection back.
+        """Splits heads, rotates, attends, and applies the output projection.
 
-        A subclass whose projections are treated first, say by norms, calls this from its own ``__call__``.
+        A subclass that changes the projections' outputs first, for example by norms, calls this from its own
+        ``__call__``.
 
         Args:
             queries: ``[batch, seq, num_attention_heads * head_dim]``.
             keys, values: ``[batch, seq, num_key_value_heads * head_dim]``.
+            step: of the block's call.
 
         Returns:
             ``[batch, seq, hidden_size]``.

@@ -1,7 +1,7 @@
-"""The cache of a whole model: what its blocks keep between steps, for a batch of sequences at their own positions.
+"""``Cache``: what a model keeps between steps, for a batch of sequences with a position each.
 
-One ``Cache`` serves a whole model: it holds one block cache for each block, in the kinds that the blocks' specs ask
-for, and how many tokens each row has. Knows arrays and positions; knows no tokens, no text and no architecture.
+One ``Cache`` serves a whole model. It has one block cache for each block, of the kind that the block's spec asks for,
+and the number of tokens of each row.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from core.nn.state import State
 __all__ = ["BlockCache", "Cache", "KeyValues", "QuantizedKeyValues", "SlotCache", "State"]
 
 SlotCache = KeyValues | QuantizedKeyValues
-"""Keeps one slot for each token: ``arrays()`` have rows on axis 0 and slots on axis 2; ``reach`` names its span."""
+"""Has one slot for each token: ``arrays()`` have rows on axis 0 and slots on axis 2; ``reach`` names its span."""
 
 BlockCache = SlotCache | State
 
 
 class Cache:
-    """What a model keeps of a batch of sequences, between steps.
+    """What a model keeps of a batch of sequences between steps.
 
     Args:
         specs: one for each block, from the plugin's ``make_cache``.
         batch: rows.
-        settings: a bound on tokens, bits; None: neither.
-        model: stands for the model whose cache this is; whoever keeps caches asks whether two have the same.
-        rotation_limit: as ``core.nn.rotation_limit`` says of the model.
+        settings: a bound on tokens, and bits; None: neither.
+        model: an object that identifies the model; a store of caches compares it.
+        rotation_limit: from ``core.nn.rotation_limit``.
 
     Attributes:
         blocks: one block cache for each spec.
@@ -55,7 +55,7 @@ class Cache:
     ) -> None:
         self.batch = batch
         self.rotation_limit = rotation_limit
-        self._stretched: int | None = None  # the first position whose key was rotated as in a sequence beyond the limit
+        self._stretched: int | None = None  # the first position whose key was rotated for a sequence beyond the limit
         self.specs = tuple(specs)
         self.settings = CacheSettings() if settings is None else settings
         self.settings.check(self.specs)
@@ -98,11 +98,11 @@ class Cache:
 
     @property
     def failed(self) -> bool:
-        """A step on this cache failed half-way, so that it cannot be used any more."""
+        """Whether a step on this cache failed before its end; then the cache cannot be used any more."""
         return self._broken
 
     def resize(self, lengths: Sequence[int]) -> None:
-        """Says how many tokens each row holds, after the rows of all arrays and spans have become others."""
+        """Sets the tokens of each row, after the arrays and spans have got other rows."""
         self.batch, self.lengths, self._last_counts = len(lengths), list(lengths), [0] * len(lengths)
 
     def capacity(self, window: Reach) -> int:
@@ -114,13 +114,13 @@ class Cache:
         return mx.array(self.lengths, dtype=mx.int32)
 
     def begin(self, batch: int, seq: int, counts: Sequence[int] | None) -> dict[Reach, Write]:
-        """Starts a step of ``seq`` tokens a row; the decoder calls it, blocks do not.
+        """Starts a step of ``seq`` tokens a row. Called by the decoder, not by blocks.
 
         Returns:
             For each reach (a window, a limit, or None: full), how its blocks write.
 
         Raises:
-            CacheError: the batch is another than this cache's, or an earlier step failed half-way.
+            CacheError: the batch differs from this cache's, or an earlier step failed before its end.
         """
         if batch != self.batch:
             raise CacheError(
@@ -145,11 +145,11 @@ class Cache:
 
     @property
     def unstretched(self) -> int:
-        """How many of the first tokens have keys that are rotated as in a sequence within ``rotation_limit``."""
+        """Number of tokens at the start whose keys are rotated as in a sequence within ``rotation_limit``."""
         return min(self.lengths) if self._stretched is None else min(self._stretched, *self.lengths)
 
     def can_rewind(self, tokens: int | Sequence[int]) -> bool:
-        """Whether ``rewind`` would do this."""
+        """Whether ``rewind`` would succeed."""
         try:
             self._check_rewind(self._lengths_without(tokens))
         except CacheError:
@@ -157,12 +157,12 @@ class Cache:
         return True
 
     def rewind(self, tokens: int | Sequence[int]) -> None:
-        """Forgets the last ``tokens`` tokens of each row.
+        """Removes the last ``tokens`` tokens of each row.
 
         Raises:
-            CacheError: more than a row holds, more than a sliding window or ``max_kv_tokens`` has kept, keys that are
-                rotated as in a sequence beyond ``rotation_limit`` in one within it, or, with recurrent state, anything
-                else than exactly the last step. The cache is then unchanged.
+            CacheError: more tokens than a row holds, or than a sliding window or ``max_kv_tokens`` has kept; from
+                beyond ``rotation_limit`` to within it, where keys are rotated differently; with recurrent state,
+                anything but exactly the last step. The cache is then unchanged.
         """
         lengths = self._lengths_without(tokens)
         self._check_rewind(lengths)
@@ -201,7 +201,7 @@ class Cache:
             )
         counts = [held - length for held, length in zip(self.lengths, lengths, strict=True)]
         if any(counts) and counts != self._last_counts and any(isinstance(block, State) for block in self.blocks):
-            raise CacheError("recurrent state can only take the last step back", expected=f"{self._last_counts} tokens")
+            raise CacheError("recurrent state can only undo the last step", expected=f"{self._last_counts} tokens")
 
     def copy(self) -> Cache:
         """An independent cache with the same content; arrays are shared until one of the two writes."""

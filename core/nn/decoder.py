@@ -1,6 +1,6 @@
-"""The skeleton of a decoder-only language model: embedding, blocks, final norm, language head.
+"""``Decoder``: the model around the blocks of a decoder-only language model: embedding, final norm, language head.
 
-Everything that differs between architectures is in the blocks, which a plugin builds.
+A plugin builds the blocks, which hold everything that differs between architectures.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ class Decoder(nn.Module):
             self.lm_head = Linear(hidden_size, vocab_size, bias=False)
         self._cache_specs: tuple[CacheSpec, ...] = ()
         self._rotation_limit: int | None = None
-        self._identity = object()  # what its caches know it by
+        self._identity = object()  # identifies the model to its caches
 
     def set_cache_specs(self, specs: Sequence[CacheSpec]) -> None:
-        """Says what each block asks of its cache; core calls it once, with the plugin's ``make_cache``."""
+        """Sets the cache spec of each block; core calls it once, with the result of the plugin's ``make_cache``."""
         self._cache_specs = tuple(specs)
-        self._rotation_limit = rotation_limit(self)  # which looks at every module
+        self._rotation_limit = rotation_limit(self)  # goes through every module, so it is called once
 
     def make_cache(
         self,
@@ -83,9 +83,9 @@ class Decoder(nn.Module):
 
         Args:
             tokens: integers ``[batch, seq]``.
-            cache: holds the tokens before these and takes these in; None starts at position 0 and keeps nothing.
-            lengths: real tokens of each row, where rows are padded on the right; None when all are real. Groups of
-                caches know their own.
+            cache: holds the tokens before these, and stores these; None starts at position 0 and stores nothing.
+            lengths: real tokens of each row, where rows are padded on the right; None when all are real. Not given with
+                groups of caches, which have their own.
 
         Returns:
             ``[batch, seq, vocab_size]``; undefined where a row is padding.
@@ -126,7 +126,7 @@ class Decoder(nn.Module):
 
     @property
     def _compute_dtype(self) -> mx.Dtype | None:
-        """The dtype of activations, which is that of norms; None where the final norm has no weight."""
+        """The dtype of activations, which is that of the final norm's weight; None if it has none."""
         weight = self.norm.get("weight")
         return weight.dtype if isinstance(weight, mx.array) else None
 
@@ -141,7 +141,7 @@ class Decoder(nn.Module):
 
 @functools.cache
 def _cpu_library() -> ModuleType:
-    """The passes of the CPU library, whose module imports this package's."""
+    """``core.cpu_pass.forward``, imported late because it imports this package."""
     from core.cpu_pass import forward
 
     return forward

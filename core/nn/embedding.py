@@ -1,4 +1,4 @@
-"""Looking tokens up in an embedding, quantized or not, and multiplying by it: the head of a model that ties them."""
+"""Looks tokens up in an embedding, quantized or not, and multiplies by it for tied heads."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from core.nn.quantized import packed_product
 
 
 def embed(embedding: nn.Module, tokens: mx.array, dtype: mx.Dtype | None = None) -> mx.array:
-    """``embedding(tokens)``; on CUDA by the kernel ``take_rows``, because MLX's gather is slow to compile.
+    """``embedding(tokens)``. On CUDA it uses the kernel ``take_rows``, because MLX's gather is slow to compile.
 
     Args:
-        embedding: an embedding of ``mlx.nn``'s, or any module in its place.
+        embedding: an embedding of ``mlx.nn``, or any module in its place.
         tokens: integers ``[batch, seq]``.
-        dtype: of activations, where it may be another than the embedding's; None: the embedding's own.
+        dtype: of activations, if it may differ from the embedding's; None: the embedding's own.
 
     Returns:
         ``[batch, seq, hidden_size]``.

@@ -1,7 +1,9 @@
-"""Many SwiGLU layers, of which each token uses a few (Shazeer et al., 2017): three ways to one result.
+"""``Experts``: many SwiGLU layers, of which each token uses a few (Shazeer et al., 2017), computed in one of three
+ways.
 
-Few rows visit their experts' matrices one by one; more are sorted, so that each matrix is fetched once; many on CUDA
-are multiplied expert by expert, because shapes are known then, and the dense product is the fastest one there is.
+For few rows, the matrix of each row's expert is read one by one. More rows are sorted, so that each matrix is read
+once. Many rows on CUDA are multiplied expert by expert: the shapes are known then, and the dense product is the
+fastest.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from core.kernels.take_rows import take_rows
 from core.nn.linear import ExpertLinear, FusedLinear
 from core.nn.pacing import begin
 
-# Rows from which sorting tokens by expert is cheaper than fetching an expert's weights again for each of them.
+# Rows from which sorting tokens by expert costs less than reading an expert's weights again for each of them.
 _SORT_FROM = 64
 _APART_FROM = 128
 """Rows from which a product for each expert is faster on CUDA than MLX's gathered one (benchmarks/LOG.md, 5 and 8)."""
@@ -61,12 +63,12 @@ class Experts(nn.Module):
         # Reshaped, not expanded: MLX 0.32's CUDA backend misreads the strides of an expanded axis in this product.
         y = take_rows(x.reshape(-1, x.shape[-1]), order // k).reshape(-1, 1, x.shape[-1])
         y = self._feed(y, flat[order], True)
-        # Back in order first, shaped after: the gradient of a squeeze has strides that MLX 0.32's CUDA backend misreads
-        # in a sorted product, and the gradients of all that lies before would be wrong.
+        # Restore the order first, then the shape: the gradient of a squeeze has strides that MLX 0.32's CUDA backend
+        # misreads in a sorted product, and all gradients before it would be wrong.
         return y[mx.argsort(order)].reshape(*indices.shape, -1)
 
     def _counts(self, indices: mx.array) -> list[int] | None:
-        """How many rows each expert has; None where nothing can be evaluated.
+        """How many rows each expert has; None while nothing can be evaluated.
 
         The host waits for the router here, once a layer, because shapes depend on it.
         """
@@ -78,13 +80,14 @@ class Experts(nn.Module):
             return None
 
     def _one_by_one(self, x: mx.array, indices: mx.array, counts: list[int]) -> mx.array:
-        """A product for each expert that has rows: no row is computed in vain, however unequal their shares are."""
+        """One product for each expert that has rows. No row is computed without need, however unequal the shares
+        are."""
         k = indices.shape[-1]
         order = mx.argsort(indices.flatten())
         rows = take_rows(x.reshape(-1, x.shape[-1]), order // k)
         starts = list(itertools.accumulate(counts, initial=0))
         results: dict[int, mx.array] = {}
-        # The largest first, and at once: the device works on it while the host builds the others.
+        # The largest first, and at once: the device computes it while the host builds the others.
         for expert in sorted(range(self._count), key=lambda one: -counts[one]):
             if counts[expert]:
                 mine = rows[starts[expert] : starts[expert + 1]]

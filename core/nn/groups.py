@@ -1,9 +1,9 @@
-"""One step over several caches of one model, as if they were one.
+"""One step over several caches of one model, as if they were one cache.
 
-A batch that runs keeps its rows in groups: one ``Cache`` for each class of capacities, so that one long sequence does
-not make short ones pay; and a prompt that is read in beside them has a cache of its own, and many tokens a step.
-Everything but attention and state works on all tokens at once, each as a row of one token, so that weights are read
-once (Agrawal et al., 2024, Sarathi-Serve). Knows caches and steps; knows no request and no token.
+A running batch keeps its rows in groups: one ``Cache`` for each class of capacities, so that short sequences do not pay
+for a long one. A prompt that is read in the same step has a cache of its own, and many tokens a step. Attention and
+state work on each cache; everything else works on all tokens at once, each as a row of one token, so that weights are
+read once (Agrawal et al., 2024, Sarathi-Serve).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from core.nn.step import Step, StepPlan
 
 
 class CacheGroups:
-    """Several caches of one model, as one of ``Σ rows * seq`` rows of one token: cache by cache, row by row.
+    """Several caches of one model, as one of ``Σ rows * seq`` rows of one token, ordered by cache and then by row.
 
     Args:
         caches: at least one, all made by the same model.
@@ -50,7 +50,7 @@ class CacheGroups:
         return [array for cache in self.caches for array in cache.arrays()]
 
     def plan(self, batch: int, seq: int, blocks: int) -> GroupsPlan:
-        """A step of ``seq`` = 1 token a row; the decoder calls it. Arguments as of ``StepPlan``."""
+        """A step of ``seq`` = 1 token a row; called by the decoder. Arguments as for ``StepPlan``."""
         rows = sum(cache.batch * each for cache, each in zip(self.caches, self.seqs, strict=True))
         if (batch, seq) != (rows, 1):
             raise CacheError("tokens and caches disagree", expected=f"[{rows}, 1] tokens", found=f"[{batch}, {seq}]")
@@ -92,7 +92,7 @@ class GroupsPlan:
 
 
 class GroupsStep(Step):
-    """The step as one block sees it: one token of each row, although each group attends to a cache of its own."""
+    """The step as one block sees it: one token of each row, while each group attends to a cache of its own."""
 
     __slots__ = ("_bounds", "_seqs", "_steps")
 
@@ -112,10 +112,10 @@ class GroupsStep(Step):
 
     @property
     def state(self) -> GroupsState | None:
-        """As of ``Step``: reading joins the groups' rows, writing deals them out.
+        """As in ``Step``: reading joins the groups' rows, writing distributes them.
 
         Raises:
-            CacheError: some rows take more than one token, which a state takes in one after the other.
+            CacheError: some rows take more than one token, which a state must process one after the other.
         """
         if max(self._seqs) > 1:
             raise CacheError("a block that keeps state cannot take several tokens of a row as rows of their own")
@@ -125,7 +125,7 @@ class GroupsStep(Step):
     def attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, window: int | None = None
     ) -> mx.array:
-        """As of ``Step``."""
+        """As in ``Step``."""
         attended = []
         for step, seq, (first, last) in zip(self._steps, self._seqs, self._bounds, strict=True):
             parts = [_as_rows(array[first:last], seq) for array in (queries, keys, values)]

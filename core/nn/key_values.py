@@ -1,11 +1,9 @@
-"""Keys and values of one attention block, as floats.
+"""``KeyValues``: keys and values of one attention block, as floats.
 
-Where a kernel is at hand, a step of one token a row writes them in place, which MLX does not know of. That is sound
-because nobody else holds the buffers: an ordinary step has written them, which copies whatever is shared; whoever asks
-for the arrays or for a copy gets them with an edge from the last kernel, and the next step is an ordinary one again.
-One step follows another through the token that it begins with.
-
-Knows arrays and how a step writes them; knows no other block.
+Where a kernel is available, a step of one token a row writes them in place, without MLX's knowledge. This is safe
+because nothing else refers to the buffers: an ordinary step wrote them, which copies whatever is shared. If a caller
+asks for the arrays or for a copy, these depend on the last kernel, and the next step is an ordinary one again. Each
+step depends on the one before through its input token.
 """
 
 from __future__ import annotations
@@ -23,8 +21,8 @@ from core.nn.spec import CacheSpec
 from core.nn.view import View
 
 _MANY = 1024
-"""Queries of a row from which MLX's own attention is used, where it needs no array for a mask: CUDA's is faster by a
-tenth to a quarter then, and prompts are cut into chunks of few lengths, so that it seldom has to be planned."""
+"""Queries of a row from which MLX's own attention is used, if its mask needs no array. CUDA's is faster by a tenth
+to a quarter then. Prompts are cut into chunks of few lengths, so it seldom has to be planned."""
 
 
 class KeyValues:
@@ -40,8 +38,8 @@ class KeyValues:
         self.reach = reach
         self._keys: mx.array | None = None
         self._values: mx.array | None = None
-        self._owned = False  # nobody else holds the buffers
-        self._last: mx.array | None = None  # what the last step that wrote in place has given
+        self._owned = False  # nothing else refers to the buffers
+        self._last: mx.array | None = None  # output of the last step that wrote in place
 
     @property
     def keys(self) -> mx.array | None:
@@ -56,7 +54,7 @@ class KeyValues:
     def attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, write: Write, view: View, scale: float
     ) -> mx.array:
-        """Caches the step's keys and values, and attends to what ``view`` shows; shapes as in ``Step.attend``."""
+        """Stores the step's keys and values, and attends to what ``view`` shows; shapes as in ``Step.attend``."""
         if view.decodes and write.before is None and write.after is None:
             attended = self._decode(queries, keys, values, view, scale)
             if attended is not None:
@@ -69,7 +67,7 @@ class KeyValues:
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=view.mask)
 
     def _decode(self, queries: mx.array, keys: mx.array, values: mx.array, view: View, scale: float) -> mx.array | None:
-        """Writes and attends in one kernel; None where that cannot be."""
+        """Writes and attends in one kernel; None where that is impossible."""
         if not self._owned or self._keys is None or self._values is None or not in_inference():
             return None
         kernel = decode_attention_kernel(queries, self._keys, scale)
@@ -82,7 +80,7 @@ class KeyValues:
     def _prefill(
         self, queries: mx.array, keys: mx.array, values: mx.array, view: View, scale: float
     ) -> mx.array | None:
-        """Attends to what has been written; None where MLX is to."""
+        """Attends to the written keys with a kernel; None where MLX's attention is to be used."""
         seq = queries.shape[2]
         if seq == 1 or not (view.masked or seq < _MANY) or not in_inference():
             return None
@@ -107,9 +105,9 @@ class KeyValues:
         return None if self._keys is None else self._keys.dtype
 
     def open_in_place(self, batch: int, write: Write) -> tuple[mx.array, mx.array]:
-        """Keys and values with room for a step, for code that writes them in memory; ``close_in_place`` ends it.
+        """Keys and values with room for a step, for code that writes them in memory. Call ``close_in_place`` after it.
 
-        They are to be evaluated first. Nobody else holds them: what is shared is copied here.
+        Evaluate them first. Nothing else refers to them: shared buffers are copied here.
         """
         self._settle()
         if write.before is not None:
@@ -125,16 +123,17 @@ class KeyValues:
         return self._keys, self._values
 
     def close_in_place(self, write: Write) -> None:
-        """Drops what the step's window leaves behind."""
+        """Drops the tokens that the step's window no longer shows."""
         if write.after is not None and self._keys is not None and self._values is not None:
             self._keys, self._values = move_slots(self._keys, write.after), move_slots(self._values, write.after)
 
     def disown(self) -> None:
-        """The next step is an ordinary one: what was taken back may still be computed, and must not write over it."""
+        """Makes the next step an ordinary one: a step that was undone may still be computed, and must not be
+        overwritten."""
         self._owned = False
 
     def _settle(self) -> None:
-        """Lets whatever is made of the buffers from now on come after the last step that wrote in place."""
+        """Makes all later uses of the buffers depend on the last step that wrote in place."""
         if self._last is not None and self._keys is not None and self._values is not None:
             self._keys, self._values = mx.depends([self._keys, self._values], [self._last])
         self._last = None
@@ -167,7 +166,7 @@ class KeyValues:
         return [("float", (1, self.spec.heads, slots, dim)) for dim in self.dims]
 
     def replace(self, arrays: Sequence[mx.array]) -> None:
-        """Holds these arrays instead, in the order of ``arrays()``; the span must know of what has changed."""
+        """Replaces the arrays, in the order of ``arrays()``. The caller updates the span."""
         self._keys, self._values = arrays or (None, None)
         self._owned, self._last = False, None
 

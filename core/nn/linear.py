@@ -1,7 +1,4 @@
-"""Linear layers that hold several projections in one matrix, and one matrix for each expert.
-
-Knows weights and quantization; the checkpoint's names for the parts belong to the plugin's weight map.
-"""
+"""Linear layers: several projections in one matrix, and one matrix for each expert."""
 
 from __future__ import annotations
 
@@ -21,9 +18,10 @@ from core.nn.quantized import QuantizedExpertLinear, QuantizedLinear, row
 class FusedLinear(nn.Module):
     """Several projections of one input, computed as one matrix product.
 
-    A checkpoint stores the parts apart. Where they agree in quantization, bias and dtype, their rows are concatenated
-    when they are loaded (rows commute with quantization along the input axis); where a mixed recipe makes them differ,
-    ``regroup`` splits the layer into one product for each group that agrees. The order of the parts never changes.
+    A checkpoint stores the parts separately. If they agree in quantization, bias and dtype, their rows are concatenated
+    when they are loaded (quantization groups lie along the input axis, so rows can be joined). If a mixed recipe makes
+    them differ, ``regroup`` splits the layer into one product for each group that agrees. The order of the parts never
+    changes.
 
     Args:
         input_dims: features of the input.
@@ -56,7 +54,7 @@ class FusedLinear(nn.Module):
         return self._groups
 
     def regroup(self, groups: Sequence[Sequence[str]]) -> None:
-        """Replaces ``linears`` by fresh, unquantized ones, one for each group of part names."""
+        """Replaces ``linears`` by new, unquantized ones, one for each group of part names."""
         self._groups = tuple(tuple(group) for group in groups)
         self._whole = self._groups == (tuple(self._parts),)
         self.linears = [self._linear(sum(self._parts[name] for name in group)) for group in self._groups]
@@ -114,7 +112,7 @@ class Linear(nn.Linear):
 
 
 def linear(x: mx.array, weight: mx.array) -> mx.array:
-    """``x @ weight.T``, by the CPU library where it computes that."""
+    """``x @ weight.T``, by the CPU library where it supports that product."""
     y = dense_product(x, weight)
     return x @ weight.T if y is None else y
 
@@ -157,7 +155,7 @@ class ExpertLinear(nn.Module):
         weight = self.weight.swapaxes(-1, -2)
         if weight.dtype == mx.float32 or mx.default_device().type != mx.DeviceType.cpu:
             return mx.gather_mm(x, weight, rhs_indices=indices, sorted_indices=sorted_indices)
-        # MLX's CPU backend gathers in float32 only. A load computes in it there: this is for models cast by hand.
+        # MLX's CPU backend gathers in float32 only. Loaded models compute in it there; this is for models cast by hand.
         wide = x.astype(mx.float32), weight.astype(mx.float32)
         return mx.gather_mm(*wide, rhs_indices=indices, sorted_indices=sorted_indices).astype(x.dtype)
 

@@ -1,7 +1,7 @@
-"""How far the host runs ahead of the device: far enough, and not so far that temporary arrays fill the memory.
+"""Limits how far the host runs ahead of the device, so that temporary arrays do not fill the memory.
 
-MLX frees what a kernel has used when the kernel is done, and asks for new memory when one is built: the floats of many
-quantized matrices would be alive at once. Knows blocks' outputs; knows nothing of what is in them.
+MLX allocates a kernel's memory when the kernel is built, and frees it when the kernel is done. Without a limit, the
+floats of many quantized matrices would be alive at once.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from core.device import backend
 from core.kernels.few_rows import MOST_ROWS
 
 _FROM = MOST_ROWS + 1
-"""Tokens from which quantized matrices become floats on CUDA, and a block takes longer than the host's wait for one."""
-_AHEAD = 2  # blocks that may be under way: enough that the device never waits
+"""Tokens from which CUDA turns quantized matrices into floats, and a block takes longer than waiting for one."""
+_AHEAD = 2  # blocks that may be in progress: enough that the device never waits
 
 
 def begin(x: mx.array) -> bool:
-    """Lets the device begin with ``x`` while the host builds on; false while a transformation traces."""
+    """Starts computing ``x`` on the device while the host continues; returns False while a transformation traces."""
     try:
         mx.async_eval(x)
     except (RuntimeError, ValueError):

@@ -1,7 +1,7 @@
-"""What a block says its forward pass is made of, for those who compute the same in another way.
+"""How a block states what its forward pass consists of, for code that computes the same in another way.
 
-A module with a method ``parts`` promises that its ``__call__`` is the formula of what it returns. The promise is that
-of one class: where a subclass overrides ``__call__`` and not ``parts``, there is none (``stated_parts``).
+A module with a method ``parts`` promises that its ``__call__`` is the formula of the returned object. The promise holds
+for one class: if a subclass overrides ``__call__`` and not ``parts``, it makes none (``stated_parts``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Linear layers with quantized weights, dense and as a stack of experts.
 
-Few rows read packed weights; many rows on CUDA make floats of them first, once, and multiply densely: the dense product
-is several times faster there than one that unpacks as it goes.
+Few rows are multiplied with packed weights. For many rows on CUDA, the weights become floats first, once, and the
+product is dense: there it is several times faster than one that unpacks as it goes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from core.kernels.dequantize import dequantize
 from core.kernels.expert_products import packed_experts
 from core.kernels.few_rows import MOST_ROWS, few_rows_kernel
 
-_SMALLEST_GROUP = 32  # that MLX's affine mode has
+_SMALLEST_GROUP = 32  # the smallest of MLX's affine mode
 
 
 def _product(
@@ -29,7 +29,7 @@ def _product(
     bits: int,
     mode: str,
 ) -> mx.array:
-    """``x`` times the transposed matrix, in whichever way is fastest for so many rows."""
+    """``x`` times the transposed matrix, computed in the fastest way for its number of rows."""
     y = products.packed_product(x, weight, scales, biases)
     if y is not None:
         return y
@@ -53,11 +53,11 @@ def packed_product(
     *,
     transpose: bool = True,
 ) -> mx.array:
-    """``mx.quantized_matmul``, right also where a row of the matrix is one group.
+    """``mx.quantized_matmul``, correct also where a row of the matrix is one group.
 
-    There MLX 0.32.4 takes a kernel for compute capability 9.0 that gives wrong numbers and NaN
-    (``supports_qmm_sm90`` admits this case alone). The same matrix in groups of half the size, each scale and bias
-    twice, is another kernel's.
+    In that case, MLX 0.32.4 uses a kernel for compute capability 9.0 that gives wrong numbers and NaN
+    (``supports_qmm_sm90`` is true in this case only). The same matrix in groups of half the size, with each scale and
+    bias twice, is computed by another kernel.
     """
     one_group = mode == "affine" and transpose and scales.shape[-1] == 1 and group_size > _SMALLEST_GROUP
     if one_group and biases is not None and backend() == "cuda":
@@ -67,7 +67,7 @@ def packed_product(
 
 
 def row(array: mx.array, index: int) -> mx.array:
-    """``array[index]`` as a view: an index makes MLX copy, a slice does not."""
+    """``array[index]`` as a view: MLX copies for an index, but not for a slice."""
     return array[index : index + 1].squeeze(0)
 
 
@@ -78,7 +78,8 @@ def _densely(rows: int) -> bool:
 class QuantizedLinear(nn.QuantizedLinear):
     """``mlx.nn.QuantizedLinear``, for any number of rows.
 
-    Scales may have a wider float type than the activations: the product is computed in that, and returned in theirs.
+    Scales may have a wider float dtype than the activations: the product is computed in that dtype, and returned in the
+    activations'.
     """
 
     @classmethod
@@ -120,14 +121,15 @@ class QuantizedExpertLinear(nn.Module):
             self.biases = biases[0]
         if bias:
             self.bias = mx.zeros((experts, output_dims))
-        # quantize has chosen the mode's defaults: read them off the shapes.
+        # quantize has chosen the mode's defaults, so read them from the shapes.
         self.bits = bits or self.weight.shape[-1] * 32 // input_dims
         self.group_size = group_size or input_dims // self.scales.shape[-1]
         self.mode = mode
         self.freeze()
 
     def __call__(self, x: mx.array, indices: mx.array | int, sorted_indices: bool = False) -> mx.array:
-        """As ``ExpertLinear``; scales of a wider float type than ``x`` compute in theirs, and return that of ``x``."""
+        """As ``ExpertLinear``; with scales of a wider float dtype than ``x``, computes in theirs and returns that of
+        ``x``."""
         if isinstance(indices, int):
             biases = row(self.biases, indices) if "biases" in self else None
             packed = row(self.weight, indices), row(self.scales, indices), biases

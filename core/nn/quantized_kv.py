@@ -1,7 +1,7 @@
-"""Keys and values of one attention block in 4 or 8 bits, and attention to them.
+"""``QuantizedKeyValues``: keys and values of one attention block in 4 or 8 bits, and attention to them.
 
-Each token's keys and values are packed by themselves when they are written, so that what is stored does not depend on
-how the sequence arrived, and a token attends to the packed form of its own key too. Format: ``mx.quantize``, affine.
+Each token's keys and values are packed separately when they are written. So the stored numbers do not depend on how the
+sequence was cut into steps, and a token attends to the packed form of its own key too. Format: ``mx.quantize``, affine.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from core.nn.spec import CacheSpec
 from core.nn.view import View
 
 _FEW = 16
-"""Queries of a row up to which packed keys are multiplied as they are: on a CPU, half the time of making floats first
-for one query, and the same from about 32 on. More (a prompt's chunk) attend to floats made of them once: a product with
-packed matrices unpacks them again for each tile of queries on a GPU, and holds all scores in memory."""
+"""Queries of a row up to which packed keys are multiplied directly. On a CPU that takes half the time of making
+floats first for one query, and the same time from about 32 on. More queries (a prompt's chunk) attend to floats made
+once: on a GPU, a product with packed matrices unpacks them again for each tile of queries, and holds all scores in
+memory."""
 
 
 class QuantizedKeyValues:
@@ -47,7 +48,7 @@ class QuantizedKeyValues:
         """Caches the step's keys and values, and attends to what ``view`` shows; shapes as in ``Step.attend``."""
         buffers = self._write(keys, values, write)
         if queries.shape[2] <= _FEW:
-            # Whole buffers: CUDA's product takes no slices of them, and the CPU's copies slices.
+            # Whole buffers: CUDA's product accepts no slices of them, and the CPU's copies slices.
             mask = view.over(buffers[0].shape[2])
             return self._attend_packed(queries, buffers[:3], buffers[3:], mask, scale)
         keys, values = (
@@ -65,7 +66,7 @@ class QuantizedKeyValues:
     ) -> mx.array:
         batch, heads, seq, _ = queries.shape
         groups = keys[0].shape[1]
-        # The heads that share keys become further queries: one product reads the keys once, and repeats nothing.
+        # Query heads that share keys become further queries, so one product reads the keys once and repeats nothing.
         x = (queries.astype(keys[1].dtype) * scale).reshape(batch, groups, heads // groups * seq, -1)
         scores = mx.unflatten(self._product(x, keys, transpose=True), 2, (heads // groups, seq))
         scores = mx.where(mask[:, :, None], scores, mx.array(-mx.inf, dtype=scores.dtype))
@@ -86,7 +87,7 @@ class QuantizedKeyValues:
         return buffers
 
     def _pack(self, floats: mx.array) -> Sequence[mx.array]:
-        # MLX's CPU products are several times slower in half precision; scales in float32 keep them out of it.
+        # MLX's CPU products are several times slower in half precision; scales in float32 make them use float32.
         wide = floats.astype(mx.float32) if backend() == "cpu" else floats
         return mx.quantize(wide, group_size=self._group_size, bits=self._bits)
 
@@ -117,7 +118,7 @@ class QuantizedKeyValues:
         return [(kind, (1, self.spec.heads, slots, count)) for kind, count in features]
 
     def replace(self, arrays: Sequence[mx.array]) -> None:
-        """Holds these arrays instead, in the order of ``arrays()``; the span must know of what has changed."""
+        """Replaces the arrays, in the order of ``arrays()``. The caller updates the span."""
         self._arrays = list(arrays)
 
     def copy(self) -> QuantizedKeyValues:

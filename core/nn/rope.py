@@ -1,7 +1,6 @@
 """Rotary position embedding (Su et al., 2021, RoFormer) and the frequency scalings that published configs use.
 
-Knows positions and frequencies; knows nothing of heads beyond their dimension, and nothing of caches. The arithmetic
-follows ``transformers/modeling_rope_utils.py``, computed in float64 on the host and stored in float32.
+The arithmetic follows ``transformers/modeling_rope_utils.py``, computed in float64 on the host and stored in float32.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class RoPE:
 
     @property
     def limit(self) -> int | None:
-        """Tokens of the longest sequence whose frequencies are those of any shorter one; None: of all lengths."""
+        """The sequence length up to which the frequencies do not depend on the length; None: they never do."""
         return self._length if self.parameters.rope_type in ("dynamic", "longrope") else None
 
     def __call__(self, x: mx.array, positions: mx.array) -> mx.array:
@@ -85,7 +84,8 @@ class RoPE:
         return mx.concatenate([self._rotate(x[i : i + rows], positions[i : i + rows], wavelengths) for i in parts])
 
     def frequencies(self, length: int) -> list[float]:
-        """Radians a position of each feature pair, in a step whose longest sequence then has ``length`` tokens."""
+        """Radians a position for each feature pair, in a step after which the longest sequence has ``length``
+        tokens."""
         if self.base is not None:
             return [self.scale * self.base ** (-i / self.dims) for i in range(0, self.dims, 2)]
         wavelengths: list[float] = self._frequencies(mx.array([length], dtype=mx.int32), 0).tolist()  # type: ignore[assignment]
@@ -120,10 +120,10 @@ class RoPE:
 
 
 def _rows_at_once(x: mx.array, dims: int) -> int:
-    """Rows that ``mx.fast.rope`` can rotate in one call.
+    """Number of rows that ``mx.fast.rope`` can rotate in one call.
 
-    MLX 0.32 on CUDA makes blocks of up to 1,024 threads out of feature pairs, tokens and quarters of the heads of all
-    rows; few pairs and tokens leave more than 64 for the last of these, which CUDA refuses.
+    MLX 0.32 on CUDA makes blocks of up to 1,024 threads from feature pairs, tokens and quarters of the heads of all
+    rows. With few pairs and tokens, the last of these gets more than 64, which CUDA refuses.
     """
     batch, heads, seq, _ = x.shape
     if (dims // 2).bit_length() + seq.bit_length() >= 6 or backend() != "cuda":
@@ -137,7 +137,7 @@ def depends_on_length(model: object) -> bool:
 
 
 def rotation_limit(model: object) -> int | None:
-    """Tokens of the longest sequence whose rotary frequencies are those of any shorter one; None: of all lengths."""
+    """The sequence length up to which a model's rotary frequencies do not depend on the length; None: they never do."""
     if not isinstance(model, nn.Module):
         return None
     held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, RoPE)]

@@ -1,7 +1,6 @@
-"""Rows of caches: how sequences join a cache, leave it, and move to another.
+"""Moves rows between caches: sequences join a cache, leave it, and move to another.
 
-Knows the layout that every block cache keeps (rows on axis 0; slots, where there are any, on axis 2); knows no request
-and no token.
+Every block cache has rows on axis 0 and slots, if any, on axis 2.
 """
 
 from __future__ import annotations
@@ -41,19 +40,20 @@ class _Kind:
 
 
 class RowTemplate:
-    """What one row of a model's cache is made of, so that caches can be allocated before anything is written.
+    """The arrays of one row of a model's cache, so that caches can be allocated before anything is written.
 
-    It is read off a step of one token that is described and never computed.
+    They are found by building a step of one token that is never computed.
 
     Args:
         model: the model.
-        make_cache: its caches, for a number of rows; all with the same settings.
+        make_cache: makes its caches, for a number of rows, all with the same settings.
     """
 
     def __init__(self, model: Cached, make_cache: Callable[[int], Cache]) -> None:
         self._make = make_cache
         probe = make_cache(1)
-        # What computes at once on a CPU would do so here; references wait until somebody needs their results.
+        # Sources that compute at once on a CPU would do so here; references are computed only when their results are
+        # needed.
         with reference_only() if backend() == "cpu" else contextlib.nullcontext():
             model.hidden_states(mx.zeros((1, 1), dtype=mx.int32), probe)
         self._capacities = {key: span.capacity for key, span in probe.spans.items()}
@@ -61,9 +61,10 @@ class RowTemplate:
             [_Kind(array.shape, array.dtype, _grows(block)) for array in block.arrays()] for block in probe.blocks
         ]
         self.grows = any(_grows(block) for block in probe.blocks)
-        """Whether a longer sequence takes more memory: some block keeps every token."""
+        """Whether a longer sequence takes more memory, because some block keeps every token."""
         self.keeps_state = any(isinstance(block, State) for block in probe.blocks)
-        """Whether some block takes a row's tokens in one after the other, so that they cannot be rows of their own."""
+        """Whether some block must process a row's tokens one after the other, so that they cannot be rows of their
+        own."""
 
     def row_bytes(self, capacity: int) -> int:
         """Bytes of one row with room for ``capacity`` tokens."""
@@ -91,7 +92,7 @@ class RowTemplate:
 
 
 def put(target: Cache, places: Sequence[int], source: Cache, rows: Sequence[int]) -> None:
-    """Writes rows of one cache over rows of another; ``target`` has room for them."""
+    """Overwrites rows of one cache with rows of another; ``target`` has room for them."""
     for place, row in zip(places, rows, strict=True):
         target.lengths[place] = source.lengths[row]
         for key, span in target.spans.items():
@@ -133,14 +134,14 @@ def extend(cache: Cache, count: int) -> None:
 
 
 def mirror(cache: Cache, row: int, like: int) -> None:
-    """Gives a row that nobody reads the position of another, so that it does not make the rows uneven."""
+    """Gives an unused row the position of another one, so that all rows stay aligned."""
     cache.lengths[row] = cache.lengths[like]
     for span in cache.spans.values():
         span.base[row] = span.base[like]
 
 
 def extract(cache: Cache, row: int, make_cache: Callable[[int], Cache]) -> Cache:
-    """A copy of one row as a cache of its own, that shares nothing, with no more slots than it fills."""
+    """A copy of one row as a cache of its own, without shared buffers or free slots."""
     twin = make_cache(1)
     index = mx.array([row], dtype=mx.int32)
     length = cache.lengths[row]
@@ -169,7 +170,7 @@ def _grows(block: BlockCache) -> bool:
 
 
 def _runs(places: Sequence[int], rows: Sequence[int]) -> list[tuple[int, int, int]]:
-    """``(place, count, row)`` of stretches in which both go up by one."""
+    """``(place, count, row)`` for each stretch in which both increase by one."""
     runs: list[tuple[int, int, int]] = []
     for place, row in zip(places, rows, strict=True):
         if runs and runs[-1][0] + runs[-1][1] == place and runs[-1][2] + runs[-1][1] == row:

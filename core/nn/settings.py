@@ -1,6 +1,6 @@
-"""What a user asks of a model's caches, whatever its blocks are: a bound on tokens, and packed keys and values.
+"""``CacheSettings``: a user's settings of a model's caches: a bound on tokens, and packed keys and values.
 
-Knows specs and settings; knows no arrays. A block whose spec is ``state`` keeps no keys, and ignores all of it.
+They hold for any architecture. A block whose spec is ``state`` has no keys, and ignores them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from core.nn.span import Limit, Reach
 from core.nn.spec import CacheSpec
 
 _BITS = (4, 8)
-_GROUP_SIZES = (128, 64, 32)  # those that mx.quantize has
+_GROUP_SIZES = (128, 64, 32)  # of mx.quantize
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +22,9 @@ class CacheSettings:
     """Settings of ``Decoder.make_cache``; two caches with equal specs and settings can continue each other.
 
     Attributes:
-        max_kv_tokens: tokens that a query sees at most: the first ``kept_tokens``, and the last ones up to and with its
-            own (StreamingLLM, Xiao et al., 2023, with positions as they were). In a block with a sliding window the
-            smaller of the two holds: a window of at most this many tokens is left as it is. None: no bound.
+        max_kv_tokens: tokens that a query sees at most: the first ``kept_tokens``, and the last ones including its own
+            (StreamingLLM, Xiao et al., 2023, at original positions). In a block with a sliding window the smaller bound
+            holds: a window of at most this many tokens does not change. None: no bound.
         kept_tokens: tokens at the start that stay visible, where there is a bound.
         kv_bits: keys and values are stored in 4 or 8 bits, by ``mx.quantize`` (affine); None stores floats.
         kv_group_size: elements of a head that share a scale and a bias: 32, 64 or 128.
@@ -64,7 +64,7 @@ class CacheSettings:
         """Refuses bits for heads that do not divide into groups.
 
         Raises:
-            UsageError: it names the block, and the group sizes that would do.
+            UsageError: names the block, and the group sizes that are possible.
         """
         if self.kv_bits is None:
             return

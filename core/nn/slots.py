@@ -1,7 +1,4 @@
-"""Buffers of slots, ``[batch, heads, slots, features]``: writing a step's tokens, and moving those that stay.
-
-Knows arrays and plans; knows no keys, values or positions.
-"""
+"""Writes a step's tokens into buffers of slots, ``[batch, heads, slots, features]``, and moves the tokens that stay."""
 
 from __future__ import annotations
 
@@ -11,17 +8,20 @@ from core.nn.span import Move, Write
 
 
 def write_slots(buffer: mx.array | None, new: mx.array, write: Write) -> mx.array:
-    """The buffer with ``[batch, heads, seq, features]`` written; what moves afterwards is left to the caller.
+    """The buffer with ``[batch, heads, seq, features]`` written. The caller makes any move after it.
 
     Args:
-        buffer: None where nothing has been written yet.
+        buffer: None if nothing has been written yet.
+        new: the tokens to write.
+        write: where to write them.
     """
     if write.before is not None:
         buffer = move_slots(buffer, write.before, new)
     assert buffer is not None
     if write.slots is not None:
         return mx.put_along_axis(buffer, mx.broadcast_to(write.slots, new.shape), new, axis=2)
-    # Known bounds cost one node, in place where nobody else holds the buffer; bounds in an array cost several on CUDA.
+    # Known bounds cost one node, in place if nothing else refers to the buffer; bounds in an array cost several on
+    # CUDA.
     buffer[:, :, write.first : write.last] = new
     return buffer
 

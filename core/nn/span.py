@@ -1,10 +1,11 @@
-"""Which slots of a cache's buffers hold which positions: host arithmetic shared by all blocks with the same window.
+"""``Span``: which slots of a cache's buffers hold which positions; host arithmetic shared by all blocks with one
+window.
 
 A buffer is ``[batch, heads, slots, head_dim]``; slot ``s`` of row ``b`` holds position ``base[b] + s``. A full cache
 never moves its base. A window cache slides: when its slots run out, the tokens that a later query can still see (and a
-few spare ones, so that recent tokens can be taken back) move to the front and the base follows. So keys stay in order
+few spare ones, so that recent tokens can be removed) move to the front, and the base increases. So keys stay in order
 and contiguous, and one query needs no mask. Under a limit that keeps the first tokens, these stay in the first slots,
-which then hold the positions 0, 1, ..., and the others slide behind them. Knows integers only.
+which then hold the positions 0, 1, ..., and the others slide behind them.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import mlx.core as mx
 
 from core.errors import CacheError
 
-SPARE = 16  # tokens kept beyond the window: how far behind its longest a sequence can be rewound at any moment
+SPARE = 16  # tokens kept beyond the window: a sequence can be rewound by so many from its greatest length
 _GROWTH = 256  # slots: a full cache grows by at least this many, so that growing is rare
-_SLIDE = (16, 240)  # slots: a window cache slides its tokens once in this many steps, at least and at most
+_SLIDE = (16, 240)  # slots: a window cache slides its tokens once in so many steps, at least and at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Write:
 
     @property
     def aligned(self) -> bool:
-        """All rows stand at the same slot."""
+        """Whether all rows write to the same slot."""
         return self.slots is None
 
 
@@ -97,7 +98,7 @@ class Span:
         self.base = [0] * batch
         self.capacity = 0
         self.front, window = (reach.kept, reach.tokens) if isinstance(reach, Limit) else (0, reach)
-        self._window = window  # under a limit, tokens behind the front: some more than a query sees
+        self._window = window  # under a limit: number of tokens behind the front, a few more than a query sees
         self._kept = None if window is None else self.front + window - 1 + SPARE
         self._target = 0 if window is None else self.front + window + SPARE + min(max(window, _SLIDE[0]), _SLIDE[1])
 
@@ -114,7 +115,7 @@ class Span:
         return length - self._window + 1 >= self.base[row] + self.front
 
     def check_rewind(self, row: int, length: int) -> None:
-        """Refuses a length whose window is no longer whole.
+        """Refuses a length whose window is no longer complete.
 
         Raises:
             CacheError: tokens that a query at ``length`` sees have been dropped.
@@ -128,7 +129,7 @@ class Span:
             )
 
     def extend(self, lengths: list[int], counts: list[int], seq: int) -> Write:
-        """Plans writing ``seq`` tokens a row after ``lengths[b]`` others, of which row ``b`` keeps ``counts[b]``."""
+        """Plans to write ``seq`` tokens a row after ``lengths[b]`` others; row ``b`` keeps ``counts[b]`` of them."""
         filled = [length - base for length, base in zip(lengths, self.base, strict=True)]
         aligned = len(set(filled)) == 1 and len(set(self.base)) == 1
         before = after = None
@@ -148,7 +149,7 @@ class Span:
     def _make_room(self, lengths: list[int], filled: list[int], seq: int, aligned: bool) -> Move:
         if self._kept is None:
             need = max(filled) + seq
-            # A quarter more each time: copying costs a constant factor, however long the sequence gets.
+            # A quarter more each time: all copies together cost a constant factor, however long the sequence gets.
             wanted = max(need, self.capacity + self.capacity // 4) if self.capacity else need
             self.capacity = -(-wanted // _GROWTH) * _GROWTH
             return Move(0, max(filled), self.capacity)

@@ -1,4 +1,4 @@
-"""What a block asks of its cache: a description, not an object.
+"""``CacheSpec``: describes what a block keeps between steps.
 
 A plugin's ``make_cache`` returns one of these for each block; ``core`` allocates.
 """
@@ -53,7 +53,7 @@ class CacheSpec:
         return cls("state", shapes=dict(shapes), dtype=dtype)
 
     def bytes_at(self, tokens: int, dtype: mx.Dtype) -> int:
-        """Bytes that one sequence of ``tokens`` tokens keeps under this spec, where ``dtype`` stores it."""
+        """Bytes that one sequence of ``tokens`` tokens takes under this spec, if stored as ``dtype``."""
         size = (self.dtype or dtype).size
         if self.kind == "state":
             total = 0

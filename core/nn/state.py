@@ -1,7 +1,4 @@
-"""The memory of a recurrent or convolutional block.
-
-Knows named arrays; knows no tokens.
-"""
+"""``State``: the memory of a recurrent or convolutional block."""
 
 from __future__ import annotations
 
@@ -33,11 +30,11 @@ class State:
         self._now[name] = value
 
     def begin(self) -> None:
-        """Remembers the state, so that the step that starts now can be taken back."""
+        """Keeps the present state, so that the step that starts now can be undone."""
         self._before = dict(self._now)
 
     def undo(self) -> None:
-        """Takes the last step back."""
+        """Undoes the last step."""
         self._now = dict(self._before)
 
     @property
@@ -54,7 +51,7 @@ class State:
         return [("any", (1, *shape)) for shape in self.spec.shapes.values()]
 
     def replace(self, arrays: Sequence[mx.array]) -> None:
-        """Holds these arrays instead, in the order of ``arrays()``; there is then no last step to take back."""
+        """Replaces the arrays, in the order of ``arrays()``. There is then no last step to undo."""
         self._now = dict(zip(self._now, arrays, strict=True))
         self._before = dict(self._now)
 
@@ -62,6 +59,6 @@ class State:
         """An independent cache with the same content."""
         twin = State.__new__(State)
         twin.spec = self.spec
-        # An assignment to a slice changes a Python object.
+        # Copy the wrappers too: an assignment to a slice changes a Python object.
         twin._now, twin._before = ({n: a[:] for n, a in held.items()} for held in (self._now, self._before))
         return twin

@@ -1,7 +1,7 @@
-"""One step of a model: what a block may know of the sequences it works on.
+"""``Step``: the positions and the cache that a block gets in one step of a model.
 
-The block protocol is ``block(x, step)``. A step carries positions as arrays and no integer that depends on the
-sequence, so a block that uses it works for one sequence or many, each at its own position, cached or not.
+The block protocol is ``block(x, step)``. A step has positions as arrays and no integer that depends on the sequence, so
+a block that uses it works for one sequence or many, each at its own position, cached or not.
 """
 
 from __future__ import annotations
@@ -111,12 +111,12 @@ class StepPlan:
 
     @property
     def plans(self) -> Sequence[StepPlan]:
-        """This plan alone."""
+        """A list of this plan only."""
         return [self]
 
     @property
     def real(self) -> Sequence[int]:
-        """Tokens of each row that are no padding."""
+        """Tokens of each row that are not padding."""
         return [self.seq] * self.batch if self.counts is None else self.counts
 
     def steps(self) -> list[Step]:
@@ -124,7 +124,7 @@ class StepPlan:
         return [Step(self, block) for block in self.blocks]
 
     def view(self, reach: Reach, window: int | None) -> View:
-        """What queries with this window see of the caches with this reach, built once a step."""
+        """The slots that queries with this window see in the caches with this reach; built once a step."""
         key = reach, window
         if key not in self._views:
             self._views[key] = View(self.starts, self.seq, self.writes.get(reach), reach, window)

@@ -1,6 +1,6 @@
-"""What the queries of one step see of one kind of cache: a range of slots, and a mask where a range is not enough.
+"""``View``: the slots of a cache that the queries of one step see: a range, and a mask where a range is not enough.
 
-Built once a step for all blocks of a kind.
+It is built once a step for all blocks of a kind.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class View:
     Args:
         starts: position of each row's first query.
         seq: queries of each row.
-        write: how the step writes its keys; None where there is no cache, and the step's keys are all there are.
+        write: how the step writes its keys; None without a cache, when queries see the step's keys only.
         reach: what the cache keeps.
-        window: keys that the block's queries see, theirs included; None: all that are kept.
+        window: keys that the block's queries see, their own included; None: all that are kept.
 
     Attributes:
         first, last: the range of slots to attend to.
         decodes: one query a row, and a cache.
-        masked: what is seen of that range takes an array to say.
+        masked: a mask is needed within the range.
     """
 
     def __init__(self, starts: Sequence[int], seq: int, write: Write | None, reach: Reach, window: int | None) -> None:
@@ -46,7 +46,7 @@ class View:
         if self._aligned and self._recent is not None and not self._kept:
             self.first = max(0, starts[0] - self._recent + 1 - self._base(0))
         hides = self._recent is not None and starts[0] + seq - self._recent > self._kept
-        # Behind first tokens that are kept, what is seen lies on both sides of what is not.
+        # With kept tokens at the start, hidden slots lie between visible ones.
         self.masked = not self._aligned or (hides and (self._kept > 0 or seq > 1))
 
     @property
@@ -57,7 +57,7 @@ class View:
         if not self._aligned or self._kept:
             return self.over(self.last)
         if self._mask is None:
-            # Only differences of positions matter here: count from the first visible key.
+            # Only differences of positions matter here, so count from the first visible key.
             keys = self.last - self.first
             queries = mx.arange(keys - self._seq, keys, dtype=mx.int32)[:, None]
             self._mask = self._band(queries, mx.arange(keys, dtype=mx.int32))
@@ -71,7 +71,7 @@ class View:
 
     @property
     def bounds(self) -> mx.array:
-        """For one query a row, what it sees: int32 ``[rows, 3]``, as ``decode_attention_kernel`` takes it."""
+        """For one query a row, the slots that it sees: int32 ``[rows, 3]``, as ``decode_attention_kernel`` takes it."""
         if self._bounds is None:
             rows = []
             for row in range(len(self._starts)):
@@ -83,7 +83,7 @@ class View:
 
     @property
     def windows(self) -> mx.array:
-        """For several queries a row, what they see of the range: int32 ``[rows, 3]``, for the prefill's kernel."""
+        """For several queries a row, the slots that they see: int32 ``[rows, 3]``, for the prefill's kernel."""
         if self._windows is None:
             window = EVERYTHING if self._recent is None else min(self._recent, EVERYTHING)
             rows = [[self._kept, window, self._slot(row) - self.first] for row in range(len(self._starts))]
@@ -98,7 +98,7 @@ class View:
         return 0 if self._write is None else self._write.base[row]
 
     def _between(self, slots: int) -> mx.array:
-        """The mask from positions, counted as slots are; unused slots lie behind every query."""
+        """The mask computed from positions, counted like slots; unused slots lie behind every query."""
         steps, keys = mx.arange(self._seq, dtype=mx.int32)[:, None], mx.arange(slots, dtype=mx.int32)
         offsets = [self._slot(row) for row in range(len(self._starts))]
         if len(set(offsets)) == 1:

@@ -1,7 +1,5 @@
-"""Prompts that need not be processed twice: caches kept for their prefixes in memory, and saved to files.
-
-Knows caches, ids and files; knows no text and no architecture.
-"""
+"""Caches of processed prompts, so that a prompt's beginning is processed only once: in memory by prefix, and in
+files."""
 
 from core.prompt_cache.file import load_cache, save_cache
 from core.prompt_cache.prefix import PrefixCache

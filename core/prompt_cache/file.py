@@ -1,7 +1,7 @@
-"""A cache with its ids in a file, to continue from in another process: safetensors, refused for any other model.
+"""Saves a cache with its ids to a safetensors file, and loads it in another process for the same model.
 
-The file appears under its name when it is complete. What is read is checked before it is believed: the header, the
-description, every tensor's shape against the model, and the data by a checksum. Knows files; knows no text.
+The file appears under its name when it is complete. Reading checks the header, the description, every tensor's shape
+against the model, and a checksum of the data.
 """
 
 from __future__ import annotations
@@ -38,21 +38,22 @@ _Entry = tuple[str, str, tuple[int, ...]]  # a tensor's name, dtype and shape
 
 
 def save_cache(path: str | os.PathLike[str], cache: Cache, model: Any, ids: Sequence[int]) -> None:
-    """Writes a prompt's cache, with no more slots than it fills; a file of this name is replaced.
+    """Writes a prompt's cache, without free slots. A file of this name is replaced.
 
     Args:
+        path: the file.
         cache: of one sequence, made by this model.
         model: a ``LanguageModel``, or its module tree alone (the file is then not tied to a tokenizer).
-        ids: the tokens that the cache holds, in order; those that follow are not saved.
+        ids: the tokens that the cache holds, in order; any further ids are not saved.
 
     Raises:
         CacheError: an empty cache, one of another model, or fewer ids than tokens.
-        SaveError: the system refuses. Nothing is left then, and what was there before stays.
+        SaveError: the system refuses. An earlier file of this name is then unchanged.
     """
     check_process()
     place = Path(path).expanduser()
     if "\0" in str(place):
-        raise CacheError("is no name of a file: it holds a NUL", where=place)
+        raise CacheError("is not a file name: it holds a NUL", where=place)
     kept = snapshot(cache)
     if not 0 < kept.length <= len(ids):
         raise CacheError("a saved cache needs its tokens' ids", expected=f"{kept.length}, and some", found=len(ids))
@@ -71,27 +72,28 @@ def save_cache(path: str | os.PathLike[str], cache: Cache, model: Any, ids: Sequ
 
 
 def load_cache(path: str | os.PathLike[str], model: Any) -> tuple[Cache, list[int]]:
-    """Reads what ``save_cache`` has written; going on from it gives what going on then would have given.
+    """Reads a file of ``save_cache``. Generation continues from it exactly as from the saved cache.
 
     Args:
+        path: the file.
         model: a ``LanguageModel``, or its module tree alone (the tokenizer is then not compared).
 
     Returns:
         The cache, with the settings it was saved with, and the ids of the tokens it holds.
 
     Raises:
-        CacheError: no such file, a damaged one, or one of another model or tokenizer; it says which.
+        CacheError: no such file, a damaged one, or one of another model or tokenizer; the message says which.
     """
     check_process()
     where = os.fspath(Path(path).expanduser())
     try:
         with FileIO(where) as file:
             text, checksum, tensors = _read_header(_File(file), where)
-    except (OSError, ValueError) as error:  # the latter is a NUL in the name
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         problem = (isinstance(error, OSError) and error.strerror) or str(error)
         raise CacheError(f"cannot be read: {problem}", where=where) from error
     except CheckpointError as error:
-        problem = f"is no saved cache, or damaged: {error.problem}"
+        problem = f"is not a saved cache, or is damaged: {error.problem}"
         raise CacheError(
             problem, where=where, expected=error.expected, found=error.found, hint="Save it again."
         ) from error
@@ -106,7 +108,7 @@ def load_cache(path: str | os.PathLike[str], model: Any) -> tuple[Cache, list[in
     position(cache, saved, where)
     held = check_tensors(cache, tensors, where)
     arrays: Any = mx.load(where, format="safetensors")
-    mx.eval(list(arrays.values()))  # the file may go
+    mx.eval(list(arrays.values()))  # the file may be deleted afterwards
     entries = [(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors.values()]
     data = (memoryview(_bytes(arrays[name])) for name in tensors)  # type: ignore[arg-type]
     if _checksum(text, entries, data) != checksum:
@@ -135,7 +137,7 @@ def _read_header(file: _File, where: str) -> tuple[str, str, dict[str, TensorInf
     header = parse_object(file.read(8, 8 + length), where=where, error=CheckpointError, part="header")
     metadata: Any = header.get("__metadata__") or {}
     if _DESCRIPTION not in metadata or _CHECKSUM not in metadata:
-        raise CheckpointError("its header describes none", where=where)
+        raise CheckpointError("its header does not describe one", where=where)
     return metadata[_DESCRIPTION], metadata[_CHECKSUM], tensors
 
 
@@ -146,13 +148,13 @@ def _empty(model: Any, **settings: Any) -> Cache:
 
 
 def _whole(ids: Sequence[int]) -> list[int]:
-    """The ids as integers that a uint32 holds."""
+    """The ids as integers that fit uint32."""
     try:
         whole = [operator.index(token_id) for token_id in ids]
     except TypeError:
         raise CacheError("a saved cache needs its tokens' ids", expected="integers", found=repr(ids)[:60]) from None
     if not 0 <= min(whole) <= max(whole) < 2**32:
-        raise CacheError("these are no token ids", expected="0 to 2**32 - 1", found=repr(ids)[:60])
+        raise CacheError("these are not token ids", expected="0 to 2**32 - 1", found=repr(ids)[:60])
     return whole
 
 
@@ -162,12 +164,12 @@ def _settings(saved: Saved) -> dict[str, Any]:
 
 
 def _bytes(array: mx.array) -> mx.array:
-    """As bytes: Python's buffers know no bfloat16."""
+    """As bytes, because Python's buffers have no bfloat16."""
     return mx.contiguous(array).reshape(-1).view(mx.uint8)
 
 
 def _checksum(text: str, entries: Sequence[_Entry], data: Iterable[memoryview]) -> str:
-    """CRC-32 of the description, of what the tensors are, and of what is in them."""
+    """CRC-32 of the description, of the tensors' names, dtypes and shapes, and of their data."""
     value = zlib.crc32(json.dumps([text, entries]).encode())
     for part in data:
         value = zlib.crc32(part, value)
@@ -186,12 +188,12 @@ def _header(entries: Sequence[_Entry], metadata: dict[str, str], data: Iterable[
 
 
 def _write(place: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """All of it under its name, or nothing. What a killed run has left of the same name goes, too."""
+    """Writes the whole file, or nothing. Files that killed runs have left for the same name are removed."""
     _remove_leftovers(place)
     partial = place.with_name(f".{place.name}.partial-{uuid.uuid4().hex[:12]}")
     try:
         with partial.open("xb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells a run that still writes from one that was killed
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the lock shows that this run is still writing
             for part in parts:
                 file.write(part)
             file.flush()
@@ -204,6 +206,6 @@ def _write(place: Path, parts: Iterable[bytes | memoryview]) -> None:
 def _remove_leftovers(place: Path) -> None:
     for path in place.parent.iterdir():
         if path.name.startswith(f".{place.name}.partial-"):
-            with suppress(OSError), path.open("rb") as file:  # gone already, or being written
+            with suppress(OSError), path.open("rb") as file:  # it is gone already, or being written
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()

@@ -1,7 +1,7 @@
-"""What tells one model from another, cheaply: its settings, samples of its weights, and of what its tokenizer does.
+"""Identifies a model cheaply, by its settings, samples of its weights, and samples of its tokenizer's output.
 
-Not a proof: weights are sampled, so that two models that differ in a few elements only may look the same. Any other
-training, quantization or merge changes nearly all of them.
+It is not a proof: only samples of the weights are compared, so models that differ in a few elements may look the same.
+Any other training, quantization or merge changes nearly all elements.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def fingerprint(model: Any) -> dict[str, str | None]:
 
 
 def differing(saved: Mapping[str, object], present: Mapping[str, str | None]) -> list[str]:
-    """The parts that differ; one that either side does not have is not compared."""
+    """The names of the parts that differ. A part that either side lacks is not compared."""
     return [
         part
         for part, digest in present.items()
@@ -60,7 +60,7 @@ def _weights(model: nn.Module) -> str:
 
 
 def _settings(owner: object, depth: int = 3) -> Iterator[tuple[str, str]]:
-    """The plain values among a module's attributes, and among theirs: sizes, epsilons, rotary parameters."""
+    """The plain values among a module's attributes and among their attributes: sizes, epsilons, rotary parameters."""
     for name, value in vars(owner).items():
         if name.startswith("_") or isinstance(value, nn.Module):
             continue

@@ -1,6 +1,6 @@
-"""What a file of a cache holds: its tensors by name, and a description of them as JSON.
+"""The content of a cache's file: its tensors by name, and a description of the cache as JSON.
 
-The description is read as a stranger's word: every value is checked against the model before it is used. Knows no file.
+The description is untrusted: every value is checked against the model before it is used.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Saved:
 
 
 def name_of(reach: Reach) -> str:
-    """A reach as a key of ``Saved.bases``."""
+    """The key of a reach in ``Saved.bases``."""
     return "full" if reach is None else str(reach) if isinstance(reach, int) else f"{reach.kept}+{reach.tokens}"
 
 
@@ -78,7 +78,7 @@ def names_of(cache: Cache) -> list[list[str]]:
 
 
 def position(cache: Cache, saved: Saved, where: str) -> None:
-    """Gives an empty cache of one row the length and spans of a saved one, whose arrays are then to follow.
+    """Sets the length and spans of an empty cache of one row to those of a saved one; its arrays are to be set next.
 
     Raises:
         CacheError: the file's spans are not those of this model, or its bases are impossible.
@@ -93,7 +93,7 @@ def position(cache: Cache, saved: Saved, where: str) -> None:
 
 
 def _check_base(span: Span, base: int, length: int, where: str) -> None:
-    """A base that ``Span`` can have come to, such that the next query finds every key that it sees."""
+    """Refuses a base that a ``Span`` cannot have reached, or that would hide keys which the next query must see."""
     possible = Span(span.reach, 1)
     possible.base = [base]
     if base and (span.reach is None or base + span.front > length or not possible.can_rewind(0, length)):

@@ -1,11 +1,11 @@
-"""Caches of processed prompts, found again by their longest common prefix with a new one.
+"""``PrefixCache``: caches of processed prompts, found by the longest common prefix with a new prompt.
 
-Reuse is exact: a model goes on from a stored cache only at a length at which it holds what a fresh one would. A full
-cache can be cut at any length; one with a sliding window or ``max_kv_tokens`` only as far back as it still has every
-token that the next query sees (always, before it first dropped any); recurrent state only at the length at which it
-was stored. At least the prompt's last token is always left to process, since it takes a step to know what follows it.
-Where rotary frequencies depend on the sequence's length, so do the keys: what is kept and found again then ends where
-they begin to (``core.nn.rotation_limit``), and a longer prompt is processed whole.
+Reuse is exact: a stored cache is cut only to lengths at which it equals a new one. A full cache can be cut at any
+length. One with a sliding window or ``max_kv_tokens`` can be cut only as far back as it still has every token that the
+next query sees (so at any length, until it first drops a token). Recurrent state can be used only at the length at
+which it was stored. At least the prompt's last token is always left to process, since the next token comes from a step.
+Where rotary frequencies depend on the sequence's length, the keys do too: stored and reused prefixes then end at that
+length (``core.nn.rotation_limit``), and a longer prompt is processed whole.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from core.errors import CacheError, UsageError
 from core.nn import Cache
 from core.prompt_cache.snapshot import beginning, snapshot
 
-_BYTES = 4  # of an id
+_BYTES = 4  # bytes of an id
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A snapshot and its ids, as the bytes of uint32: they compare in C."""
+    """A snapshot and its ids. They are stored as the bytes of uint32, which compare fast."""
 
     ids: bytes
     cache: Cache
@@ -33,13 +33,13 @@ class _Entry:
 
 
 class PrefixCache:
-    """Snapshots of caches within a number of bytes; the least recently used go first. Safe to use from several threads.
+    """Snapshots of caches within a limit of bytes; the least recently used are dropped first. Any thread may use it.
 
     It belongs to one model with one set of cache settings: those of the first cache it stores.
 
     Args:
-        max_bytes: of the arrays held. Each snapshot has the slots it fills and no more, and one whose tokens another
-            holds too, and can be cut to, is dropped.
+        max_bytes: of the arrays held. Snapshots have no free slots. If another one holds the same tokens, and can
+            be cut to them, a snapshot is dropped.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -60,21 +60,21 @@ class PrefixCache:
         return sum(entry.nbytes for entry in self._entries.values())
 
     def clear(self) -> None:
-        """Forgets everything, the model too."""
+        """Removes all snapshots; the next cache stored may be of another model."""
         with self._lock:
             self._entries.clear()
             self._owner = None
 
     def store(self, ids: Sequence[int], cache: Cache) -> bool:
-        """Keeps a copy of a cache, which may go on being used; it waits for the steps so far.
+        """Stores a copy of a cache, which may be used further. It waits for the steps so far.
 
         Args:
             ids: the tokens that the cache holds, in order; a generation's last id, which it does not hold, may follow.
             cache: of one sequence.
 
         Returns:
-            Whether what the cache holds can be fetched now; False where it alone is larger than ``max_bytes``. Of a
-            cache whose last keys were rotated as in a long sequence, only what is before them is meant.
+            Whether the tokens of the cache can be fetched now; False if it alone exceeds ``max_bytes``. If its last
+            keys were rotated as in a long sequence, this concerns only the tokens before them.
 
         Raises:
             CacheError: another model or other settings, fewer ids than tokens, or not one usable sequence.
@@ -110,20 +110,20 @@ class PrefixCache:
         return True
 
     def fetch(self, ids: Sequence[int], empty: Cache) -> tuple[Cache, int]:
-        """A cache that holds as much of the beginning of ``ids`` as a stored one gives; continue with the rest.
+        """A cache with the longest beginning of ``ids`` that a stored one gives; continue with the rest.
 
-        Later use of the returned cache changes nothing that is stored, provided that its first step is an ordinary one
-        (``snapshot.beginning`` says why), as that of a prompt's tokens is.
+        Using the returned cache does not change the stored one, if its first step is an ordinary one
+        (``snapshot.beginning`` says why), such as processing a prompt's tokens.
 
         Args:
             ids: a whole prompt.
             empty: a new cache of the model that is to continue, with its settings.
 
         Returns:
-            The cache, and how many of the ids it holds: at most all but one. Where nothing fits, ``empty`` and 0.
+            The cache, and how many of the ids it holds: at most all but one. If nothing fits, ``empty`` and 0.
 
         Raises:
-            CacheError: what is stored belongs to another model or other settings.
+            CacheError: the stored caches belong to another model or other settings.
         """
         key = _packed(ids)
         with self._lock:
@@ -141,7 +141,7 @@ class PrefixCache:
             return beginning(entry.cache, best), best
 
     def _touch(self, key: bytes) -> bool:
-        """Whether a stored cache can already be cut to just these ids; it then counts as used."""
+        """Whether a stored cache can already be cut to exactly these ids; it then counts as used."""
         for entry in self._entries.values():
             if entry.ids.startswith(key) and entry.cache.can_rewind((len(entry.ids) - len(key)) // _BYTES):
                 self._entries.move_to_end(entry.ids)
@@ -181,7 +181,7 @@ def _packed(ids: Sequence[int]) -> bytes:
 
 
 def _common(one: bytes, other: bytes) -> int:
-    """Ids at the beginning that are the same, by bisection: comparing bytes costs next to nothing."""
+    """Number of equal ids at the beginning, by bisection: comparing bytes is very fast."""
     low, high = 0, min(len(one), len(other)) // _BYTES
     while low < high:
         middle = (low + high + 1) // 2

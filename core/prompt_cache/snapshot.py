@@ -1,6 +1,6 @@
-"""A cache of one sequence cut to the slots that it fills: as a copy that shares nothing, or as a part of another.
+"""Copies a cache of one sequence without its free slots, or cuts it to a length, sharing its buffers.
 
-Knows the layout that block caches keep (rows on axis 0, slots on axis 2); knows no files and no ids.
+Block caches have rows on axis 0 and slots on axis 2.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def snapshot(cache: Cache) -> Cache:
 
 
 def beginning(cache: Cache, length: int) -> Cache:
-    """A cache with the first ``length`` tokens of a snapshot, which it shares and never writes: it has no free slots.
+    """A cache with the first ``length`` tokens of a snapshot. It shares the snapshot's buffers, and has no free slots.
 
-    The next step therefore copies what it keeps to buffers of its own. So nothing may write into this one's buffers in
-    place before an ordinary step has run on it; a fast step begins after a prompt's ordinary ones.
+    The next ordinary step therefore copies them to new buffers. Until then, nothing may write into the buffers in
+    place. A fast step does, but it runs only after a prompt's ordinary steps.
 
     Raises:
         CacheError: as ``Cache.rewind``.
@@ -43,9 +43,9 @@ def beginning(cache: Cache, length: int) -> Cache:
 
 
 def _cut(cache: Cache, cut: Callable[[mx.array, int, int], mx.array]) -> Cache:
-    """A copy with no more slots than are filled; ``cut(array, size, axis)`` gives an array's beginning."""
+    """A copy without free slots; ``cut(array, size, axis)`` returns an array's beginning."""
     twin = cache.copy()
-    twin.resize(cache.lengths)  # state's arrays of the step before are not kept, so there is no step to take back
+    twin.resize(cache.lengths)  # drops state's arrays of the step before, so that step cannot be undone
     for span in twin.spans.values():
         span.capacity = cache.length - span.base[0]
     for block in twin.blocks:
@@ -55,10 +55,10 @@ def _cut(cache: Cache, cut: Callable[[mx.array, int, int], mx.array]) -> Cache:
 
 
 def _gathered(array: mx.array, size: int, axis: int) -> mx.array:
-    """In a buffer of its own: a gather makes one even where a slice would be the whole array."""
+    """The beginning in a buffer of its own: a gather makes one even where a slice would be the whole array."""
     return mx.take(array, mx.arange(size, dtype=mx.int32), axis=axis)
 
 
 def _sliced(array: mx.array, size: int, axis: int) -> mx.array:
-    """In the same buffer."""
+    """The beginning in the same buffer."""
     return array[:, :, :size] if axis == 2 else array[:size]

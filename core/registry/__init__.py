@@ -1,6 +1,7 @@
-"""Who loads which ``model_type``: claims, precedence, and a plugin bound for one load.
+"""Chooses the plugin for a ``model_type``: claims, precedence, and a plugin bound for one load.
 
-Discovery reads package metadata only. A plugin is imported when a load has chosen it, and then it alone answers.
+Discovery reads package metadata only. A plugin is imported when a load has chosen it. Only that plugin's hooks are
+called for the load.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ __all__ = ["BoundPlugin", "Claim", "bind", "choose", "claims", "delegate", "regi
 
 
 def __getattr__(name: str) -> Any:
-    # Binding needs MLX, and claims do not: they can be listed where MLX cannot be imported.
+    # Binding imports MLX; claims do not, so they can be listed where MLX cannot be imported.
     if name not in ("BoundPlugin", "bind", "delegate"):
         raise AttributeError(f"module 'core.registry' has no attribute {name!r}")
     from core.registry import binding

@@ -1,6 +1,6 @@
-"""A plugin bound for one load: its hooks and core's defaults answer, and nobody else's.
+"""``BoundPlugin``: one plugin bound for one load. Only its hooks, and core's defaults, are called.
 
-Each load has a plugin manager of its own, so a plugin that is imported later never answers for an earlier model.
+Each load has a plugin manager of its own, so a plugin that is imported later does not change an earlier model.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _asked: ContextVar[BoundPlugin | None] = ContextVar("core_asked_plugin", default
 class BoundPlugin:
     """The hooks of one plugin, checked: each method calls the hook of its name.
 
-    An error of the plugin becomes a ``PluginError`` that names the plugin and the hook, with the original as its cause;
-    so does an answer of the wrong type. Errors about the checkpoint that a plugin raises on purpose pass through.
+    An error inside the plugin becomes a ``PluginError`` that names the plugin and the hook, with the original as its
+    cause. So does a result of the wrong type. The errors of ``core.errors`` about the checkpoint pass through.
     """
 
     def __init__(self, claim: Claim, manager: pluggy.PluginManager) -> None:
@@ -50,7 +50,7 @@ class BoundPlugin:
         return " with ".join([own, *(delegate.name for delegate in self.delegates.values())])
 
     def parse_config(self, raw: Mapping[str, Any]) -> ModelConfig:
-        # A copy, so that whatever the plugin does to it, the keys that nobody read are told from the file's own.
+        # A copy, so that the plugin cannot change the file's own keys, from which the unread ones are computed.
         return self._ask("parse_config", ModelConfig, config=copy.deepcopy(dict(raw)))
 
     def weight_map(self, config: ModelConfig, layout: str) -> WeightMap | None:
@@ -88,7 +88,7 @@ class BoundPlugin:
 
     @contextmanager
     def _blamed(self, hook: str) -> Iterator[None]:
-        """Errors within are the plugin's, and say so."""
+        """Errors inside this block are reported as faults of the plugin."""
         token = _asked.set(self)
         try:
             yield
@@ -115,7 +115,7 @@ class BoundPlugin:
         if isinstance(answer, expected):
             return answer
         raise PluginError(
-            f"plugin {self.claim} gave the wrong answer to the hook {hook}",
+            f"plugin {self.claim} returned a wrong value from its hook {hook}",
             expected=f"{expected.__module__}.{expected.__qualname__}".removeprefix("builtins."),
             found=type(answer).__qualname__,
         )
@@ -124,11 +124,11 @@ class BoundPlugin:
 def bind(claim: Claim) -> BoundPlugin:
     """Imports a claim's plugin, checks it against the contract, and binds it.
 
+    Warns (``FutureWarning``) of hooks and arguments that the plugin implements and a later core will not call.
+
     Raises:
         PluginError: it cannot be imported; a required hook is missing, misspelt or unmarked; a hook has an argument
-            that the contract has not.
-
-    Warns (``FutureWarning``) of what the plugin implements and a later core will not call.
+            that the contract does not have.
     """
     plugin = import_claim(claim)
     manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -138,21 +138,22 @@ def bind(claim: Claim) -> BoundPlugin:
         manager.register(plugin, name=claim.value)
     except (KeyboardInterrupt, CoreError):
         raise
-    except BaseException as error:  # pluggy's refusal, or whatever an attribute of the plugin does when it is looked at
+    except BaseException as error:  # an error of pluggy, or of an attribute of the plugin that was read
         raise PluginError(
             f"plugin {claim} breaks the contract: {' '.join(str(error).split())}", hint="See core/hookspecs.py."
         ) from error
     contract.warn_of_deprecated(claim, plugin)
-    # After the plugin: pluggy asks the hooks marked trylast in the order of registration, and core's come last.
+    # Register core's after the plugin: pluggy calls hooks marked trylast in the order of registration, and core's come
+    # last.
     manager.register(defaults)
     return BoundPlugin(claim, manager)
 
 
 def delegate(model_type: str) -> BoundPlugin:
-    """The plugin of another type, for a plugin whose model holds one of that type: its hooks can be called one by one.
+    """The plugin for another type, bound; for a plugin whose model contains a model of that type.
 
-    It is chosen as for a load of its own and bound once for the load whose hook asks, so that two loads never share it
-    and what is registered later never answers for an earlier model. Reports name it beside the plugin that asked.
+    It is chosen like the plugin of a load of its own, and bound once for the load whose hook asks. Two loads never
+    share it, and a later registration does not change an earlier model. Reports name it beside the plugin that asked.
 
     Raises:
         UnknownModelTypeError, PluginError: as for a load of that type.

@@ -1,4 +1,4 @@
-"""Choosing the one claim that serves a load: explicit, then registered, built-in, installed, bundled, fallback."""
+"""``choose``: the one claim that serves a load. Order: explicit, registered, built-in, installed, bundled, fallback."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ def choose(model_type: str, plugin: Any = None) -> Claim:
     """The claim that loads ``model_type``.
 
     Args:
+        model_type: of the config.
         plugin: overrides the choice: a module or object with the hooks, the name of an installed distribution that
             claims the type, or a module's dotted path. The environment variable ``CORE_PLUGIN`` does the same for every
             load, or, written ``type=plugin``, for one type (several separated by commas).
 
     Raises:
-        UnknownModelTypeError: nobody claims the type; names close matches, what is installed, and the ways out.
-        PluginError: two installed packages claim it, or the one that does asks for another core or is blocked by name.
+        UnknownModelTypeError: no plugin claims the type. The error names close matches, what is installed, and what to
+            do.
+        PluginError: two installed packages claim it; or the one that does is blocked, or requires another version of
+            core.
     """
     found = claims()
     if plugin is None:
@@ -44,13 +47,13 @@ def choose(model_type: str, plugin: Any = None) -> Claim:
 
 
 def status(claim: Claim, found: list[Claim]) -> str:
-    """What a claim is worth among all that were ``found``: ``active``, or why not."""
+    """The state of a claim among all that were ``found``: ``active``, or why it is not."""
     if claim.blocked:
         return f"blocked by {BLOCK_VARIABLE}"
     if claim.fault is not None:
         return f"unusable: {claim.fault}"
     if claim.tier == "fallback":
-        return "fallback: asked when nobody claims a type"
+        return "fallback: asked when no plugin claims a type"
     rivals = [other for other in found if other.model_type == claim.model_type and not other.blocked]
     best = min((other.tier for other in rivals), key=TIERS.index)
     first = [other for other in rivals if other.tier == best]
@@ -62,7 +65,7 @@ def status(claim: Claim, found: list[Claim]) -> str:
 
 
 def _override(model_type: str) -> str | None:
-    """What the environment asks for; a word on this very type outweighs one on all."""
+    """The plugin that the environment asks for; an entry for this type wins over one for all types."""
     for_all = None
     for item in os.environ.get(OVERRIDE_VARIABLE, "").split(","):
         name, separator, value = (part.strip() for part in item.partition("="))
@@ -79,7 +82,7 @@ def _explicit(model_type: str, plugin: Any, found: list[Claim]) -> Claim:
     theirs = [c for c in found if c.distribution is not None and normalise(c.distribution) == normalise(plugin)]
     if not theirs:
         return _usable(given(model_type, "explicit", plugin))
-    # A fallback that is named need not be asked.
+    # A fallback that the user names is not asked whether it accepts the type.
     named = [claim for claim in theirs if claim.model_type == model_type] or [c for c in theirs if c.tier == "fallback"]
     if not named:
         types = ", ".join(claim.model_type for claim in theirs)
@@ -113,7 +116,7 @@ def _usable(claim: Claim) -> Claim:
 
 
 def _ask_fallbacks(model_type: str, found: list[Claim]) -> tuple[Claim | None, list[str]]:
-    """Imports the fallbacks and asks each: the one that accepts the type, and what went wrong with the others."""
+    """Imports the fallbacks and asks each. Returns the one that accepts the type, and the errors of the others."""
     willing, failures = [], []
     for claim in found:
         if claim.tier != "fallback" or claim.blocked or claim.fault:
@@ -125,7 +128,7 @@ def _ask_fallbacks(model_type: str, found: list[Claim]) -> tuple[Claim | None, l
             raise
         except PluginError as error:
             failures.append(f"{error.problem}.")
-        except BaseException as error:  # as at import: it may fail with anything, and hurts nobody who did not need it
+        except BaseException as error:  # as at import, any error is possible; it must not stop other loads
             failures.append(f"fallback {claim} failed when asked: {brief(error)}.")
         else:
             if accepts:

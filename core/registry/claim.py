@@ -1,6 +1,7 @@
-"""Claims: who says that it loads which ``model_type``, in this process or among the installed packages.
+"""``Claim``: the statement that a plugin loads a ``model_type``. Claims come from this process and from installed
+packages.
 
-Knows names, versions and the order of precedence; imports no plugin.
+No plugin is imported here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from core.errors import UsageError
 
 BLOCK_VARIABLE = "CORE_BLOCK_PLUGINS"
 TIERS = ("explicit", "registered", "builtin", "installed", "bundled", "fallback")
-"""Precedence: the first tier in which somebody claims a type decides, and the others are not asked."""
+"""Precedence: only the claims of the first tier that has any count."""
 
 _IDENTIFIER = r"[^\W\d]\w*"
 _PATH = rf"{_IDENTIFIER}(?:\.{_IDENTIFIER})*"
@@ -31,10 +32,10 @@ class Claim:
         model_type: the type claimed; ``*`` for a fallback, which is asked; ``?`` where the metadata cannot be read.
         tier: one of ``TIERS``, the earliest wins. ``explicit`` is what the caller or the environment asked for,
             ``registered`` is of this process, the others are installed.
-        value: the module, or ``module:object``, as the entry point has it.
-        distribution, version: the package that ships it; None for what was given in this process.
-        fault: why it cannot be used, as far as its metadata tells; None where nothing speaks against it.
-        plugin: the object itself, where one was given.
+        value: the module, or ``module:object``, as in the entry point.
+        distribution, version: the package that ships it; None for a plugin registered in this process.
+        fault: why it cannot be used, according to its metadata; None without such a reason.
+        plugin: the object itself, if one was given.
     """
 
     model_type: str
@@ -51,26 +52,26 @@ class Claim:
         return f"{self.distribution} {self.version or '(no version)'} (entry point {self.model_type} = {self.value})"
 
     def target(self) -> tuple[str, str]:
-        """The module to import and the dotted path of the object in it, which is empty for the module itself.
+        """The module to import, and the dotted path of the object in it; the path is empty for the module itself.
 
         Raises:
             ValueError: the value names neither.
         """
         match = _VALUE.fullmatch(self.value.strip())
         if match is None:
-            raise ValueError(f"{self.value!r} is not a module's dotted path, nor module:object")
+            raise ValueError(f"{self.value!r} is neither a module's dotted path nor module:object")
         return match[1], match[2] or ""
 
     @property
     def blocked(self) -> bool:
         """Whether the environment's block list names this claim's distribution, module or type.
 
-        Objects given in this process are not blocked: whoever gave them has imported them already.
+        Objects given in this process are not blocked, because the caller has imported them already.
         """
         if self.plugin is not None:
             return False
         listed = {normalise(name) for name in os.environ.get(BLOCK_VARIABLE, "").split(",") if name.strip()}
-        # A module that was asked for by name is no claim of the type, so blocking the type does not concern it.
+        # An explicit module is not a claim to the type, so blocking the type does not block it.
         names = [self.value, self.value.partition(":")[0], self.distribution or ""]
         names += [] if self.tier == "explicit" else [self.model_type]
         return not listed.isdisjoint(map(normalise, names))
@@ -88,9 +89,10 @@ def given(model_type: str, tier: str, plugin: Any) -> Claim:
 
 
 def register(model_type: str, plugin: Any) -> None:
-    """Claims a ``model_type`` for a plugin in this process, before anything that is installed.
+    """Claims a ``model_type`` for a plugin in this process. It takes precedence over every installed plugin.
 
     Args:
+        model_type: the type to claim.
         plugin: a module or object with the hooks, or a module's dotted path, which the first load imports.
 
     Raises:
@@ -110,7 +112,7 @@ def register(model_type: str, plugin: Any) -> None:
 
 
 def unregister(model_type: str) -> None:
-    """Takes a registration back; models that are already loaded keep working.
+    """Removes a registration. Models that are already loaded keep working.
 
     Raises:
         UsageError: the type is not registered.
@@ -129,5 +131,5 @@ def registered() -> list[Claim]:
 
 
 def normalise(name: str) -> str:
-    """A name as package indexes compare it: case and the kind of separator do not matter."""
+    """A name in the form in which package indexes compare it: without differences of case and separators."""
     return re.sub(r"[-_.]+", "-", name.strip()).lower()

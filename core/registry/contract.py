@@ -1,6 +1,6 @@
-"""Checks a plugin's hooks against the contract before it is bound, so that a slip of the pen is named as such.
+"""Checks a plugin's hooks against the contract before it is bound, so that a misspelt or unmarked hook is an error.
 
-pluggy itself overlooks a function that nobody marked, and a hook that nobody specified.
+pluggy itself ignores a function that is not marked, and a hook that is not specified.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def check(claim: Claim, plugin: Any) -> None:
         mark = getattr(function, _MARK, None)
         if isinstance(mark, dict):
             hook = mark.get("specname") or name
-            # An optional hook is one of another version of core, and the plugin knows.
+            # An optional hook may belong to another version of core, and its author marked it so.
             if not mark.get("optionalhook"):
                 marked.add(hook)
             if not mark.get("wrapper") and not mark.get("hookwrapper"):
@@ -59,7 +59,8 @@ def check(claim: Claim, plugin: Any) -> None:
 
 
 def warn_of_deprecated(claim: Claim, plugin: Any) -> None:
-    """One ``FutureWarning``, at the plugin's own line, for each hook or argument it implements that will be removed."""
+    """Gives one ``FutureWarning``, at the plugin's own line, for each hook or argument it implements that will be
+    removed."""
     for name, function in _functions(plugin) if hookspecs.DEPRECATED else ():
         mark = getattr(function, _MARK, None)
         if not isinstance(mark, dict):
@@ -86,7 +87,7 @@ def _functions(plugin: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 def _defined_by(plugin: Any, function: Callable[..., Any]) -> bool:
-    """Whether the plugin's own package defines the function; one imported from elsewhere is no forgotten hook."""
+    """Whether the plugin's own package defines the function. An imported one is not an unmarked hook."""
     home = plugin.__name__ if isinstance(plugin, types.ModuleType) else type(plugin).__module__
     return _package(getattr(function, "__module__", None) or "") == _package(home)
 

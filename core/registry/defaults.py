@@ -1,4 +1,4 @@
-"""Core's own answers to the optional hooks: what most decoder-only architectures do."""
+"""Core's default implementations of the optional hooks, as most decoder-only architectures need them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_cache(config: ModelConfig) -> CacheSpec:
 
 @hookimpl(trylast=True)
 def quantize_module(module: nn.Module) -> bool:
-    """Everything that can be quantized is."""
+    """True for every module that can be quantized."""
     return hasattr(module, "to_quantized")
 
 

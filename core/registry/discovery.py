@@ -1,7 +1,7 @@
-"""Discovery: the claims of installed packages, read from their metadata. Imports no plugin.
+"""Finds the claims of installed packages in their metadata. Imports no plugin.
 
-An entry point in the group ``core.architectures`` is a claim: its name is the type, its value the module. One package's
-damaged metadata must not hide the others, so each distribution is read by itself.
+An entry point in the group ``core.architectures`` is a claim: its name is the type, its value the module. Each
+distribution is read by itself, so that damaged metadata of one does not hide the others.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from core.registry.claim import TIERS, Claim, normalise, registered
 from core.registry.requirement import DISTRIBUTION, refusal
 
 _NAME = re.compile(r"(?:-\d.*)?\.[a-z]+-info$")
-"""What follows the name in a directory of metadata: the version, and in an egg's the version of Python."""
+"""The part of a metadata directory's name after the distribution's: the version, and in an egg the Python version."""
 _FIELD = re.compile(r"^(Name|Version|Requires-Dist):[ \t]*(.*(?:\n[ \t].*)*)", re.MULTILINE | re.IGNORECASE)
 _BODY = re.compile(r"\r?\n\r?\n")
 _GROUPS = {"core.architectures": "installed", "core.bundled": "bundled", "core.fallbacks": "fallback"}
 
 
 def claims() -> list[Claim]:
-    """Every claim of this process and of the installed packages, best tier first, then by type and distribution."""
+    """Every claim of this process and of the installed packages, sorted by tier, type and distribution."""
     found = registered()
     for distribution in _claimants():
         found += _claims_of(distribution)
@@ -30,15 +30,15 @@ def claims() -> list[Claim]:
 
 
 def is_own(claim: Claim) -> bool:
-    """Whether the claim is made by the distribution that this package is part of."""
+    """Whether the distribution of this package makes the claim."""
     return claim.distribution is not None and normalise(claim.distribution) == DISTRIBUTION
 
 
 def _claimants() -> Iterator[metadata.Distribution]:
-    """The distributions whose entry points speak of this package, each once."""
+    """The distributions with entry points for this package, each once."""
     seen = set()
     for distribution in metadata.distributions():
-        # Of two copies, the first on the path counts even if it claims nothing: imports find that one.
+        # Of two copies, the first on the path counts even if it claims nothing, because imports find that one.
         name = normalise(_NAME.sub("", _directory(distribution)) or _fields(distribution).get("name", [""])[0])
         if name in seen:
             continue
@@ -77,9 +77,9 @@ def _claims_of(distribution: metadata.Distribution) -> list[Claim]:
 
 
 def _fields(distribution: metadata.Distribution) -> dict[str, list[str]]:
-    """What the metadata's header says in the fields that matter here; nothing where it cannot be read.
+    """The fields of the metadata's header that are needed here; empty if it cannot be read.
 
-    ``distribution.metadata`` parses all of it, the description (often a whole README) included, and each time anew.
+    ``distribution.metadata`` would parse everything at each access, also the description (often a whole README).
     """
     try:
         text = next(filter(None, map(distribution.read_text, ("METADATA", "PKG-INFO", ""))), "")
@@ -93,7 +93,7 @@ def _fields(distribution: metadata.Distribution) -> dict[str, list[str]]:
 
 def _requirements(distribution: metadata.Distribution, fields: dict[str, list[str]]) -> list[str]:
     try:
-        if distribution.read_text("requires.txt"):  # an egg's; its metadata has none
+        if distribution.read_text("requires.txt"):  # an egg lists requirements there, and not in its metadata
             return distribution.requires or []
     except Exception:
         return []
@@ -101,5 +101,5 @@ def _requirements(distribution: metadata.Distribution, fields: dict[str, list[st
 
 
 def _directory(distribution: metadata.Distribution) -> str:
-    """The name of the directory that holds the metadata, which begins with the distribution's."""
+    """The name of the metadata directory, which begins with the distribution's name."""
     return PurePath(str(getattr(distribution, "_path", ""))).name

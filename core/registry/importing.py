@@ -1,4 +1,4 @@
-"""Importing a claim's plugin, and only that; whatever goes wrong becomes an error that names the package."""
+"""Imports the plugin of a claim. Any failure becomes an error that names the package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from core.registry.requirement import DISTRIBUTION
 
 
 def import_claim(claim: Claim) -> Any:
-    """The module or object behind a claim.
+    """The module or object of a claim.
 
     Raises:
         PluginError: importing failed in whatever way; the original error is the cause.
@@ -29,7 +29,7 @@ def import_claim(claim: Claim) -> Any:
             plugin = getattr(plugin, name)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a module may fail with anything, SystemExit among it
+    except BaseException as error:  # a module may raise anything, also SystemExit
         raise PluginError(
             f"plugin {claim} cannot be imported: {brief(error)}", where=_location(error), hint=_hint(claim)
         ) from error
@@ -40,7 +40,7 @@ def brief(error: BaseException) -> str:
     """An error's type and first line; the rest is in the chained traceback."""
     try:
         lines = str(error).strip().splitlines()
-    except Exception:  # whoever fails may fail at saying how
+    except Exception:  # printing an error may itself fail
         lines = []
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -54,11 +54,11 @@ def _reachable_name(name: str) -> str:
 
 
 def _leads_to(directory: Path, name: str) -> bool:
-    """Whether importing ``name`` gives the plugin in ``directory``; looks, and runs nothing."""
+    """Whether importing ``name`` gives the plugin in ``directory``; finds out without running code."""
     namespace, _, rest = name.partition(".")
     try:
         spec = importlib.util.find_spec(namespace)
-        if spec is None or spec.origin is not None:  # a regular package or module: finding its children would run it
+        if spec is None or spec.origin is not None:  # a package or module: looking for its children would run it
             return False
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):

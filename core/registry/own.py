@@ -1,8 +1,9 @@
-"""This distribution's own plugins, under a name that nobody else can take.
+"""Imports this distribution's own plugins under a name that no other package can hide.
 
-``plugins`` is a namespace package, so that it breaks nobody else's; for the same reason any regular package or module
-of that name hides it, from before it on the path or behind it. This module is a second way in: a package whose only
-directory is the one beside ``core``, found by the ordinary import system, in this process or in one that unpickles.
+``plugins`` is a namespace package, so that other packages of that name still work. For the same reason, any regular
+package or module named ``plugins`` hides it, wherever on the path it is. This module is a second way to import them: a
+package whose only directory is the one beside ``core``. The ordinary import system finds it, in this process or in one
+that unpickles.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether this version of core is one that a distribution asks for."""
+"""Checks whether this version of core satisfies the requirements of a distribution."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COMPARE: dict[str, Callable[[list[int], list[int]], bool]] = {
     "!=": operator.ne,
 }
 _RELEASE = re.compile(r"\d+(?:\.\d+)*")
-_LONG = 200  # characters: no requirement that anybody means has more
+_LONG = 200  # characters; real requirements are shorter
 _PLAIN = re.compile(r"(>=|<=|>|<|==|!=)\s*(\d+(?:\.\d+)*)")
 
 
@@ -40,9 +40,9 @@ def refusal(lines: Iterable[str]) -> str | None:
 
 
 def _fits_plainly(line: str, version: str) -> bool | None:
-    """The answer for releases compared with releases, ``corelm>=0.1,<0.2``; None for what else a line can say.
+    """The answer for plain comparisons of releases, ``corelm>=0.1,<0.2``; None for any other line.
 
-    Nearly every plugin says it this way, and importing ``packaging`` costs more than reading a hundred of them.
+    Nearly every plugin has such a line, and importing ``packaging`` costs more than reading a hundred of them.
     """
     name = re.match(r"[\w.-]+", line)
     if name is None or normalise(name[0]) != DISTRIBUTION or not _RELEASE.fullmatch(version) or len(line) > _LONG:
@@ -56,7 +56,7 @@ def _fits_plainly(line: str, version: str) -> bool | None:
 
 
 def _numbers(release: str) -> list[int]:
-    """A release as numbers that compare: 1.0 is 1."""
+    """A release as numbers that compare: 1.0 equals 1."""
     numbers = [int(number) for number in release.split(".")]
     while numbers and numbers[-1] == 0:
         numbers.pop()
@@ -64,7 +64,7 @@ def _numbers(release: str) -> list[int]:
 
 
 def _fits(line: str, version: str) -> bool | None:
-    """The answer for any line; None for a malformed one that is about core."""
+    """The answer for any line; None for a malformed line about core."""
     from packaging.requirements import Requirement
 
     try:
@@ -73,9 +73,9 @@ def _fits(line: str, version: str) -> bool | None:
             return True
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             return True
-        # A requirement by URL has no versions; the installer has seen to it.
+        # A requirement by URL has no versions; the installer has checked it.
         return requirement.specifier.contains(version, prereleases=True)
-    except Exception:  # besides its own errors, too many digits for int() and brackets for the stack
+    except Exception:  # besides its own errors: too many digits for int(), too many brackets for the stack
         return None if re.match(rf"{DISTRIBUTION}(?![\w-])", normalise(line)) else True
 
 

@@ -1,7 +1,6 @@
-"""Saving: a model's parameters as the tensors of a checkpoint, written whole or not at all.
+"""Saving: writes a model's parameters as the tensors of a checkpoint, completely or not at all.
 
-Knows arrays, names and files; knows no tokens and no architecture: names come from the plugin's weight map, run
-backwards, and what is no weight is copied as it is.
+Tensors get their names from the plugin's weight map, run backwards. Other files are copied from the source.
 """
 
 from core.saving.conversion import Conversion, convert, plan_conversion

@@ -1,4 +1,4 @@
-"""Writes the model card of a written checkpoint: the source's own, what was done to it, and what was left out."""
+"""Writes the model card of a saved checkpoint: the source's card, what was changed, and what was left out."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from core.weights import Quantization
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _RESULTS = "model-index"
-"""Scores, which were measured with the source's weights."""
+"""Evaluation scores, which were measured with the source's weights."""
 
 _OF_MODELS = re.compile(r".*\.(py|safetensors|bin|pth?|gguf|onnx|h5|msgpack|ckpt)")
-_SHOWN = 12  # names of files
+_SHOWN = 12  # file names to list
 
 
 def model_card(target: Target, source: Checkpoint, left: Sequence[str]) -> str:
     """The text of ``README.md``.
 
     Args:
-        source: what was loaded, on the local disk.
+        target: the checkpoint to write.
+        source: the loaded checkpoint, on the local disk.
         left: names of files that were neither read nor copied.
     """
     theirs, problem = _card_of(source)
@@ -47,32 +48,32 @@ def model_card(target: Target, source: Checkpoint, left: Sequence[str]) -> str:
     rows = [f"| {label} | {_line(found)} |" for label, found in _facts(target, source, left, notes).items()]
     ours = "\n".join([f"---\n{front}---", "", "# Model card", "", "| | |", "|---|---|", *rows, ""])
     whole = f"{ours}\n## Model card of the source\n\n{text.strip()}\n" if text.strip() else ours
-    return whole.encode("utf-8", "replace").decode()  # a file may have a name that is no text
+    return whole.encode("utf-8", "replace").decode()  # a file's name may not be valid text
 
 
 def describe_recipe(quantized: Mapping[str, Quantization]) -> str:
-    """The settings in use, the commonest first, with the number of matrices of each."""
+    """The settings in use, the most frequent first, with the number of matrices of each."""
     counts = Counter(quantized.values()).most_common()
     return "; ".join(f"{settings} ({count} matrices)" for settings, count in counts) or "none"
 
 
 def _card_of(source: Checkpoint) -> tuple[str, str | None]:
-    """The source's card, and why it is left out if it is."""
+    """The source's card; and why it is left out, if it is."""
     if source.path is None or not source.has(CARD):
         return "", None
     local_file(source.path, CARD)
     try:
         return source.read_text(CARD), None
-    except CoreError as error:  # a model is no worse for it
+    except CoreError as error:  # a broken card must not stop the save
         return "", error.problem
 
 
 def _changes(source: Checkpoint) -> dict[str, str | None]:
-    """Metadata that is other than the source's; None for what is true of the source alone."""
+    """Metadata that changes; None for keys that hold for the source alone."""
     changes: dict[str, str | None] = {"library_name": "mlx", _RESULTS: None}
     name = source.source.partition("@")[0]
     if source.revision is not None and _HUB_ID.fullmatch(name):
-        # The source is what this model was made of; what that was made of, its own card says.
+        # The base model is the source itself; the source's card names its own base model.
         changes |= {"base_model": name, "base_model_relation": None}
     return changes
 
@@ -98,7 +99,7 @@ def _tensors(target: Target) -> list[str]:
 
 
 def _files(left: Sequence[str], local: bool) -> list[str]:
-    """What the card says of the files that stayed behind; of a user's own directory, only code and weights by name."""
+    """How the card lists the files that stay behind. For a user's own directory, only code and weights are named."""
     named = [name for name in left if not local or _OF_MODELS.fullmatch(name)][:_SHOWN]
     names = ", ".join(f"`{name}`" for name in named)
     rest = len(left) - len(named)
@@ -108,5 +109,5 @@ def _files(left: Sequence[str], local: bool) -> list[str]:
 
 
 def _line(text: str) -> str:
-    """Text that a row of a table holds."""
+    """Text made safe for a row of a table."""
     return " ".join(text.split()).replace("|", "\\|")

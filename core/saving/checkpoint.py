@@ -1,4 +1,4 @@
-"""Writes a planned checkpoint: weights, config, index, companions, card; all of it, or nothing."""
+"""Writes a planned checkpoint with weights, config, index, companion files and card; completely or not at all."""
 
 from __future__ import annotations
 
@@ -34,21 +34,22 @@ def write_checkpoint(
 
     Args:
         place: from ``check_destination``.
-        source: a local checkpoint, whose companions go along.
-        fill: hands the writer all tensors, in the planned order.
+        target: what to write.
+        source: a local checkpoint, whose companion files are copied.
+        fill: gives the writer all tensors, in the planned order.
         force: replace a checkpoint that is at the place by then.
         left: files of the source that are neither read nor copied; None looks for them among those that are local.
 
     Raises:
-        SaveError: there is no room, the system refuses, what was written reads otherwise, or something has appeared at
-            the place.
+        SaveError: the disk is full, the system refuses, the written data differs when read back, or something has
+            appeared at the place.
     """
-    companions(source)  # refused before the weights are written
+    companions(source)  # raises its error before the weights are written
     check_space(place, target.nbytes)
     with new_directory(place, force=force) as directory:
         with ShardWriter(directory, target.shards) as writer:
             fill(writer)
-            # Before the end of the weights is checked: they are opened as a checkpoint then.
+            # Write these before the weights are checked: the check opens the directory as a checkpoint.
             index = index_of(target.shards, target.parameters)
             if index is not None:
                 _write_json(directory / index_name(target.stem), index)

@@ -1,7 +1,7 @@
-"""Copies the files that go along with the weights: tokenizer, chat templates, generation config, licence. Never code.
+"""Copies a checkpoint's companion files: tokenizer, chat templates, generation config, licence. Never code.
 
-What is written may be published, so links out of the checkpoint are not followed: a ``LICENSE`` that points to a
-user's keys would take them along. (A config or a shard may be such a link: those are read, and never copied.)
+A saved checkpoint may be published, so links out of the source are not followed: a ``LICENSE`` that points to a user's
+keys would publish them. (A config or a shard may be such a link: it is read, and never copied.)
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from core.saving.writer import refusals
 
 CARD = "README.md"
 _MADE = frozenset({"config.json", "params.json", "hf_quant_config.json", "quantize_config.json", CARD})
-"""The card, and configs that tell of the weights as they were in the source: the target has its own."""
+"""The card, and configs that describe the source's weights: the target gets its own."""
 
 
 def companions(checkpoint: Checkpoint) -> list[str]:
-    """Names of the files to carry along; of subdirectories, only that of the named chat templates.
+    """Names of the files to copy. The only subdirectory included is that of the named chat templates.
 
     Raises:
         SaveError: one of a local checkpoint is a link out of it.
@@ -33,7 +33,7 @@ def companions(checkpoint: Checkpoint) -> list[str]:
 
 
 def left_behind(checkpoint: Checkpoint) -> list[str]:
-    """Names of the files and directories that are neither read nor copied; those that begin with a dot are not told."""
+    """Names of the files and directories that are neither read nor copied, without those that begin with a dot."""
     known = {*checkpoint.shards, *companions(checkpoint), *_MADE}
     names = [name for name in checkpoint.files if name not in known and not name.endswith(".safetensors.index.json")]
     if checkpoint.path is not None:
@@ -43,7 +43,7 @@ def left_behind(checkpoint: Checkpoint) -> list[str]:
 
 
 def copy_companions(checkpoint: Checkpoint, directory: Path) -> None:
-    """Copies a local checkpoint's companions, links as the files they point to.
+    """Copies a local checkpoint's companion files. Of a link, the file that it points to is copied.
 
     Raises:
         SaveError: a file has gone since the checkpoint was opened, is a link out of it, or cannot be written.
@@ -57,18 +57,18 @@ def copy_companions(checkpoint: Checkpoint, directory: Path) -> None:
 
 
 def local_file(root: Path, name: str) -> Path:
-    """The file behind a name, which lies in the checkpoint, or among its repository's blobs in the hub's cache.
+    """The file of this name, which must lie in the checkpoint, or among its repository's blobs in the hub's cache.
 
     Raises:
-        SaveError: it lies elsewhere, or is no file.
+        SaveError: it lies elsewhere, or is not a file.
     """
     try:
         file, home = (root / name).resolve(strict=True), root.resolve()
-    except (OSError, RuntimeError):  # nothing there, or a loop of links
+    except (OSError, RuntimeError):  # the name does not exist, or is a loop of links
         file = home = Path()
     if not file.is_file():
         hint = "The source was moved or changed: load it again."
-        raise SaveError("is no file, or no longer there", where=root / name, hint=hint)
+        raise SaveError("is not a file, or no longer exists", where=root / name, hint=hint)
     if home in file.parents or (home.parent.name == "snapshots" and home.parent.parent / "blobs" in file.parents):
         return file
     raise SaveError(

@@ -1,6 +1,6 @@
-"""The config of a written checkpoint: the source's own, with what has changed, or translated for the other format.
+"""The config of a saved checkpoint: the source's own with the necessary changes, or translated to the other format.
 
-Knows the keys ``quantization``, ``quantization_config``, ``torch_dtype`` and ``dtype``; passes every other one through.
+Only ``quantization``, ``quantization_config``, ``torch_dtype`` and ``dtype`` change; every other key is kept.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def written_config(
         raw: the source's, as parsed.
         quantized: path in the target → its settings.
         names: the target's tensors.
-        dtype: the dtype that all floats were converted to; None where they kept theirs.
+        dtype: the dtype that all floats were converted to; None if they were not converted.
     """
     config = {key: value for key, value in raw.items() if key not in _KEYS}
     if dtype is not None:
@@ -44,7 +44,7 @@ def written_config(
         config |= dict.fromkeys(keys, spelling(dtype))
     if quantized:
         block = _block(raw, quantized, names)
-        config |= dict.fromkeys(_KEYS, block)  # mlx-lm reads the first, other tools of the hub the second
+        config |= dict.fromkeys(_KEYS, block)  # mlx-lm reads the first key, other tools of the hub read the second
     return config
 
 
@@ -57,10 +57,10 @@ def written_params(
 
 
 def native_config(source: Checkpoint, plugin: BoundPlugin, config: ModelConfig) -> dict[str, Any]:
-    """``params.json`` of the source, or one that says what its ``config.json`` says.
+    """``params.json`` of the source, or one translated from its ``config.json``.
 
     Raises:
-        UsageError: it cannot say all of it.
+        UsageError: the format cannot express the whole config.
     """
     if source.config_name == "params.json":
         return dict(source.read_json("params.json"))
@@ -82,7 +82,8 @@ def config_of(raw: Mapping[str, Any], config: ModelConfig, tensors: Iterable[Ten
     """The ``config.json`` of a model that was read from a ``params.json``, with the keys that other tools look for.
 
     Args:
-        raw: the source's, in the words of ``config.json``; what nobody reads there is left out.
+        raw: the source's, translated to the keys of ``config.json``; keys that are not read are left out.
+        config: the plugin's config object.
         tensors: the target's, for their dtype.
     """
     unread = set(config.unread_keys(raw))
@@ -96,7 +97,7 @@ def config_of(raw: Mapping[str, Any], config: ModelConfig, tensors: Iterable[Ten
 
 
 def _block(raw: Mapping[str, Any], quantized: Mapping[str, Quantization], names: Collection[str]) -> dict[str, Any]:
-    """The source's own block where it is true of the target, too; else one with an override for each exception."""
+    """The source's own block if it is right for the target too; else a new one with an override for each exception."""
     theirs = QuantizationConfig.from_config(raw)
     if theirs is not None and _tells(theirs, quantized, names):
         return dict(raw.get("quantization") or raw["quantization_config"])
@@ -108,7 +109,7 @@ def _block(raw: Mapping[str, Any], quantized: Mapping[str, Quantization], names:
 
 
 def _tells(theirs: QuantizationConfig, quantized: Mapping[str, Quantization], names: Collection[str]) -> bool:
-    """Whether a block says of every matrix what it is, and nothing of matrices that are not there."""
+    """Whether a block states the right settings of every matrix, and names no matrix that does not exist."""
     paths = {name.rpartition(".")[0] for name in names}
     return all(theirs.of(path) == own for path, own in quantized.items()) and all(
         path in paths and (own is None or path in quantized) for path, own in theirs.overrides.items()

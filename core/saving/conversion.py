@@ -1,4 +1,4 @@
-"""``core.convert``: from checkpoint to checkpoint, one block at a time, so that a model need not fit in memory.
+"""``core.convert``: writes a checkpoint as another one, block by block, so that a model need not fit in memory.
 
 Memory: the largest block as it is read, the same block as it is written, and one tensor.
 """
@@ -33,14 +33,14 @@ from core.weights.tree import replace as put
 
 @dataclass(frozen=True)
 class Conversion:
-    """A conversion before its first weight byte.
+    """A conversion before its first weight is read.
 
     Attributes:
-        plan: of the reading; every parameter becomes what will be written.
+        plan: for reading; every parameter becomes what will be written.
         target: what will be written.
         files: names of all files that will be written.
         left: names of files of the source that are neither read nor copied.
-        weight_error: the largest error of a weight that ``approximate`` has made; None without it, or before it.
+        weight_error: the largest error of a weight caused by ``approximate``; None without it, or before converting.
     """
 
     prepared: Prepared = field(repr=False)
@@ -69,7 +69,8 @@ def plan_conversion(
     format: str | None = None,
     progress: bool = False,
 ) -> Conversion:
-    """Says what ``convert`` would do: reads headers, changes nothing. Arguments and errors are those of ``convert``."""
+    """Returns what ``convert`` would do; reads headers and changes nothing. Arguments and errors are those of
+    ``convert``."""
     floats = dtype_from(dtype)
     options = {"plugin": plugin, "strict": strict, "revision": revision, "format": format, "progress": progress}
     prepared = prepare(source, **options, treatment=_treatment(quantize, dequantize, approximate))
@@ -114,23 +115,23 @@ def convert(
     format: str | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Writes a checkpoint anew: in another layout, dtype or quantization; all of it, or nothing.
+    """Writes a checkpoint in another layout, dtype or quantization; completely or not at all.
 
     Args:
         source: directory, hub repository ``org/name`` or ``demo:NAME``.
-        destination: a directory that does not exist yet, beside which the work is done.
+        destination: a directory that does not exist yet. The files are written in a directory beside it first.
         layout: ``"hf"``, ``"hf-fused"``, ``"mlx"`` or ``"mistral"``; None keeps the source's.
         dtype: of all floats, or its name; None keeps each tensor's own.
         quantize, dequantize, approximate, format: as for ``core.load``.
         max_shard_size: bytes of tensors in one file at most.
         force: replace a checkpoint that is there.
-        check_finite: refuse NaN and infinity, also those that ``dtype`` is too small for.
-        progress: called with the bytes converted so far and in all.
+        check_finite: refuse NaN and infinity, also where a number overflows in ``dtype``.
+        progress: called with the bytes converted so far and the total.
 
     Raises:
         UsageError: the options contradict each other, source and destination are the same place, or this process was
             forked from one that has used a model.
-        SaveError: something is in the way, the disk is full, or what was written reads otherwise.
+        SaveError: the destination exists, the disk is full, or the written data differs when read back.
         CheckpointError, ConfigError, PluginError, WeightsError: as for ``core.load``.
     """
     check_process()
@@ -179,7 +180,7 @@ def _stream(
     for entries in blocks:
         for entry in entries:
             tensors = inverses[entry.parameter].tensors(find(model, entry.parameter))
-            put(model, entry.parameter, gone)  # what is written is let go, and the block with it
+            put(model, entry.parameter, gone)  # frees a written parameter, and with the last one its block
             for name, array in tensors:
                 writer.write(name, array)
             del tensors, name, array
@@ -187,7 +188,7 @@ def _stream(
 
 
 def _as_stored(entry: Entry, dtype: mx.Dtype | None) -> Entry:
-    """The entry with the dtype of the file in memory, too: nothing is computed, and no block is twice its size."""
+    """The entry with the file's dtype in memory too, so that nothing is converted and no block needs twice its size."""
     if entry.dtype not in FLOATS.values():
         return entry
     return replace(entry, dtype=dtype or FLOATS.get(entry.storage, entry.dtype))

@@ -1,9 +1,9 @@
-"""A directory that appears under its name only when it is complete.
+"""Makes a directory that appears under its name only when it is complete.
 
-It is written beside its place, under a name that begins with a dot, and renamed at the end. A run that was killed
-leaves such a directory behind, which no one mistakes for a model and which the next run for the same place removes; a
-lock tells it from one that is still being written. What is at the place by then is looked at again: minutes or hours
-lie between the first look and the end.
+It is written beside its place, under a name that begins with a dot, and renamed at the end. A run that is killed leaves
+such a directory behind. Nobody mistakes it for a model, and the next run for the same place removes it; a lock marks a
+directory that is still being written. Minutes or hours lie between the first check of the place and the end, so the
+place is checked again before the rename.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from core.saving.leftovers import aside, lock_of, partial_of, put_back, remove_l
 from core.saving.rename import TAKEN, exchange, rename_new
 from core.saving.writer import refusals
 
-_MARGIN = 1 << 20  # bytes beside the files, for directories and small ones
+_MARGIN = 1 << 20  # bytes needed besides the weights, for directories and small files
 
 
 def check_destination(path: Path, *, force: bool, source: Path | None = None) -> Path:
@@ -27,7 +27,7 @@ def check_destination(path: Path, *, force: bool, source: Path | None = None) ->
 
     Raises:
         UsageError: source and destination are the same, or one lies in the other.
-        SaveError: something is there, or its parent is not.
+        SaveError: something is there, or its parent does not exist.
     """
     place = resolved(path)
     if source is not None:
@@ -43,7 +43,7 @@ def check_destination(path: Path, *, force: bool, source: Path | None = None) ->
             "its parent directory does not exist", where=place, hint=f"Create it first: mkdir -p {place.parent}"
         )
     with refusals(place):
-        # What a killed run has left aside belongs here, and the next run puts it back.
+        # A directory that a killed run has moved away belongs here; the next run restores it.
         there = aside(place) or place if _is_free(place) else place
         if _is_free(there):
             return place
@@ -73,7 +73,7 @@ def check_space(place: Path, needed: int) -> None:
 
 @contextmanager
 def new_directory(place: Path, *, force: bool) -> Iterator[Path]:
-    """A fresh directory that becomes ``place`` when the block ends, and vanishes if the block fails.
+    """A new directory that becomes ``place`` when the block ends, and is removed if the block fails.
 
     Args:
         place: from ``check_destination``; an empty directory there is replaced.
@@ -99,10 +99,11 @@ def new_directory(place: Path, *, force: bool) -> Iterator[Path]:
 
 
 def _flush(directory: Path) -> None:
-    """Files and names reach the disk before the name of the whole does: power may fail, too."""
+    """Flushes files and names to the disk before the final rename, so that a power failure leaves no half-written
+    files."""
     for path in [*directory.rglob("*"), directory]:
         file = os.open(path, os.O_RDONLY)
-        with suppress(OSError):  # some file systems flush no directories
+        with suppress(OSError):  # some file systems cannot flush directories
             os.fsync(file)
         os.close(file)
 
@@ -112,7 +113,7 @@ def _give_name(partial: Path, place: Path, *, force: bool, empty: bool) -> None:
         if force and os.path.lexists(place):
             _replace(partial, place)
         elif empty:
-            partial.rename(place)  # no system renames a directory over a file, or over a full directory
+            partial.rename(place)  # fails if the place is a file or a full directory, on every system
         else:
             rename_new(partial, place)
     except OSError as error:
@@ -123,17 +124,17 @@ def _give_name(partial: Path, place: Path, *, force: bool, empty: bool) -> None:
             "has appeared while this was written", where=place, hint=f"{hint} (force=True) to replace a checkpoint."
         ) from error
     parent = os.open(place.parent, os.O_RDONLY)
-    with suppress(OSError):  # some file systems cannot; the rename then reaches the disk a little later
+    with suppress(OSError):  # if a file system cannot, the rename reaches the disk a little later
         os.fsync(parent)
     os.close(parent)
 
 
 def _replace(partial: Path, place: Path) -> None:
-    """Moves ``partial`` to ``place``; a checkpoint that was there then has the name ``partial``."""
+    """Moves ``partial`` to ``place``. A checkpoint that was there then has the name ``partial``."""
     _check_replaceable(place, place)
     if exchange(partial, place):
         try:
-            _check_replaceable(partial, place)  # that very directory: another may have come in between
+            _check_replaceable(partial, place)  # again: another directory may have come in between
         except SaveError:
             exchange(partial, place)
             raise
@@ -165,7 +166,7 @@ def _check_replaceable(directory: Path, place: Path) -> None:
         if not names or names & {"config.json", "params.json"}:
             return
     raise SaveError(
-        "is no checkpoint, and is not replaced",
+        "is not a checkpoint, and is not replaced",
         where=place,
         expected="a directory with a config.json or a params.json",
         hint="Remove it yourself if you are sure.",

@@ -1,4 +1,4 @@
-"""Holds what was written against the format's own reader: that others can read it is not for ours to say."""
+"""Checks a written file with the format's own reader, the safetensors package."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _ONE_BYTE = Shard("", (Tensor("byte", mx.uint8, (1,)),), "mlx")
 
 
 def check_with_safetensors(path: Path, shard: Shard) -> None:
-    """Reads a file's header by safetensors: its tensors with NumPy, and whether it is a header without.
+    """Reads a file's header with safetensors: its tensors if NumPy is installed, else only whether the header is valid.
 
     Raises:
-        SaveError: it reads other tensors than the plan has, or none.
+        SaveError: safetensors reads other tensors than the plan has, or none.
     """
-    if importlib.util.find_spec("numpy") is None:  # which safetensors needs to open a file, whatever its framework
+    if importlib.util.find_spec("numpy") is None:  # safetensors needs it to open a file, whatever the framework
         _check_header(path, shard)
         return
     expected: _Found = {tensor.name: (DTYPES[tensor.dtype], tensor.shape) for tensor in shard.tensors}
     found = _tensors(path)
     for name in expected | found:
         if expected.get(name) != found.get(name):
-            problem = f"tensor {name!r} is read otherwise by safetensors"
+            problem = f"tensor {name!r} is read differently by safetensors"
             raise SaveError(problem, where=path, expected=expected.get(name), found=found.get(name))
 
 
@@ -44,13 +44,13 @@ def _tensors(path: Path) -> _Found:
 
 
 def _check_header(path: Path, shard: Shard) -> None:
-    """Gives ``deserialize`` the header without the data: that copies all that it is given, and needs no NumPy.
+    """Gives ``deserialize`` the header without the data: it copies its whole input, and needs no NumPy.
 
-    A header of which it says only that the data is missing is one whose names, dtypes, shapes and offsets it has read.
+    If its only complaint is that the data is missing, it has accepted the names, dtypes, shapes and offsets.
     """
     with path.open("rb") as file:
         found = _complaint(file.read(len(shard.header)))
-    # A header that is right shows how this release of safetensors words its complaint.
+    # A correct header shows how this release of safetensors words that complaint.
     expected = _complaint(_ONE_BYTE.header) if shard.nbytes > len(shard.header) else None
     if found != expected:
         raise _refused(path, found or "a file without data")

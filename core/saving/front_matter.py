@@ -1,8 +1,7 @@
-"""Edits the metadata at the head of a model card, and keeps every line of it that does not change.
+"""Edits the metadata at the head of a model card; lines that do not change stay as they are.
 
-The lines are kept as they are written, because reading and writing them again would lose more than comments: YAML's
-``language: no`` (Norwegian) comes back as ``false``. The hub's client reads them before and after, so that nothing is
-written that it does not read as it was meant.
+Parsing and writing them again would lose more than comments: YAML's ``language: no`` (Norwegian) becomes ``false``. The
+hub's client parses the lines before and after, to check that they are read as intended.
 """
 
 from __future__ import annotations
@@ -50,10 +49,10 @@ class FrontMatter:
         return self._head + "".join(self._lines.values())
 
     def with_changes(self, changes: Mapping[str, str | None], tag: str) -> FrontMatter:
-        """Other values for some keys, None for none at all, and one tag more.
+        """A copy with other values for some keys (None removes a key) and one more tag.
 
         Raises:
-            ValueError: a YAML reader would not give these values back.
+            ValueError: a YAML reader would not return these values.
         """
         lines = {key: found for key, found in self._lines.items() if changes.get(key, "") is not None}
         written = {key: value for key, value in changes.items() if value is not None}
@@ -62,7 +61,7 @@ class FrontMatter:
         if tag not in tags:
             lines["tags"] = _with_tag(lines.get("tags", "tags:\n"), tag)
             tags.append(tag)
-        # A last line without its end would run into the next one.
+        # A last line without a line break would be joined with the next one.
         made = FrontMatter(self._head + "".join(f"{found.rstrip()}\n" for found in lines.values()))
         if _listed(made.values["tags"]) != tags or any(made.values[key] != value for key, value in written.items()):
             raise ValueError("it cannot be changed line by line")
@@ -77,12 +76,12 @@ def split_card(text: str) -> tuple[str | None, str]:
 
 
 def _listed(value: Any) -> list[Any]:
-    """One value or several, as the hub takes them."""
+    """One value or several, both of which the hub accepts, as a list."""
     return list(value) if isinstance(value, list) else [] if value is None else [value]
 
 
 def _with_tag(lines: str, tag: str) -> str:
-    """The lines of the key ``tags`` with one more, in the style that they are in."""
+    """The lines of the key ``tags`` with one more tag, in their present style."""
     items = re.findall(r"^([ \t]*)-[ \t]", lines, re.MULTILINE)
     if items:
         return f"{lines.rstrip()}\n{items[0]}- {tag}\n"
@@ -98,7 +97,7 @@ def _read(text: str) -> dict[str, Any]:
     """The values, read by the hub's client.
 
     Raises:
-        ValueError: they cannot be.
+        ValueError: they cannot be read.
     """
     if len(text) > _LONGEST:
         raise ValueError("it is too long")
@@ -108,6 +107,6 @@ def _read(text: str) -> dict[str, Any]:
 
     try:
         values = vars(RepoCard(f"---\n{text.rstrip()}\n---\n").data)
-    except (Exception, RecursionError) as error:  # whatever its YAML reader raises for a stranger's text
-        raise ValueError(f"it is no valid YAML: {first_line(error)}") from error
+    except (Exception, RecursionError) as error:  # its YAML reader may raise anything for an untrusted text
+        raise ValueError(f"it is not valid YAML: {first_line(error)}") from error
     return {str(key): value for key, value in values.items()}

@@ -1,7 +1,7 @@
-"""Finds the directories that killed runs have left beside a place, puts back what was there, and removes the rest.
+"""Finds the directories that killed runs have left beside a place, restores what was replaced, and removes the rest.
 
-A run writes into ``.NAME.partial-ID``. Where the file system cannot exchange two names, what it replaces is called
-``.NAME.replaced-ID`` for a moment. A run holds a lock on what it is writing.
+A run writes into ``.NAME.partial-ID``. Where the file system cannot exchange two names, the directory to be replaced is
+called ``.NAME.replaced-ID`` for a moment. A run holds a lock on the directory that it writes.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ _PARTIAL, _REPLACED = "partial", "replaced"
 
 
 def partial_of(place: Path) -> Path:
-    """A fresh name for what is being written."""
+    """A new name for the directory to be written."""
     return place.with_name(f".{place.name}.{_PARTIAL}-{uuid.uuid4().hex[:12]}")
 
 
 def replaced_by(partial: Path) -> Path:
-    """The name for what this run replaces."""
+    """The name for the directory that this run replaces."""
     return _twin(partial, _REPLACED)
 
 
 def aside(place: Path) -> Path | None:
-    """What a killed run was replacing, if it has not come back yet."""
+    """The directory that a killed run was replacing, if it has not been restored yet."""
     return next(iter(_siblings(place, _REPLACED)), None)
 
 
 def restore(path: Path) -> None:
-    """Puts back what a run was replacing when it was killed between its two renames.
+    """Restores the directory that a run was replacing when it was killed between its two renames.
 
-    Where the replacement had arrived, what it replaced is removed. Where something else is at the place by now, what
-    was there is kept beside it, under a name that does not begin with a dot.
+    If the replacement is complete, the old directory is removed. If something else is at the place by now, the old
+    directory is kept beside it, under a name that does not begin with a dot.
 
     Raises:
         SaveError: the system refuses.
@@ -50,7 +50,7 @@ def restore(path: Path) -> None:
     with refusals(place):
         for old in _siblings(place, _REPLACED):
             partial = _twin(old, _PARTIAL)
-            if partial.is_dir():  # its run has not come to the second rename: it was killed, or is just there
+            if partial.is_dir():  # the second rename has not happened: its run was killed, or is just there
                 try:
                     os.close(lock_of(partial, place))
                 except SaveError:
@@ -62,9 +62,9 @@ def restore(path: Path) -> None:
 
 
 def put_back(old: Path, place: Path) -> None:
-    """Gives what was aside its name again, or a name beside it if something else has it by now."""
+    """Renames a replaced directory to its old name; if that is taken by now, to a name beside it."""
     try:
-        old.rename(place)  # replaces an empty directory, which the second rename may have begun with
+        old.rename(place)  # replaces an empty directory, which the second rename may have made
     except OSError as error:
         if error.errno not in TAKEN:
             raise
@@ -72,7 +72,7 @@ def put_back(old: Path, place: Path) -> None:
 
 
 def remove_leftovers(place: Path) -> None:
-    """What killed runs have left; each is locked while it is removed, so that no one begins to write there."""
+    """Removes what killed runs have left. Each directory is locked meanwhile, so that no other run writes to it."""
     with refusals(place):
         for partial in _siblings(place, _PARTIAL):
             try:
@@ -107,14 +107,14 @@ def lock_of(partial: Path, place: Path) -> int:
 
 
 def _siblings(place: Path, kind: str) -> list[Path]:
-    """Directories that a run for this place has made; what is only called alike is someone else's."""
+    """Directories that runs for this place have made; other directories with similar names are left out."""
     own = re.compile(rf"\.{re.escape(place.name)}\.{kind}-[0-9a-f]{{12}}")
     paths = (path for path in place.parent.iterdir() if own.fullmatch(path.name))
     return sorted(path for path in paths if path.is_dir() and not path.is_symlink())
 
 
 def _twin(path: Path, kind: str) -> Path:
-    """The name that the same run gives to a directory of the other kind."""
+    """The name that the same run gives to its other directory."""
     other = _REPLACED if kind == _PARTIAL else _PARTIAL
     start, _, number = path.name.rpartition(f".{other}-")
     return path.with_name(f"{start}.{kind}-{number}")
@@ -127,6 +127,6 @@ def resolved(path: Path) -> Path:
         SaveError: no file can have this name.
     """
     if "\0" in str(path):
-        raise SaveError("is no name of a file: it holds a NUL", where=path)
-    # Not by way of a link at the place itself: a rename would replace the link and leave what it points to.
+        raise SaveError("is not a file name: it holds a NUL", where=path)
+    # A link at the place itself is not resolved: the rename would replace the link, not its target.
     return path.expanduser().resolve()

@@ -1,4 +1,4 @@
-"""``core.save``: a live model, written as the checkpoint that it was loaded from, or in another layout."""
+"""``core.save``: writes a model in memory as a checkpoint, in the layout that it was loaded from or in another."""
 
 from __future__ import annotations
 
@@ -33,19 +33,21 @@ def save(
     max_shard_size: int = DEFAULT_SHARD_SIZE,
     force: bool = False,
 ) -> None:
-    """Writes a model with its config, tokenizer files and chat templates; all of it, or nothing.
+    """Writes a model with its config, tokenizer files and chat templates; completely or not at all.
 
-    Floats go back to the dtype in which the checkpoint stored them: a model that computes in float32 and was stored in
-    bfloat16 is stored in bfloat16 again.
+    Floats are converted back to their dtype in the checkpoint: a model stored in bfloat16 that computes in float32 is
+    stored in bfloat16 again.
 
     Args:
+        lm: from ``core.load``.
+        directory: where to write.
         layout: ``"hf"``, ``"hf-fused"``, ``"mlx"`` or ``"mistral"``; None keeps that of the checkpoint.
         max_shard_size: bytes of tensors in one file at most.
         force: replace a checkpoint that is there.
 
     Raises:
-        UsageError: the architecture has not that layout; the directory is the source, or inside of it.
-        SaveError: something is in the way, the disk is full, or what was written reads otherwise.
+        UsageError: the architecture does not have that layout; the directory is the source, or inside of it.
+        SaveError: the directory exists, the disk is full, or the written data differs when read back.
         WeightsError: the model has parameters that the layout has no place for.
     """
     if lm.origin is None:
@@ -76,7 +78,8 @@ def save(
 
 
 def _stored(entries: Mapping[str, Entry], parameter: str, dtype: mx.Dtype) -> mx.Dtype:
-    """The file's dtype for a float; what is no float has only one, and what was never in a file keeps its own."""
+    """The dtype in the file. Floats get that of the source's file; integers, and parameters that were in no file, keep
+    theirs."""
     entry = entries.get(parameter)
     if entry is None or dtype not in FLOATS.values():
         return dtype

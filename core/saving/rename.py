@@ -1,7 +1,7 @@
-"""Gives a directory another name without ever taking that name from something else.
+"""Renames a directory without replacing anything that has the new name.
 
-Linux and macOS have system calls for this, which Python does not offer. Where a file system has not, what every one
-has is put to use: ``mkdir`` refuses a name that is taken, and ``rename`` replaces no directory but an empty one.
+Linux and macOS have system calls for this, which Python does not offer. Where a file system lacks them, two rules that
+hold everywhere are used: ``mkdir`` refuses a name that is taken, and ``rename`` replaces only an empty directory.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from functools import cache
 from pathlib import Path
 
 TAKEN = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR})
-"""What a system answers when a name is taken."""
+"""Error codes of a system when a name is taken."""
 
-# The file system has no such call, or a container forbids it; what is forbidden for another reason fails either way.
+# The file system has no such call, or a container forbids it. If another reason forbids it, the fallback fails too.
 _NO_SUCH_CALL = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM})
 _LINUX = sys.platform.startswith("linux")
 _NEW, _EXCHANGE = (1, 2) if _LINUX else (4, 2)  # RENAME_NOREPLACE, RENAME_EXCHANGE; RENAME_EXCL, RENAME_SWAP
@@ -26,10 +26,10 @@ _HERE = -100  # AT_FDCWD
 
 
 def rename_new(directory: Path, name: Path) -> None:
-    """Renames a directory to a name that nothing has; no one else can take it meanwhile.
+    """Renames a directory to a name that is free; no other process can take the name meanwhile.
 
     Raises:
-        OSError: one of ``TAKEN`` if something has the name; or what the system says.
+        OSError: one of ``TAKEN`` if the name is taken; or another error of the system.
     """
     if _system_rename(directory, name, _NEW):
         return
@@ -37,22 +37,23 @@ def rename_new(directory: Path, name: Path) -> None:
     try:
         directory.rename(name)
     except OSError:
-        with suppress(OSError):  # it is no longer empty: then it is someone else's
+        with suppress(OSError):  # if it is no longer empty, another process uses it
             name.rmdir()
         raise
 
 
 def exchange(left: Path, right: Path) -> bool:
-    """Exchanges the names of two directories in one step; False where the file system cannot, and nothing is done.
+    """Exchanges the names of two directories in one step. Returns False, without a change, where the file system
+    cannot.
 
     Raises:
-        OSError: what the system says.
+        OSError: an error of the system.
     """
     return _system_rename(left, right, _EXCHANGE)
 
 
 def _system_rename(old: Path, new: Path, flag: int) -> bool:
-    """Whether the system and the file system have the call."""
+    """Renames with the system's call; returns False where the system or the file system does not have it."""
     call = _call()
     if call is None:
         return False

@@ -1,8 +1,8 @@
-"""Which tensors go into which file, and what the files' headers and their index say.
+"""Plans the files of a checkpoint: which tensors go into which file, their headers, and their index.
 
-All of it is known before a byte of a tensor is: headers come first, and tensors stream into their places behind them.
+All of it is fixed before any tensor is computed: headers are written first, and tensors follow in their places.
 
-Format: https://github.com/huggingface/safetensors#format; names and index as transformers and mlx-lm have them.
+Format: https://github.com/huggingface/safetensors#format; names and index as transformers and mlx-lm write them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cached_property
 from core.saving.table import DTYPES, Tensor
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
-_ALIGNMENT = 8  # of the data in its file, as safetensors' own writer has it
+_ALIGNMENT = 8  # of the data in its file, as in safetensors' own writer
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Shard:
     """One file: its tensors in the order of their data.
 
     Attributes:
-        format: what the header's metadata says: ``"pt"`` or ``"mlx"``.
+        format: the value in the header's metadata: ``"pt"`` or ``"mlx"``.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Shard:
 
     @cached_property
     def header(self) -> bytes:
-        """The file up to its first tensor."""
+        """The bytes of the file before its first tensor."""
         entries: dict[str, object] = {"__metadata__": {"format": self.format}}
         stop = 0
         for tensor in self.tensors:
@@ -50,15 +50,18 @@ class Shard:
 
 
 def index_name(stem: str) -> str:
-    """The file that tells which shard holds which tensor."""
+    """The name of the index file."""
     return f"{stem}.safetensors.index.json"
 
 
 def plan_shards(tensors: Sequence[Tensor], limit: int, format: str, stem: str = "model") -> tuple[Shard, ...]:
-    """The files, each with at most ``limit`` bytes of tensors; a larger tensor has one to itself.
+    """The files, each with at most ``limit`` bytes of tensors; a larger tensor has a file of its own.
 
     Args:
-        stem: how their names begin.
+        tensors: in the order in which they are written.
+        limit: bytes.
+        format: the value in the headers' metadata.
+        stem: the beginning of the files' names.
     """
     groups: list[list[Tensor]] = [[]]
     size = 0

@@ -1,6 +1,6 @@
-"""Which tensors a checkpoint will hold, in the order in which they are written: known before any of them is computed.
+"""Lists the tensors of a checkpoint to be written, in the order of writing, before any of them is computed.
 
-Reads shapes off a model, evaluated or not. Knows no file.
+Shapes are read from a model, evaluated or not.
 """
 
 from __future__ import annotations
@@ -63,11 +63,13 @@ def tabulate(
     """The tensors of a model's parameters.
 
     Args:
+        model: evaluated or not.
+        found: parameter → how it becomes tensors.
         order: the parameters, in the order in which they will be written.
         stored: from a parameter's path and dtype to the dtype in the file.
 
     Raises:
-        WeightsError: a parameter has a dtype that safetensors has not.
+        WeightsError: a parameter has a dtype that safetensors does not have.
     """
     tensors = []
     for parameter in order:
@@ -80,7 +82,7 @@ def tabulate(
 
 
 def quantized_paths(model: nn.Module, found: Mapping[str, Inverse]) -> dict[str, Quantization]:
-    """Path in the checkpoint of every quantized matrix → its settings, as the model's modules have them."""
+    """Path in the checkpoint of every quantized matrix → its settings, read from the model's modules."""
     return {path: settings for inverse, settings in _quantized(model, found) for path in leaves(inverse.source)}
 
 

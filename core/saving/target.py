@@ -1,6 +1,6 @@
-"""What a written checkpoint will be: its tensors, files, config and sizes, before anything is written.
+"""Plans a checkpoint to be written: its tensors, files, config and sizes.
 
-Made from a model, evaluated or not, and the weight map of the layout that is wanted.
+The plan is made from a model, evaluated or not, and the weight map of the requested layout.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Target:
     """A checkpoint that is about to be written.
 
     Attributes:
-        layout: its arrangement of tensors; read_from: the source's.
+        layout: its layout of tensors; read_from: the source's.
         inverses: parameter → how it becomes tensors.
         shards: its files.
-        config: what its config file says; config_name: that file.
-        stem: how the names of its weight files begin.
+        config: the content of its config file; config_name: the name of that file.
+        stem: the beginning of its weight files' names.
         quantized: path in it → settings, for every quantized matrix.
         parameters: number of weights.
         ignored: tensors of the source that were left unread → why.
@@ -84,17 +84,20 @@ def make_target(
     """Plans a checkpoint.
 
     Args:
-        raw_config: in the words of ``config.json``.
+        model: evaluated or not.
+        plugin: the bound hooks.
+        config: the plugin's config object.
+        raw_config: with the keys of ``config.json``.
         source: where the model comes from.
         plan: of the load that the model came from.
         layout: None keeps the source's.
         order: of the parameters in the files; None takes the model's.
         stored: from a parameter's path and dtype to the dtype in the file.
-        dtype: what the config states as the floats' dtype; None leaves what it says.
+        dtype: the floats' dtype to state in the config; None leaves the config's.
 
     Raises:
-        UsageError: an unknown layout, one that the architecture has not or that cannot say what the model is, or
-            shards without room.
+        UsageError: an unknown layout; one that the architecture does not have, or whose config format cannot describe
+            the model; a shard size that is not positive.
         WeightsError: the map leaves parameters out.
     """
     if max_shard_size < 1:
@@ -122,7 +125,7 @@ def make_target(
         layout=layout,
         read_from=plan.layout,
         inverses=found,
-        # MLX's packed matrices are nothing that PyTorch could read, whatever their names.
+        # PyTorch cannot read MLX's packed matrices, whatever their names are.
         shards=plan_shards(tensors, max_shard_size, "mlx" if layout == _MLX or quantized else "pt", stem=_stem(layout)),
         config=written,
         quantized=quantized,

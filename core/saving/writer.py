@@ -1,6 +1,6 @@
-"""Streams tensors into shards, one at a time and in the planned order, and proves afterwards that they are there.
+"""Writes tensors into shards, one at a time and in the planned order, and verifies the files afterwards.
 
-Memory: one tensor. What was written is read back and compared by checksum, each shard while the next one is written.
+Memory: one tensor. Each shard is read back and compared by checksum while the next one is written.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _CHUNK = 8 << 20  # bytes read back at a time
 
 
 class ShardWriter:
-    """Writes the files of ``shards`` into ``directory``; a context, so that no file or thread outlives a failure."""
+    """Writes the files of ``shards`` into ``directory``. It is a context manager, so that a failure closes files and
+    threads."""
 
     def __init__(self, directory: Path, shards: Sequence[Shard]) -> None:
         self._directory = directory
@@ -64,15 +65,15 @@ class ShardWriter:
         while self._number < number:
             self._next_shard()
         if tensor.nbytes:
-            # As bytes: Python's buffers know no bfloat16, and a part of a larger array is no run of memory yet.
+            # As bytes: Python's buffers have no bfloat16, and a part of a larger array is not contiguous yet.
             data = memoryview(array.astype(tensor.dtype).reshape(-1).view(mx.uint8))  # type: ignore[arg-type]
             self._put(data)
 
     def finish(self) -> None:
-        """Waits until every shard has been read back, and holds their headers against the plan.
+        """Waits until every shard has been read back, and checks their headers against the plan.
 
         Raises:
-            SaveError: a tensor is missing, or the files hold something else than was written.
+            SaveError: a tensor is missing, or the files differ from what was written.
         """
         left = next(self._expected, None)
         if left is not None:
@@ -96,7 +97,7 @@ class ShardWriter:
     def _put(self, data: memoryview) -> None:
         assert self._file is not None
         path = self._directory / self._shards[self._number].name
-        hashed = self._hashing.submit(zlib.crc32, data, self._checksum)  # beside the write: both leave Python's lock
+        hashed = self._hashing.submit(zlib.crc32, data, self._checksum)  # during the write: both release Python's lock
         with refusals(path):
             rest = data
             while rest:
@@ -110,7 +111,7 @@ class ShardWriter:
         file, self._file = self._file, None
         for verified in self._verified:
             if verified.done():
-                verified.result()  # a disk that fails is left at once
+                verified.result()  # raises at once if the disk has failed
         self._verified.append(self._verifying.submit(_verify, file, self._directory, shard, self._checksum))
 
     def _check_headers(self) -> None:
@@ -122,7 +123,7 @@ class ShardWriter:
                 if info is None or (info.shard, info.dtype, info.shape) != expected:
                     where = self._directory / shard.name
                     raise SaveError(
-                        f"tensor {tensor.name!r} reads otherwise", where=where, expected=expected, found=info
+                        f"tensor {tensor.name!r} differs when read back", where=where, expected=expected, found=info
                     )
         if len(found) != sum(len(shard.tensors) for shard in self._shards):
             raise SaveError("holds other tensors than were written", where=self._directory)
@@ -132,7 +133,7 @@ class ShardWriter:
 
 @contextmanager
 def refusals(path: Path) -> Iterator[None]:
-    """Within, the operating system's refusals become errors that name the file and say what to do."""
+    """Refusals of the operating system inside this block become errors that name the file and say what to do."""
     try:
         yield
     except OSError as error:

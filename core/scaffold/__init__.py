@@ -1,7 +1,4 @@
-"""Writes a package for a new architecture: a built-in plugin under another name, with its tests and its packaging.
-
-Knows text and files; knows nothing of models.
-"""
+"""Writes a package for a new architecture: a built-in plugin under another name, with its tests and its packaging."""
 
 from core.scaffold.names import Names
 from core.scaffold.package import package_files, write_package

@@ -1,4 +1,5 @@
-"""What a package for a ``model_type`` is called: distribution, module, classes, and the range of core it asks for."""
+"""The names of a package for a ``model_type``: distribution, module, classes, and the range of core that it
+requires."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ class Names:
         model_type: the claim, exactly as in ``config.json``.
 
     Raises:
-        UsageError: the type is no name that a package can be called by.
+        UsageError: the type cannot be a package's name.
     """
 
     model_type: str
@@ -29,7 +30,7 @@ class Names:
     def __post_init__(self) -> None:
         if not _TYPE.fullmatch(self.model_type):
             raise UsageError(
-                f"{self.model_type!r} is no model_type that a package can be called by",
+                f"{self.model_type!r} is not a model_type that a package can be named after",
                 expected="up to 40 ASCII letters, digits, '.', '_' and '-', from a letter to a letter or digit",
             )
 
@@ -45,17 +46,17 @@ class Names:
 
     @property
     def prefix(self) -> str:
-        """How its classes begin."""
+        """The beginning of its classes' names."""
         return "".join(self._words)
 
     @property
     def title(self) -> str:
-        """How sentences call it."""
+        """Its name in sentences."""
         return " ".join(self._words)
 
     @property
     def entry_point(self) -> str:
-        """The claim as a key of TOML, where a dot would mean a table within."""
+        """The claim as a key of TOML, quoted if needed, because a dot would mean a nested table."""
         return f'"{self.model_type}"' if "." in self.model_type else self.model_type
 
     @property
@@ -64,7 +65,7 @@ class Names:
 
 
 def requirement(version: str) -> str:
-    """The range of core that a plugin written for ``version`` asks for: up to the next plugin API."""
+    """The range of core that a plugin written for ``version`` requires: up to the next plugin API."""
     match = _RELEASE.match(version)
     assert match is not None, version
     major, minor = int(match[1]), int(match[2])

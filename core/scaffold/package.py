@@ -1,4 +1,4 @@
-"""The files of a new package, and how they come onto the disk: all of them, or none."""
+"""Makes the files of a new package, and writes all of them or none."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def package_files(names: Names, like: str) -> dict[str, str]:
 
 
 def write_package(names: Names, like: str, parent: Path) -> Path:
-    """Writes a package into a new directory of ``parent``, and returns that.
+    """Writes a package into a new directory of ``parent``, and returns the directory.
 
     Raises:
-        UsageError: the type is built in, so that a plugin for it would never be asked.
-        SaveError: the directory is there already, or its parent is not.
+        UsageError: the type is built in, so a plugin for it would never be used.
+        SaveError: the directory exists already, or its parent does not.
     """
     if any(claim.tier == "builtin" and claim.model_type == names.model_type for claim in claims()):
         raise UsageError(f"model_type {names.model_type!r} is built in, and that plugin would come before this one")
@@ -68,7 +68,7 @@ def write_package(names: Names, like: str, parent: Path) -> Path:
             file = partial / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
-        partial.chmod(0o755)  # as any directory, where mkdtemp keeps its own private
+        partial.chmod(0o755)  # mkdtemp makes it private; other directories are not
         partial.rename(place)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

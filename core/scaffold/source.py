@@ -1,8 +1,8 @@
-"""A built-in plugin's modules under another name.
+"""Copies a built-in plugin's modules under another name.
 
-The sources are the installed plugin's own, so what a new package starts from is what core itself runs. Only the weight
-map is a template: the built-in ones read further layouts, which a new architecture has not. A number that is the
-built-in architecture's default is left out: in a new one, an absent key is an error until its author knows better.
+The sources are the installed plugin's own, so a new package starts from code that core itself runs. Only the weight map
+is a template, because the built-in ones have further layouts, which a new architecture does not have. Numbers that are
+defaults of the built-in architecture are left out: in a new one, an absent key is an error until its author decides.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ A field has a default only where the reference implementation has one. A file wi
 in would only turn one clear error into many wrong shapes.
 """
 '''
-# What is true of the built-in architecture alone; each stands in its config exactly once.
+# Parts that hold for the built-in architecture only; each occurs in its config exactly once.
 _CONFIG_EDITS = {
     "mistral": (
         ('    causal_architectures: ClassVar[frozenset[str]] = frozenset({"MistralForCausalLM"})\n\n', ""),

@@ -1,4 +1,4 @@
-"""What plugin authors test with: the kit, references made by transformers, and a diff layer by layer.
+"""What plugin authors test with: the kit, references made by transformers, and a layer-by-layer comparison.
 
     from core.testing import ArchitectureTests
 
@@ -7,8 +7,8 @@
         reference = Path(__file__).parent / "reference"
 
 pytest runs that as named checks. ``python -m core.testing.reference`` makes such a directory, and
-``python -m core.testing.diff`` says which block departs from it. Names are imported when first used, so that either
-command starts without pytest.
+``python -m core.testing.diff`` says which block departs from it. Names are imported at their first use, so both
+commands start without pytest.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def __getattr__(name: str) -> Any:
     except ImportError:
         from core.installation import check_mlx
 
-        check_mlx()  # raises what to do, where MLX is what cannot be imported
+        check_mlx()  # raises an error that says what to do if MLX cannot be imported
         raise
 
 

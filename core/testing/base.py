@@ -1,7 +1,4 @@
-"""What a subclass of the kit may set, and the subject that all of its checks share.
-
-Knows attributes and their defaults; checks nothing.
-"""
+"""The attributes that a subclass of the kit may set, and the subject that all of its checks share."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ _T = TypeVar("_T")
 
 
 class KitBase:
-    """Attributes of the kit; ``ArchitectureTests`` says what they mean."""
+    """Attributes of the kit; ``ArchitectureTests`` documents them."""
 
     config: ClassVar[Mapping[str, Any] | Path | str | None] = None
     reference: ClassVar[Path | str | None] = None
@@ -39,7 +36,7 @@ class KitBase:
 
     @staticmethod
     def initialise(model: nn.Module) -> None:
-        """Gives the parameters their random values; override it where some must lie in a range of their own."""
+        """Gives the parameters random values. Override it if some must lie in a certain range."""
         randomise(model)
 
     @property
@@ -54,7 +51,7 @@ class KitBase:
 
     @property
     def expected(self) -> Reference:
-        """The reference; without one, the check is skipped."""
+        """The reference. Without one, the check is skipped."""
         path = self.reference
         if path is None:
             pytest.skip("no reference: set `reference` to what `python -m core.testing.reference` writes")
@@ -79,7 +76,7 @@ class KitBase:
         return parsed
 
     def _once(self, name: str, make: Callable[[], _T]) -> _T:
-        """What ``make`` returned the first time for this very class; pytest makes an instance for each check."""
+        """The result of ``make`` from its first call for this class; pytest makes an instance for each check."""
         kit = type(self)
         if name not in vars(kit):
             setattr(kit, name, make())

@@ -1,6 +1,6 @@
-"""Running a command of this package: messages and exit codes instead of tracebacks.
+"""Runs a command of this package with messages and exit codes instead of tracebacks.
 
-0: done; 1: something is wrong; 2: the command makes no sense; 130: interrupted.
+0: done; 1: something is wrong; 2: wrong usage; 130: interrupted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Where a model departs from a reference: block by block, which is the first whose output differs.
+"""Compares a model with a reference block by block, and names the first block whose output differs.
 
     python -m core.testing.diff PATH REFERENCE
 
-Knows blocks and arrays; knows no architecture.
+If the reference has no hidden states, only the logits are compared.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ TOLERANCE = 3e-5
 
 @dataclass(frozen=True)
 class Stage:
-    """One array on the way through a model.
+    """One array within the forward pass of a model.
 
     Attributes:
         name: ``input of block 0``, ``block 0``, …, ``logits``.
         error: the largest difference, in units of the largest value expected.
-        position: the first token that departs; None where none does.
+        position: the first token that departs; None if none does.
     """
 
     name: str
@@ -46,12 +46,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Difference:
-    """A model and a reference, stage by stage; printing it says where they part.
+    """A model and a reference compared, stage by stage; ``str`` names the first stage that departs.
 
     Attributes:
         stages: in the order in which they are computed.
         detailed: whether the reference has hidden states; else only the logits are compared.
-        tolerance: what is no departure.
+        tolerance: the largest allowed error.
     """
 
     stages: tuple[Stage, ...]
@@ -88,7 +88,7 @@ class Difference:
 
 
 class _Recorder(nn.Module):
-    """A block that keeps what it was given and what it made of it."""
+    """A block that stores its input and output."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()

@@ -1,7 +1,4 @@
-"""Checkpoints of headers alone: files of the right length whose weights are holes.
-
-Knows the safetensors format; knows no model.
-"""
+"""Writes checkpoints that have headers only: files of the right length whose data is a hole."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Other values for the keys of a config: some that are as good, and some that no config class may accept.
-
-Knows JSON; knows no key by name but ``model_type``.
-"""
+"""Other values for the keys of a config: valid ones, and ones that every config class must refuse."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ Path = tuple[str, ...]
 
 
 def leaves(raw: Mapping[str, Any], above: Path = ()) -> Iterator[Path]:
-    """The path of every value that is no non-empty object."""
+    """The path of every value except non-empty objects."""
     for key, value in raw.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, (*above, key))
@@ -44,7 +41,7 @@ def take(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def alternatives(value: Any) -> list[Any]:
-    """Values of the same type that differ enough to show; for ``null``, values of several types."""
+    """Values of the same type that are different enough to have an effect; for ``null``, values of several types."""
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):

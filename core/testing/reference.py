@@ -1,10 +1,10 @@
-"""Makes a reference: a random model of any architecture that transformers has, and what transformers computes for it.
+"""Makes a reference: a random model of any architecture that transformers has, and transformers' results for it.
 
     python -m core.testing.reference CONFIG OUT [--tiny]
 
 Writes ``config.json``, ``model.safetensors``, ``reference.npz`` (``core.testing.reference_data`` lists its arrays) and
-``meta.json``. Needs the extra ``reference`` (torch and transformers), and nothing else in this project does. Knows
-files and arguments; the model is made in ``core.testing.transformers_model``.
+``meta.json``. It needs the extra ``reference`` (torch and transformers). The model is made in
+``core.testing.transformers_model``.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def make_reference(
     """Makes a reference directory.
 
     Args:
-        source: a directory with a ``config.json``, such a file, or a ``model_type`` that transformers knows.
+        source: a directory with a ``config.json``, such a file, or a ``model_type`` of transformers.
         out: a directory, new or empty.
         tiny: shrink the sizes; without it, the config is used as it is.
-        seed: of the first attempt; a model whose numbers float32 cannot hold, or whose best tokens nearly tie, is made
-            anew with the next one.
+        seed: of the first attempt. If float32 cannot hold the model's numbers, or its best tokens are nearly tied, the
+            next seed is tried.
         length: tokens of the prompt.
         force: write into a directory that holds files.
 
@@ -44,7 +44,7 @@ def make_reference(
     Raises:
         CoreError: the extra is not installed.
         CheckpointError, ConfigError: the source cannot be read, or transformers cannot make a model of it.
-        UsageError: arguments that make no sense, or a model too large to be tiny.
+        UsageError: arguments out of range, or a model too large for a reference.
     """
     if length < 8:
         raise UsageError("the prompt is too short", expected="--length of 8 or more", found=length)
@@ -65,7 +65,7 @@ def make_reference(
     raw = default_config(str(source)) if raw is None else raw
     small = shrunk(raw) if tiny else raw
     if bare and tiny and raw.get("sliding_window", 0) is None:
-        small["sliding_window"] = WINDOW  # where a type has one, published models do, too, and it must be tested
+        small["sliding_window"] = WINDOW  # published models of a type with this key have a window, so test one
     notes = changes(raw, small)
     return [*notes, *write(small, out, where=where, seed=seed, length=length)]
 
@@ -88,7 +88,7 @@ def _read(source: str | Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; 0 when the reference is there."""
+    """Runs the command; returns 0 when the reference is written."""
     parser = argparse.ArgumentParser(
         prog="python -m core.testing.reference",
         description="Make a random model and what transformers computes for it.",

@@ -1,4 +1,4 @@
-"""A reference directory: a checkpoint, and what another implementation computed for it (``reference.npz``).
+"""A reference directory: a checkpoint, and another implementation's results for it (``reference.npz``).
 
 | array | shape | meaning |
 |---|---|---|
@@ -7,7 +7,7 @@
 | ``short_…`` | | the same four of a short prompt |
 | ``hidden_states`` | [blocks + 1, 1, n, hidden] | the input of the first block, and the output of each |
 
-All but the first two may be absent. Knows files and arrays; knows no model.
+All but the first two may be absent.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A published config, shrunk to a model that is computed in a moment and is of the same shape in all that matters.
+"""Shrinks a published config to a tiny model with the same structure.
 
-Knows transformers' names for sizes; changes no key that is no size, and says which it has changed.
+Only sizes change, under transformers' names, and the changes are reported.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def shrunk(raw: Mapping[str, Any]) -> dict[str, Any]:
             small["num_key_value_heads"] = max(1, small["num_attention_heads"] // (2 if grouped else 1))
             small["num_key_value_heads"] = min(small["num_key_value_heads"], shared)
     if _is_size(small.get("head_dim")):
-        small["head_dim"] = min(small["head_dim"], 24)  # not hidden_size / heads: mixing the two up shows
+        small["head_dim"] = min(small["head_dim"], 24)  # not hidden_size / heads, so that confusing the two shows
     if isinstance(small.get("layer_types"), list):
         small["layer_types"] = _first_of_each(small["layer_types"], small.get("num_hidden_layers", _LAYERS))
     vocabulary = small.get("vocab_size", _WIDTHS["vocab_size"])
@@ -56,7 +56,7 @@ def shrunk(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changes(raw: Mapping[str, Any], small: Mapping[str, Any], above: str = "") -> list[str]:
-    """What ``shrunk`` has changed, one line a key."""
+    """What ``shrunk`` has changed, one line for each key."""
     lines = []
     for key, value in small.items():
         before = raw.get(key)
@@ -68,7 +68,7 @@ def changes(raw: Mapping[str, Any], small: Mapping[str, Any], above: str = "") -
 
 
 def _first_of_each(kinds: list[Any], count: int) -> list[Any]:
-    """The first ``count`` entries, the last of them replaced so that a kind which comes later is there as well."""
+    """The first ``count`` entries; the last of them is replaced if a kind would be missing otherwise."""
     first = kinds[:count]
     missing = [kind for kind in dict.fromkeys(kinds) if kind not in first]
     return [*first[: count - len(missing)], *missing] if 0 < len(missing) < count else first

@@ -1,7 +1,5 @@
-"""The architecture under test: its plugin and config, a model with telling weights, and checkpoints made of it.
-
-Knows how a model is built, written and loaded; knows nothing of what is checked.
-"""
+"""``Subject``: the architecture under test, with its plugin and config, a random model, and checkpoints made from
+it."""
 
 from __future__ import annotations
 
@@ -39,9 +37,9 @@ class Subject:
         initialise: gives a model's parameters their values.
 
     Attributes:
-        bound, config: the plugin's hooks, and its reading of ``raw``.
+        bound, config: the plugin's hooks, and its config object for ``raw``.
         model: in float32.
-        specs: what each block asks of its cache.
+        specs: each block's ``CacheSpec``.
     """
 
     def __init__(
@@ -59,7 +57,7 @@ class Subject:
         initialise(self.model)
 
     def like(self, changes: Mapping[str, Any]) -> Subject:
-        """The same architecture with other keys in its config.
+        """The same architecture with some keys of its config changed.
 
         Raises:
             CoreError: the plugin refuses them.
@@ -74,7 +72,7 @@ class Subject:
 
     @property
     def first_layout(self) -> str:
-        """The first of ``maps``, ``hf`` where there is one."""
+        """The first of ``maps``, which is ``hf`` if there is one."""
         if not self.maps:
             raise AssertionError(f"weight_map gives no map for any of the layouts {', '.join(LAYOUTS)}")
         return next(iter(self.maps))
@@ -92,7 +90,7 @@ class Subject:
         return path
 
     def tensors(self, layout: str, dtype: mx.Dtype = mx.float32) -> dict[str, mx.array]:
-        """The model as a checkpoint's tensors, made by the layout's map run backwards."""
+        """The model as a checkpoint's tensors, by the layout's map run backwards."""
         found = checkpoint_tensors(self.model, self.maps[layout])
         return {name: mx.contiguous(array.astype(dtype)) for name, array in found.items()}
 
@@ -118,7 +116,7 @@ class Subject:
         return core.plan(path, plugin=self.plugin)
 
     def adopt(self, other: Subject) -> None:
-        """Takes over another subject's parameters, which have the same paths and shapes."""
+        """Copies another subject's parameters, which have the same paths and shapes."""
         for path, array in other.arrays.items():
             replace(self.model, path, array)
         self.__dict__.pop("arrays", None)
@@ -134,7 +132,7 @@ class Subject:
         return found
 
     def chunked(self, tokens: mx.array, chunks: Sequence[int], cache: Cache | None = None) -> mx.array:
-        """The logits of one row whose tokens go through a cache so many at a time."""
+        """The logits of one row whose tokens go through a cache in chunks."""
         cache = self.model.make_cache() if cache is None else cache
         pieces, start = [], 0
         for chunk in chunks:
@@ -144,11 +142,11 @@ class Subject:
 
     @cached_property
     def reach(self) -> int | None:
-        """How many tokens back the last logits can see through all blocks, themselves excluded; None: all of them."""
+        """How many tokens back the last logits can see through all blocks, without their own; None: all of them."""
         windows = [spec.window for spec in self.specs]
         return sum(window - 1 for window in windows if window is not None) if None not in windows else None
 
     @cached_property
     def length(self) -> int:
-        """Tokens of a prompt that leaves every window behind."""
+        """Tokens of a prompt that is longer than all windows reach."""
         return 40 if self.reach is None else max(40, self.reach + 12)

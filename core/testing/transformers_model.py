@@ -1,6 +1,7 @@
-"""A random model made by transformers, and what it computes: logits, hidden states and greedy continuations.
+"""A random model made by transformers, and its results: logits, hidden states and greedy continuations.
 
-Imported by ``core.testing.reference`` alone, because it needs torch and transformers. Never runs code of a repository.
+Only ``core.testing.reference`` imports this module, because it needs torch and transformers. It never runs code of a
+repository.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import transformers
 from core.errors import ConfigError, UsageError
 from core.testing.reference_data import ARRAYS
 
-_LARGEST = 50_000_000  # parameters: a reference is committed and run in every test
+_LARGEST = 50_000_000  # parameters: a reference is committed, and loaded in every test run
 _ATTEMPTS = 20
 _STEPS = 24
 _SHORT = 5
-_ROUNDING = 2e-5  # of the largest logit: more than float32's own rounding, so something nearly ties
+_ROUNDING = 2e-5  # of the largest logit: more than float32's own rounding, so some choice is nearly tied
 _GAP = 1e-3  # between the best two logits of a greedy step, in units of the largest
 
 
@@ -30,13 +31,13 @@ def default_config(model_type: str) -> dict[str, Any]:
     """transformers' own default config of a type.
 
     Raises:
-        ConfigError: it knows no such type.
+        ConfigError: it has no such type.
     """
     try:
         config = transformers.AutoConfig.for_model(model_type)
     except (ValueError, KeyError) as error:
         raise ConfigError(
-            f"transformers {transformers.__version__} knows no model_type {model_type!r}",
+            f"transformers {transformers.__version__} has no model_type {model_type!r}",
             hint="Give a config.json, or install the transformers that has it.",
         ) from error
     found: dict[str, Any] = {**config.to_dict(), "model_type": model_type}
@@ -44,7 +45,7 @@ def default_config(model_type: str) -> dict[str, Any]:
 
 
 def write(raw: Mapping[str, Any], out: Path, *, where: str, seed: int, length: int) -> list[str]:
-    """Makes a model of a config, computes its reference, and writes both; returns what is worth saying."""
+    """Makes a model of a config, computes its reference, and writes both. Returns remarks for the user."""
     kind, config = _kind_of(raw, where)
     for attempt in range(seed, seed + _ATTEMPTS):
         model = _random_model(kind, config, attempt)
@@ -63,7 +64,7 @@ def write(raw: Mapping[str, Any], out: Path, *, where: str, seed: int, length: i
     model.save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
     for file in out.glob("*.safetensors"):
-        file.chmod(0o644)  # written for its owner alone; this one is to be shared
+        file.chmod(0o644)  # written for its owner only; this file is to be shared
     np.savez_compressed(out / ARRAYS, **arrays)
     versions = {
         "torch": torch.__version__,
@@ -83,13 +84,13 @@ def write(raw: Mapping[str, Any], out: Path, *, where: str, seed: int, length: i
 
 
 def _defaults(config: Any) -> dict[str, Any]:
-    """What transformers takes for each key of this config when a file leaves it out; of nested configs, nothing."""
+    """The value that transformers uses for each key of this config when a file lacks it; without nested configs."""
     stated, found = config.to_dict(), {}
     for key in stated:
         rest = {name: value for name, value in stated.items() if name not in (key, "model_type")}
         try:
             value = type(config)(**rest).to_dict()[key]
-        except Exception:  # whatever a config class makes of an absent key: then it has no default
+        except Exception:  # a config class may raise anything for an absent key; then it has no default
             continue
         if not key.endswith("_config") and _is_json(value):
             found[key] = value
@@ -114,7 +115,7 @@ def _kind_of(raw: Mapping[str, Any], where: str) -> tuple[Any, Any]:
     settings = {key: value for key, value in raw.items() if key not in ("model_type", "quantization_config")}
     try:
         config = transformers.AutoConfig.for_model(raw["model_type"], **settings)
-    except Exception as error:  # whatever a config class of transformers makes of a value
+    except Exception as error:  # a config class of transformers may raise anything for a wrong value
         raise ConfigError("transformers refuses the config", where=where, found=_brief(error)) from error
     problems = []
     for kind in (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText):
@@ -132,14 +133,15 @@ def _kind_of(raw: Mapping[str, Any], where: str) -> tuple[Any, Any]:
                 hint="--tiny shrinks the sizes, and says which.",
             )
         return kind, config
-    raise ConfigError("transformers makes no language model of the config", where=where, found=problems[0])
+    raise ConfigError("transformers cannot make a language model of the config", where=where, found=problems[0])
 
 
 def _random_model(kind: Any, config: Any, seed: int) -> Any:
-    """A float32 model whose norms are not ones and whose biases are not zeros, so that leaving one out shows."""
+    """A float32 model whose norms are not ones and whose biases are not zeros, so that leaving one out has an
+    effect."""
     torch.manual_seed(seed)
     if hasattr(transformers.PreTrainedModel, "_can_set_experts_implementation"):
-        config._experts_implementation = "eager"  # the fused one knows no float64
+        config._experts_implementation = "eager"  # the fused one does not support float64
     model = kind.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     with torch.no_grad():
@@ -185,7 +187,7 @@ def _compute(model: Any, config: Any, seed: int, length: int) -> tuple[dict[str,
 
 
 def _rounding(model: Any, ids: Any, logits: Any) -> float | None:
-    """How far float32 logits are from those computed with float64 weights, of the largest; None where nothing tells."""
+    """The largest difference between float32 and float64 logits, relative to the largest logit; None if unknown."""
     try:
         exact = model.double()(input_ids=ids[None], use_cache=False).logits[0].numpy()
     except RuntimeError:  # an operation that transformers has in float32 only
@@ -198,7 +200,7 @@ def _rounding(model: Any, ids: Any, logits: Any) -> float | None:
 def _hidden_states(model: Any, ids: Any, count: int) -> Any:
     """The input of the first block and the output of each, ``[blocks + 1, 1, seq, hidden]``.
 
-    Caught at the blocks: what transformers calls hidden states ends with the final norm.
+    They are recorded at the blocks, because transformers' own last hidden state comes after the final norm.
     """
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == count]
     if not lists:

@@ -1,7 +1,7 @@
 """Random weights that make mistakes show.
 
-A fresh model hides them: its norms are ones, its biases zeros, its attention nearly uniform, so that a norm which is
-left out or a bias which is lost changes nothing. Knows parameters by their shapes and the last part of their names.
+A new model hides them: its norms are ones, its biases zeros, its attention nearly uniform, so a norm that is left out
+or a bias that is lost changes nothing. Parameters are recognised by their shapes and the last part of their names.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import mlx.nn as nn
 
 from core.weights.tree import all_arrays, replace
 
-_GAIN = 1.6  # of a projection: attention and routers become choosy, and the residual stream still does not blow up
-_EMBEDDING = 0.1  # small, so that the first norm's epsilon is worth something
+_GAIN = 1.6  # of a projection: attention and routers become selective, and the residual stream stays bounded
+_EMBEDDING = 0.1  # small, so that the first norm's epsilon has an effect
 
 
 def randomise(model: nn.Module, seed: int = 0) -> None:
-    """Replaces every floating parameter by float32 numbers that depend on its place and ``seed`` alone.
+    """Replaces every floating parameter by float32 numbers that depend only on its path and ``seed``.
 
     Norm weights lie around 1, biases around 0, rows of matrices keep the size of their input, and embeddings are small.
     """

@@ -1,7 +1,7 @@
-"""Text around a model: tokenizers, streaming detokenizers and chat templates.
+"""Text before and after a model: tokenizers, streaming detokenizers, chat templates and tool calls.
 
-Knows strings and token ids; knows no arrays, no models and no hub. Importing it is cheap: ``tokenizers`` and ``jinja2``
-are imported by the first tokenizer that is loaded and the first template that is rendered.
+Importing this package is cheap: ``tokenizers`` is imported with the first tokenizer that is loaded, ``jinja2`` with the
+first template that is rendered.
 """
 
 from core.text.chat import TemplateWarning

@@ -1,7 +1,4 @@
-"""``tokenizer.json``, opened by the ``tokenizers`` package.
-
-Knows what that package refuses and which parts of it have to be asked for their state as JSON; knows no other file.
-"""
+"""Opens ``tokenizer.json`` with the ``tokenizers`` package, and reports that package's errors."""
 
 from __future__ import annotations
 
@@ -17,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def open_backend(data: bytes, where: Path | None) -> Backend:
-    """A tokenizer that neither truncates nor pads, whatever training left in its file.
+    """A tokenizer that neither truncates nor pads, whatever settings training left in its file.
 
     Raises:
-        TokenizerError: ``data`` is not JSON, or is refused by ``tokenizers``.
+        TokenizerError: ``data`` is not JSON, or ``tokenizers`` refuses it.
     """
     import tokenizers
 
@@ -41,12 +38,12 @@ def open_backend(data: bytes, where: Path | None) -> Backend:
 
 
 def is_failure(error: BaseException) -> bool:
-    """Whether it is an error or a panic of the package (which is no `Exception`), not an interruption."""
+    """Whether it is an error or a panic of the package (which is not an `Exception`), and not an interruption."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def failure(doing: str, error: BaseException, where: Path | None = None) -> TokenizerError:
-    """The error for what the package failed at."""
+    """The error for a failure of the package while ``doing`` something."""
     return TokenizerError(
         f"tokenizers fails on {doing}: {first_line(error)}",
         where=where,
@@ -55,7 +52,7 @@ def failure(doing: str, error: BaseException, where: Path | None = None) -> Toke
 
 
 def parts(component: Any) -> list[dict[str, Any]]:
-    """The parts of a normalizer, pre-tokenizer or decoder, sequences flattened; none when there is no component."""
+    """The parts of a normalizer, pre-tokenizer or decoder, with sequences flattened; empty without a component."""
     if component is None:
         return []
 

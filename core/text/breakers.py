@@ -1,7 +1,8 @@
-"""Which tokens break a text into passages: those whose text holds a line end, a colon, a quote or an asterisk.
+"""Finds the tokens that break a text into passages: those with a line end, a colon, a quote or an asterisk in their
+text.
 
-llama.cpp's defaults for DRY, which then penalises no repetition across the marks that chats and lists repeat anyway.
-Knows tokenizers; knows nothing of DRY.
+These are llama.cpp's defaults for DRY. DRY then penalises no repetition across such marks, which chats and lists repeat
+anyway.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ BREAKERS = ("\n", ":", '"', "*")
 
 
 def breaker_ids(tokenizer: Tokenizer | NativeTokenizer) -> tuple[int, ...]:
-    """Ids of the tokens that hold one of ``BREAKERS``; reads the whole vocabulary."""
+    """Ids of the tokens that contain one of ``BREAKERS``; reads the whole vocabulary."""
     return tuple(i for i in range(tokenizer.vocab_size) if any(mark in _text(tokenizer, i) for mark in BREAKERS))
 
 

@@ -1,7 +1,6 @@
-"""Conversations to prompts: which template or format serves, and what the ids are.
+"""Turns conversations into prompts: chooses the chat template or instruction format, and encodes its text.
 
-Knows the checkpoint's templates, the instruction formats and how to keep users' text apart from control tokens; knows
-nothing of raw prompts.
+Users' text is kept apart from control tokens.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ Tools = Sequence[Mapping[str, Any]]
 
 
 class TemplateWarning(UserWarning):
-    """A chat template leaves out something that it is given."""
+    """A chat template ignores something that it is given."""
 
 
 class Chat:
-    """The prompts of one tokenizer's conversations.
+    """Makes the prompts of conversations for one tokenizer.
 
     Args:
         backend: the tokenizer.
@@ -49,7 +48,7 @@ class Chat:
         self._where, self._template_where = files.where, files.template_where
         self._special_tokens = special_tokens
         self._special_ids = special_ids
-        # Added tokens that may be control tokens all the same: signs, not words or spaces.
+        # Added tokens that may be control tokens although they are not marked special: signs, not words or spaces.
         self._unmarked = {
             token_id: token.content
             for token_id, token in backend.get_added_tokens_decoder().items()
@@ -67,7 +66,7 @@ class Chat:
 
     @property
     def format(self) -> str | None:
-        """What serves for conversations: ``"template"``, ``"instruct v3"`` (of that version), or None."""
+        """The format of conversations: ``"template"``, ``"instruct v3"`` (of that version), or None."""
         if self._templates:
             return "template"
         return None if self._instruct is None else f"instruct v{self._instruct.version}"
@@ -92,7 +91,7 @@ class Chat:
         return guard.encoder.encode(Fence(guard.literals, self._rendered(source, messages, tools, variables)))
 
     def _source(self, chosen: str | None, with_tools: bool) -> str | None:
-        """The template's source; None where the vocabulary's instruction format serves instead."""
+        """The template's source; None if the vocabulary's instruction format is used instead."""
         templates, where = self._templates, self._template_where
         if chosen is not None:
             if chosen not in templates and "{" not in chosen:
@@ -122,11 +121,11 @@ class Chat:
         return None
 
     def _guard(self, source: str) -> Guard:
-        """What keeps control tokens and text apart under one template.
+        """The `Guard` that keeps control tokens and text apart under one template.
 
         Control tokens are the special ones, and those added tokens that the template writes although they are not
-        marked special (``<|im_start|>`` is not, in some checkpoints). Those that it looks for in messages
-        (``</think>``) are part of what users may say.
+        marked special (``<|im_start|>`` is not, in some checkpoints). Added tokens that the template looks for in
+        messages (``</think>``) are allowed in users' text.
         """
         read = literals_read(source) if self._unmarked else ()
         control_ids = self._special_ids | {
@@ -134,14 +133,15 @@ class Chat:
             for token_id, literal in self._unmarked.items()
             if literal in source and not any(literal in other for other in read)
         }
-        # Two threads may both make one; either serves.
+        # Two threads may both make one; both are right.
         guard = self._guards.get(control_ids)
         if guard is None:
             guard = self._guards[control_ids] = Guard(self._backend, control_ids)
         return guard
 
     def _rendered(self, source: str, messages: Messages, tools: Tools | None, variables: Mapping[str, Any]) -> Traced:
-        """The prompt's text; contents in parts as one text where the template does not go through them."""
+        """The prompt's text. A content in parts is joined to one text if the template does not iterate over the
+        parts."""
         plain = checked_conversation(messages)
         if tools and "tools" not in names_read(source):
             warnings.warn(
@@ -169,29 +169,29 @@ class Chat:
         return render(source, values, written=self._special_tokens, where=self._template_where)
 
     def _instruct_parts(self, messages: Messages, tools: Tools | None) -> list[Part]:
-        assert self._instruct is not None  # _source has raised otherwise
+        assert self._instruct is not None  # otherwise _source has raised an error
         plain = checked_conversation(messages)
-        given([list(plain), tools])  # what is no plain data, or nested too deeply, is refused
+        given([list(plain), tools])  # refuses data that is not plain, or nested too deeply
         return self._instruct.parts(plain, tools)
 
     def _shown(self, part: Part) -> str:
         return part.text if part.is_control or self._word_start is None else f" {part.text}"
 
     def _part_ids(self, part: Part) -> list[int]:
-        """Ids of one part. SentencePiece puts one space before every text, also one that begins with spaces."""
+        """Ids of one part. SentencePiece puts one space before every text, even if the text begins with spaces."""
         if part.is_control:
             token_id = self._backend.token_to_id(part.text)
             if token_id is None:
                 raise ChatTemplateError(f"the vocabulary has no token {part.text!r}", where=self._where)
             return [token_id]
         encoder = self._guard("").encoder
-        if self._word_start == "Metaspace":  # which puts a space only before words, and none after a control token
+        if self._word_start == "Metaspace":  # Metaspace puts a space only before words, and none after a control token
             return encoder.encode_text_after_token(f" {part.text}")
         return encoder.encode_text(part.text)
 
 
 class Guard:
-    """The means of telling one set of control tokens from text."""
+    """What is needed to tell one set of control tokens from text."""
 
     def __init__(self, backend: Backend, control_ids: frozenset[int]) -> None:
         added = backend.get_added_tokens_decoder()

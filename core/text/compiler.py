@@ -1,4 +1,5 @@
-"""Compiles chat templates so that their sandbox sees every constant, output, comparison, slice, list and block."""
+"""Compiles chat templates so that the sandbox is called for every constant, output, comparison, slice, list and
+block."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from jinja2.parser import Parser
 
 
 class Generator(CodeGenerator):
-    """jinja2's compiler; what it writes calls the methods of `core.text.sandbox.Sandbox`."""
+    """jinja2's compiler; the generated code calls the methods of `core.text.sandbox.Sandbox`."""
 
     def visit_Const(self, node: nodes.Const, frame: Frame) -> None:  # noqa: N802 (jinja2's own names)
         if isinstance(node.value, str):
@@ -72,7 +73,7 @@ class Generator(CodeGenerator):
 
     def visit_For(self, node: nodes.For, frame: Frame) -> None:  # noqa: N802
         if node.test is not None:
-            tick = nodes.EnvironmentAttribute("passes()")  # a node of jinja2's own, and not one of its counted calls
+            tick = nodes.EnvironmentAttribute("passes()")  # a node of jinja2's own, which is not counted as a call
             node.test = nodes.And(tick, node.test).set_lineno(node.lineno).set_environment(self.environment)
         super().visit_For(node, frame)
 
@@ -87,7 +88,7 @@ class Generator(CodeGenerator):
 
     def _output_child_to_const(self, node: nodes.Expr, frame: Frame, finalize: Any) -> str:
         if not isinstance(node, nodes.TemplateData):
-            raise nodes.Impossible  # computed, and counted, when the template runs
+            raise nodes.Impossible  # compute it when the template runs, so that it is counted
         return super()._output_child_to_const(node, frame, finalize)
 
     def _output_const_repr(self, group: Iterable[Any]) -> str:
@@ -103,7 +104,8 @@ class Generator(CodeGenerator):
 
 
 class Generation(Extension):
-    """``{% generation %}…{% endgeneration %}`` marks assistant text for training; here it is its contents."""
+    """``{% generation %}…{% endgeneration %}`` marks assistant text for training; here only its contents are
+    rendered."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2's own form)
 

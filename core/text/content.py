@@ -1,4 +1,4 @@
-"""What the messages of a conversation may hold: roles, and contents that are text or parts of text."""
+"""Checks the messages of a conversation: roles, and contents that are text or parts of text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from core.errors import ChatTemplateError
 
 Messages = Sequence[Mapping[str, Any]]
 
-PART_SEPARATOR = "\n"  # between text parts where a template knows no parts: vLLM's and llama.cpp's choice
+PART_SEPARATOR = "\n"  # between text parts for a template that does not support parts; vLLM and llama.cpp use it too
 _TEXT_PARTS = {"text": "text", "thinking": "thinking"}  # type of a part → the key of its text
 
 
@@ -17,8 +17,8 @@ def checked_conversation(messages: object) -> Messages:
     """``messages``, if they are a conversation of text.
 
     Raises:
-        ChatTemplateError: no list of messages, or a message with a part that is no text (an image, audio). Such a part
-            is refused here, before any library sees it and fetches the URL or opens the file that it names.
+        ChatTemplateError: not a list of messages, or a message with a part that is not text (an image, audio). Such a
+            part is refused here, before any library fetches the URL or opens the file that it names.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
         raise ChatTemplateError("a conversation is a list of messages", found=type(messages).__name__)
@@ -33,24 +33,24 @@ def checked_conversation(messages: object) -> Messages:
 
 
 def parts_of(content: object) -> Sequence[Mapping[str, Any]]:
-    """The parts of a content in OpenAI's form, ``[{"type": "text", "text": …}, …]``; none for any other content."""
+    """The parts of a content in OpenAI's form, ``[{"type": "text", "text": …}, …]``; empty for any other content."""
     if not isinstance(content, list | tuple) or not any(isinstance(part, Mapping) for part in content):
         return ()
     return content
 
 
 class Parts(list[Any]):
-    """The parts of one message, as a chat template is given them, and what it did with them.
+    """The parts of one message, as given to a chat template, and how the template used them.
 
     Attributes:
-        used: it went through them, or took one.
-        printed: it printed the list itself, as templates do that take every content for text.
+        used: it iterated over them, or took one.
+        printed: it printed the list itself, as templates do that treat every content as text.
     """
 
     used = printed = False
 
     def __iter__(self) -> Iterator[Any]:
-        # Nothing is noted before the first part is taken: ``content is iterable`` takes none.
+        # Only taking a part counts as use: ``content is iterable`` takes none.
         for part in list.__iter__(self):
             self.used = True
             yield part
@@ -61,10 +61,10 @@ class Parts(list[Any]):
 
 
 def joined_parts(content: object, place: int) -> str:
-    """The parts' text, one line end between two.
+    """The parts' text, joined by line ends.
 
     Raises:
-        ChatTemplateError: a part that is text of another kind (thinking), which a plain text could not tell apart.
+        ChatTemplateError: a part that is text of another kind (thinking), which would be lost in a plain text.
     """
     texts = []
     for part in parts_of(content):
@@ -91,7 +91,7 @@ def _check_part(part: object, place: int) -> None:
             f"message {place} has a part of the type {_shown(kind)}, and models are given text only",
             hint="Leave the part out: images, audio and files are not read.",
         )
-    # Thinking is text, or text parts of its own.
+    # Thinking is text, or a list of text parts.
     if not isinstance(part.get(key), str):
         inner = parts_of(part.get(key)) if kind == "thinking" else ()
         if not inner:

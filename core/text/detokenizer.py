@@ -1,11 +1,10 @@
-"""Text out of a stream of token ids, as early as it is certain and never taken back.
+"""``Detokenizer``: decodes a stream of token ids to text, as early as the text is final.
 
-Knows what a finished character is; knows nothing of the model that makes the ids. Each id is decoded a constant number
-of times, so a stream takes linear time.
+Each id is decoded a constant number of times, so a stream takes linear time.
 
-What is certain depends on the decoder. Byte-level vocabularies: a character is, once its last byte has come. Byte
-fallback (``<0xE2>``): a whole run of byte tokens decodes as characters if all of it is valid UTF-8, and otherwise as
-one U+FFFD for each byte (that is `tokenizers`' rule), so a run is held until a token of another kind ends it.
+When text is final depends on the decoder. With byte-level vocabularies, a character is final with its last byte. With
+byte fallback (``<0xE2>``), a whole run of byte tokens decodes as characters if all of it is valid UTF-8, and otherwise
+as one U+FFFD for each byte (this is the rule of `tokenizers`), so a run is held until a token of another kind ends it.
 """
 
 from __future__ import annotations
@@ -19,27 +18,27 @@ from core.text.pieces import Kind, Pieces
 class Detokenizer:
     """Streams the text of ids added one by one.
 
-    All that `add` returns, joined, and what `finish` returns, is exactly ``Tokenizer.decode(ids)``: special tokens
-    skipped, the leading space of SentencePiece-style vocabularies dropped.
+    All pieces that `add` and `finish` return, joined, are exactly ``Tokenizer.decode(ids)``: special tokens are
+    skipped, and the leading space of SentencePiece-style vocabularies is dropped.
 
     Args:
         pieces: the vocabulary (use `Tokenizer.detokenizer`).
-        prompt_ids: ids that come before. The text then goes on where theirs ends (a leading space is kept), and a
-            character whose first bytes end the prompt belongs to the text.
+        prompt_ids: the preceding ids. The text then continues theirs (a leading space is kept), and a character whose
+            first bytes end the prompt belongs to the text.
     """
 
     def __init__(self, pieces: Pieces, prompt_ids: Iterable[int] = ()) -> None:
         self._pieces = pieces
-        self._held: list[int] = []  # ids whose text is not certain yet
-        self._begun = False  # whether text was emitted, so that the first token's rules are past
+        self._held: list[int] = []  # ids whose text is not final yet
+        self._begun = False  # whether text was returned; later tokens need no rules for the first token
         self._emitted = 0  # characters of the held ids' text that belong to the prompt
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._start_after([i for i in pieces.with_text(prompt_ids) if not pieces.is_skipped(i)])
 
     def add(self, token_id: int) -> str:
-        """Takes the next id; returns the text that has become certain, which may be empty.
+        """Adds the next id; returns the text that has become final, which may be empty.
 
-        An id that no token has stands for no text: a model's logits may have more rows than the tokenizer has tokens.
+        An id without a token has no text: a model's logits may have more rows than the tokenizer has tokens.
 
         Raises:
             TokenizerError: the id is below 0, or 2³² and above.
@@ -57,13 +56,13 @@ class Detokenizer:
         return self._release()
 
     def finish(self) -> str:
-        """The rest of the text; bytes that make no character become U+FFFD. A second call returns nothing."""
+        """The rest of the text; bytes that form no character become U+FFFD. A second call returns nothing."""
         if self._pieces.kind is Kind.BYTES:
             return self._utf8.decode(b"", final=True)
         return self._release()
 
     def _release(self) -> str:
-        """The held ids' text. They stay held while it is empty: the start of the text is then still to come."""
+        """The held ids' text. They stay held while it is empty, because the rules for the text's start still apply."""
         if not self._held:
             return ""
         text = self._pieces.text_after_anchor(self._held) if self._begun else self._pieces.decode(self._held)
@@ -76,7 +75,7 @@ class Detokenizer:
     def _start_after(self, prompt: list[int]) -> None:
         pieces = self._pieces
         if pieces.kind is Kind.BYTES:
-            # An unfinished character has at most three bytes, and its first byte ends whatever came before.
+            # An unfinished character has at most three bytes, and its first byte completes the text before it.
             tail = b""
             while prompt and len(tail) < 3:
                 tail = pieces.bytes_of(prompt.pop()) + tail

@@ -1,7 +1,4 @@
-"""Ids of a text of which only some control tokens are real.
-
-Knows ``tokenizers`` and what a `Fence` protected; knows nothing of templates or roles.
-"""
+"""Encodes a text in which only some literals of control tokens are real control tokens."""
 
 from __future__ import annotations
 
@@ -23,9 +20,9 @@ if TYPE_CHECKING:
 class FencedEncoder:
     """Encodes text in which only given places are control tokens.
 
-    It holds a copy of the tokenizer in which control tokens are not recognised, and markers, one for each set of
-    matching rules (strip, normalize) that control tokens have, are. A marker stands where a control token belongs, so
-    that the text around it is split, normalized and prefixed just as around the token itself.
+    It has a copy of the tokenizer that does not recognise control tokens. The copy has markers instead: one for each
+    set of matching rules (strip, normalize) of control tokens. A marker stands where a control token belongs, so the
+    text around it is split, normalized and prefixed exactly as around the token itself.
 
     Args:
         backend: the tokenizer.
@@ -36,7 +33,7 @@ class FencedEncoder:
         added = backend.get_added_tokens_decoder()
         self._backend = backend
         self._control = {token_id: added[token_id] for token_id in control_ids}
-        # A text that only normalizes to a control token's literal cannot be seen beforehand.
+        # A text that becomes a control token's literal only by normalization cannot be found beforehand.
         self._normalizes = backend.normalizer is not None and any(token.normalized for token in self._control.values())
         self._lock = Lock()
         self._blind: Backend | None = None
@@ -44,16 +41,16 @@ class FencedEncoder:
         self._marker_ids: frozenset[int] = frozenset()
 
     def encode_text(self, text: str) -> list[int]:
-        """``text`` as nothing but text, at the start of a sequence."""
+        """``text`` as text only, at the start of a sequence."""
         return encode(self._blind_copy(), text)
 
     def encode_text_after_token(self, text: str) -> list[int]:
-        """``text`` as nothing but text, as it is encoded after a control token."""
+        """``text`` as text only, after a control token."""
         blind = self._blind_copy()
         return encode(blind, next(iter(self._marker_of_rules.values())) + text)[1:]
 
     def encode(self, fence: Fence) -> list[int]:
-        """Ids of the chat that ``fence`` protects: the template's control tokens are real, the values' are text."""
+        """Ids of the chat that ``fence`` protects: the template's control tokens are real, those in values are text."""
         if not fence.needed and not self._normalizes:
             return encode(self._backend, fence.text)
         blind = self._blind_copy()
@@ -65,7 +62,8 @@ class FencedEncoder:
         return [next(tokens) if i in self._marker_ids else i for i in ids]
 
     def _marked(self, rendered: str) -> tuple[str, list[int]]:
-        """``rendered`` with markers for its control tokens, as the tokenizer itself finds them, and their ids."""
+        """``rendered`` with markers for the control tokens that the tokenizer itself finds, and the ids of these
+        tokens."""
         encoding = _encoding(self._backend, rendered)
         pieces: list[str] = []
         control: list[int] = []
@@ -74,7 +72,7 @@ class FencedEncoder:
             token = self._control.get(token_id)
             place = -1 if token is None else rendered.find(token.content, start, end)
             if token is None or place < 0:
-                continue  # text, also where it normalizes to a literal or is unknown to the vocabulary
+                continue  # text: it only normalizes to a literal, or is not in the vocabulary
             pieces += rendered[done:place], self._marker_of_rules[_rules(token)]
             control.append(token_id)
             done = place + len(token.content)
@@ -110,7 +108,7 @@ class FencedEncoder:
 
 
 def encode(backend: Backend, text: str) -> list[int]:
-    """Ids of ``text``, nothing put around it.
+    """Ids of ``text`` alone, without BOS or EOS.
 
     Raises:
         TokenizerError: ``text`` is not valid Unicode (half of a surrogate pair).
@@ -120,7 +118,7 @@ def encode(backend: Backend, text: str) -> list[int]:
 
 
 def encode_with_ends(backend: Backend, text: str) -> tuple[list[int], list[int]]:
-    """Ids of ``text``, and where each ends in it, in characters: never before the one ahead, the last at the end.
+    """Ids of ``text``, and the end of each in it, in characters. Ends never decrease; the last one is the text's end.
 
     Raises:
         TokenizerError: as `encode`.
@@ -128,7 +126,7 @@ def encode_with_ends(backend: Backend, text: str) -> tuple[list[int], list[int]]
     encoding = _encoding(backend, text)
     ends = list(itertools.accumulate((end for _, end in encoding.offsets), max))
     if ends:
-        ends[-1] = len(text)  # what a normalizer strips belongs to the text all the same
+        ends[-1] = len(text)  # text that a normalizer strips at the end belongs to the last token
     return encoding.ids, ends
 
 

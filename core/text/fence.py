@@ -1,12 +1,12 @@
-"""Keeps what values say from becoming control tokens, in a rendered chat.
+"""Prevents text in values from becoming control tokens, in a rendered chat.
 
-A message may contain ``[INST]`` or ``</s>``. Rendered into a template and tokenized, that would be the real control
-token, and whoever wrote the message would speak with the template's voice. The rendered text knows who wrote each of
-its characters (`core.text.origin`), and a control token is one only where the template wrote all of it. In every other
-place that reads like one, the values' characters are replaced by a sentinel that nobody can guess. Then its tokens
-are exchanged for markers, the characters come back, and the text is encoded by a tokenizer that knows the markers and
-treats everything else as text. mistral-common has the same rule by construction: it never tokenizes control tokens and
-text together.
+A message may contain ``[INST]`` or ``</s>``. Rendered into a template and tokenized, that would become the real control
+token, and the message's author could imitate the template. The rendered text records who wrote each of its characters
+(`core.text.origin`), and a literal is a control token only where the template wrote all of it. Everywhere else, a
+value's characters in a literal are replaced by a sentinel that nobody can guess. Then the remaining literals are
+replaced by markers, the characters are restored, and the text is encoded by a tokenizer that recognises the markers and
+treats everything else as text. mistral-common follows the same rule by construction: it never tokenizes control tokens
+and text together.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _RUN = re.compile(b"[^" + WRITTEN + b"]+")
 
 
 class Literals:
-    """The control tokens' literals of one vocabulary, and where a text contains them."""
+    """The control tokens' literals of one vocabulary; finds them in a text."""
 
     def __init__(self, literals: frozenset[str]) -> None:
         ordered = sorted((text for text in literals if text), key=lambda text: (-len(text), text))
         self._pattern = re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
 
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
-        """Start and end of the literals in ``text``, also of those that overlap; the longest one at each place."""
+        """Start and end of the literals in ``text``, the longest at each place. They may overlap."""
         match = self._pattern.search(text)
         while match is not None:
             yield match.span()
@@ -38,14 +38,14 @@ class Literals:
 
 
 class Fence:
-    """A rendered chat with sentinels in place of what values say of control tokens.
+    """A rendered chat with sentinels in place of values' text that looks like control tokens.
 
     Attributes:
         text: the chat with sentinels.
         needed: whether anything was replaced.
 
     Raises:
-        ChatTemplateError: the chat has a literal of which is not known whether the template or a value wrote it.
+        ChatTemplateError: the chat has a literal that the template or a value may have written; it is unknown which.
     """
 
     def __init__(self, literals: Literals, rendered: Traced) -> None:
@@ -70,7 +70,7 @@ class Fence:
         return bool(self._replaced)
 
     def restore(self, text: str) -> str:
-        """``text`` with the characters back in place of the sentinels."""
+        """``text`` with the characters restored in place of the sentinels."""
         if not self.needed:
             return text
         replaced = list(self._replaced)
@@ -85,6 +85,6 @@ def _unknown(literal: str) -> ChatTemplateError:
     shown = literal if len(literal) <= 60 else f"{literal[:59]}…"
     return ChatTemplateError(
         f"the chat template makes the control token {shown!r} out of text that may be a message's",
-        hint="With this template nobody can tell whether it is the template's or the message's. Remove the literal "
+        hint="With this template it is unknown whether it is the template's or the message's. Remove the literal "
         "from the messages, or give a message another role.",
     )

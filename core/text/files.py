@@ -1,7 +1,4 @@
-"""The text files of a checkpoint, read and parsed, and what is wrong with them.
-
-Knows file names, JSON and where a chat template may lie; knows nothing of what the values mean.
-"""
+"""Reads and parses the text files of a checkpoint: tokenizer files, configs and chat templates."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ TOOL_TEMPLATE = "tool_use"
 
 @dataclass(frozen=True)
 class TextFiles:
-    """What a checkpoint says about its text.
+    """The text files of a checkpoint.
 
     Attributes:
         tokenizer: the bytes of ``tokenizer.json``.
@@ -87,12 +84,12 @@ def _given_or_read(given: Json | None, path: Path) -> Json:
 
 
 def parse_json_object(data: bytes, where: Path | None, error_type: type[CoreError]) -> Json:
-    """``data`` as a JSON object, or ``error_type`` that says what it is instead."""
+    """``data`` as a JSON object. Raises ``error_type`` if it is anything else."""
     return parse_object(data, where="tokenizer.json" if where is None else str(where), error=error_type)
 
 
 def _no_tokenizer(path: Path) -> TokenizerError:
-    """The error for a directory without ``tokenizer.json``, with what lies there instead and what to do about it."""
+    """The error for a directory without ``tokenizer.json``: what is there instead, and what to do."""
     if not path.is_dir():
         return TokenizerError("is not a directory", where=path)
     remedies = {
@@ -109,7 +106,8 @@ def _no_tokenizer(path: Path) -> TokenizerError:
 
 
 def _chat_templates(path: Path, tokenizer_config: Json) -> tuple[dict[str, str], Path | None]:
-    """Templates by name. A ``chat_template.jinja`` wins over ``chat_template.json``, which wins over the config."""
+    """Templates by name. ``chat_template.jinja`` takes precedence over ``chat_template.json``, and that over the
+    config."""
     jinja = path / "chat_template.jinja"
     source = read_local(jinja, error=ChatTemplateError)
     if source is not None:
@@ -144,7 +142,7 @@ def named_templates(value: object, where: Path | None = None) -> dict[str, str]:
     named = {name: text for name, text in templates.items() if isinstance(name, str) and isinstance(text, str)}
     if len(named) != len(templates):
         raise ChatTemplateError(
-            "chat_template has a form nobody knows",
+            "chat_template has an unknown form",
             where=where,
             expected="a string, or a list of {name, template}",
             found=type(value).__name__,

@@ -1,4 +1,4 @@
-"""``%`` and ``format`` of a chat template: fields keep the origin of what fills them, and widths are bounded."""
+"""``%`` and ``format`` for chat templates: each field keeps the origin of its text, and widths are bounded."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def formatted(formatter: Any, form: Traced, args: Sequence[Any], kwargs: Mapping
                 pieces.append(to_text(value))
                 continue
             made = formatter.format_field(formatter.convert_field(value, conversion), filled)
-            # A width may be filled up with a sign of the form's: "{:[>6}".
+            # Padding may be a character of the format: "{:[>6}".
             filling = resembling(filled[:1] if filled[1:2] in tuple("<>=^") else "", form)
             pieces.append(resembling(made, value, filling) if isinstance(value, str) else made)
         return pieces

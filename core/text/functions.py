@@ -1,4 +1,4 @@
-"""What chat templates find in their sandbox beside jinja2's own: filters, functions and the namespace."""
+"""The filters, functions and namespace that chat templates can use besides jinja2's own."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from core.text.origin import Traced
 
 
 class RefusedError(Exception):
-    """``raise_exception`` of a template."""
+    """The error of a template's ``raise_exception``."""
 
 
 class PlainNamespace(Namespace):
-    """A namespace without underscored names, which lead to Python's internals."""
+    """A namespace that refuses names with a leading underscore, which lead to Python's internals."""
 
     def __setitem__(self, name: str, value: object) -> None:
         if name.startswith("_"):
@@ -28,11 +28,11 @@ class PlainNamespace(Namespace):
         super().__setitem__(name, value)
 
     def __repr__(self) -> str:
-        return "<Namespace>"  # not what is in it, which may be itself
+        return "<Namespace>"  # without its contents, which may include itself
 
 
 def texts(values: Any) -> list[Any]:
-    """The items of anything that can be gone through, counted."""
+    """The items of any iterable, counted."""
     if isinstance(values, str):
         METER.get().make_items(len(values))
     return list(METER.get().counted(values))
@@ -61,7 +61,7 @@ def format_(sandbox: Any, value: object, *args: Any, **kwargs: Any) -> str:
 
 @pass_environment
 def sum_(sandbox: Any, iterable: Any, attribute: str | int | None = None, start: Any = 0) -> Any:
-    """jinja2's ``sum``. Lists are added one by one, each of which copies those before."""
+    """jinja2's ``sum``. Lists are added one by one, and each addition copies the earlier items."""
     items = texts(iterable)
     if attribute is not None:
         items = list(map(make_attrgetter(sandbox, attribute), items))
@@ -76,12 +76,12 @@ def raise_exception(message: object) -> NoReturn:
 
 def strftime_now(form: str) -> str:
     if len(form) > 1_000 or re.search(r"%[^a-zA-Z%]*\d{3}", form):
-        raise bound("asks for a date of absurd length")
+        raise bound("asks for a date that is far too long")
     return datetime.now().strftime(form)
 
 
 def dict_(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    """`dict` without the attributes of the class."""
+    """`dict`, without access to the class's attributes."""
     return dict(*args, **kwargs)
 
 

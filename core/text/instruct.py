@@ -1,12 +1,12 @@
 """Mistral's instruction formats, for checkpoints that come without a chat template.
 
-Knows how `mistral-common` (versions v1, v3 and v7) lays a conversation out as control tokens and pieces of text that
-are tokenized one by one; knows no jinja2. The version is read off the vocabulary:
+A conversation becomes control tokens and pieces of text that are tokenized one by one, as in `mistral-common` (versions
+v1, v3 and v7). The version is recognised by the vocabulary:
 
 * v1 has no control tokens for instructions: ``[INST]`` is text. Mistral-7B v0.1 and v0.2, Mixtral-8x7B.
 * v3 has ``[INST]`` as a token, and the system prompt goes into the last user message. v2 has the same vocabulary, the
   same format for plain conversations and differs in tools only; v3 is assumed.
-* v7 has ``[SYSTEM_PROMPT]`` too. Later versions are v7 for conversations without tools; with tools they are refused.
+* v7 has ``[SYSTEM_PROMPT]`` too. Later versions equal v7 for conversations without tools; with tools they are refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 _SEPARATOR = "\n\n"
-# Pieces of "[INST]" in the 32,000-token vocabulary of Mistral's v1; Llama's, of the same size, has others there.
+# Pieces of "[INST]" in the 32,000-token vocabulary of Mistral's v1. Llama's, of the same size, has other pieces there.
 _V1_PIECES = {733: "▁[", 16289: "INST", 28793: "]"}
 
 
@@ -54,7 +54,7 @@ class Instruct:
 
     @classmethod
     def of(cls, backend: Backend, special_ids: frozenset[int], bos: str | None, eos: str | None) -> Instruct | None:
-        """The format that belongs to a vocabulary; None for vocabularies that are not Mistral's."""
+        """The format of a vocabulary; None for vocabularies that are not Mistral's."""
 
         def has(literal: str) -> bool:
             return backend.token_to_id(literal) in special_ids
@@ -97,7 +97,8 @@ class Instruct:
         return [part for part in parts if part.text]
 
     def _normalized(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """One turn for each run of user or assistant messages; tool (and, from v7 on, system) messages stay single."""
+        """One turn for each run of user or assistant messages. Tool messages, and from v7 on system messages, stay
+        single."""
         turns: list[dict[str, Any]] = []
         for role, run in groupby(messages, key=lambda message: message.get("role")):
             group = list(run)
@@ -157,7 +158,7 @@ class Instruct:
 
 
 def _text(message: Message, *, allow_none: bool = False) -> str:
-    """A message's content; text chunks are joined as messages are."""
+    """A message's content; text chunks are joined in the same way as messages."""
     content = message.get("content")
     if isinstance(content, str):
         return content
@@ -197,7 +198,7 @@ def _call(call: Message) -> dict[str, Any]:
 
 
 def _parsed(content: str) -> Any:
-    """JSON where the text is JSON, as the models saw it in training; an empty text is an empty object."""
+    """The parsed JSON if the text is JSON, as in the models' training; an empty text gives an empty object."""
     try:
         return json.loads(content or "{}")
     except (ValueError, RecursionError):

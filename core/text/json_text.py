@@ -1,4 +1,4 @@
-"""JSON of a chat template's values, in which text keeps its origin."""
+"""``tojson`` for chat templates: JSON in which text keeps its origin."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> Traced:
-    """JSON as models were trained on it: jinja2's own filter escapes HTML and sorts keys.
+    """JSON as models were trained on it; jinja2's own filter escapes HTML and sorts keys instead.
 
-    It is `json.dumps` with these arguments. Strings have the origin that they had; signs and numbers count as given.
+    It is `json.dumps` with these arguments. Strings keep their origin; signs and numbers count as a value's.
 
     Raises:
-        TypeError: ``value`` holds what JSON does not know.
+        TypeError: ``value`` holds something that JSON cannot express.
         ValueError: ``indent`` is above 64.
     """
     METER.get().read_deep(value)

@@ -1,7 +1,8 @@
-"""The tokenizer of a checkpoint in Mistral's own format, ``tekken.json`` or ``tokenizer.model.v*``, by mistral-common.
+"""``NativeTokenizer``: Mistral's own tokenizer files, ``tekken.json`` or ``tokenizer.model.v*``, read by
+mistral-common.
 
-Knows mistral-common's ``MistralTokenizer`` and the interface of `Tokenizer`; knows no models. mistral-common is an
-extra of the package, imported by the first tokenizer of this kind.
+It has the interface of `Tokenizer`. mistral-common is an extra of the package, imported by the first tokenizer of this
+kind.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ _PACKAGE = "mistral-common"
 
 
 def find_native(directory: Path) -> Path | None:
-    """Mistral's own tokenizer file, ``tekken.json`` before SentencePiece's; None where there is none.
+    """Mistral's own tokenizer file, ``tekken.json`` before SentencePiece's; None if there is none.
 
     Raises:
-        TokenizerError: there are several of SentencePiece's, and nothing says which.
+        TokenizerError: there are several SentencePiece files, and no rule to choose one.
     """
     if (directory / _TEKKEN).is_file():
         return directory / _TEKKEN
@@ -45,8 +46,8 @@ def find_native(directory: Path) -> Path | None:
 class NativeTokenizer:
     """Text and conversations to token ids and back, with the attributes and methods of `core.text.Tokenizer`.
 
-    It has no chat templates: conversations are put together by mistral-common, which refuses what Mistral's models do
-    not understand. Literals of control tokens stay text everywhere, in raw prompts too.
+    It has no chat templates: mistral-common formats conversations, and refuses those that Mistral's models were not
+    trained for. Literals of control tokens stay text everywhere, in raw prompts too.
 
     Raises:
         TokenizerError: mistral-common is not installed, or cannot read the file.
@@ -81,20 +82,20 @@ class NativeTokenizer:
         return list(self._inner.encode(text, bos=add_special_tokens, eos=False))
 
     def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
-        """The ids of `encode`, and how many characters of ``text`` each of them and those before it stand for.
+        """The ids of `encode`, and for each the number of characters of ``text`` up to its end.
 
-        BOS stands for none. A character of several tokens counts for the first of them.
+        BOS covers none. A character of several tokens counts for the first of them.
 
         Raises:
             TokenizerError: ``text`` cannot be encoded as UTF-8.
         """
         ids = self.encode(text)
-        # Characters that begin before each byte: every byte but those that go on with one begins one.
+        # Number of characters that begin before each byte; a byte begins one unless it is a UTF-8 continuation byte.
         begun = list(accumulate((int(byte & 0xC0 != 0x80) for byte in text.encode()), initial=0))
         ahead = int(self.leading_space)
         stops = accumulate(len(self.bytes_of(token_id)) for token_id in ids)
         ends = [begun[min(max(0, stop - ahead), len(begun) - 1)] for stop in stops]
-        return ids, [*ends[:-1], len(text)]  # a literal ▁ in the text is taken for a space, and shorter
+        return ids, [*ends[:-1], len(text)]  # a literal ▁ in the text is read as a space, which has fewer bytes
 
     @property
     def vocabulary(self) -> dict[str, int]:
@@ -102,9 +103,9 @@ class NativeTokenizer:
         return {self._pieces.form_of(token_id): token_id for token_id in range(self.vocab_size)}
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of ``ids``. Bytes that make no character become U+FFFD.
+        """The text of ``ids``. Bytes that form no character become U+FFFD.
 
-        An id above the tokenizer's stands for no text: a model's logits may have more rows than there are tokens.
+        An id above the tokenizer's has no text: a model's logits may have more rows than there are tokens.
 
         Raises:
             TokenizerError: an id is below 0, or 2³² and above.
@@ -117,7 +118,7 @@ class NativeTokenizer:
         return NativeDetokenizer(self, prompt_ids)
 
     def bytes_of(self, token_id: int, skip_special_tokens: bool = True) -> bytes:
-        """What a token adds to a text: its bytes; a control token's literal, or nothing.
+        """The bytes that a token adds to a text. For a control token: its literal, or nothing.
 
         Raises:
             TokenizerError: no token has this id.
@@ -130,7 +131,7 @@ class NativeTokenizer:
 
     @property
     def leading_space(self) -> bool:
-        """Whether a text's first token has a space before it that is not the text's."""
+        """Whether the first token of a text adds a space that the text does not have."""
         return self._pieces.leading_space
 
     def id_of(self, token: str) -> int | None:
@@ -139,11 +140,11 @@ class NativeTokenizer:
         return next((i for i in range(self.vocab_size) if self.bytes_of(i, False) == wanted), None)
 
     def token_of(self, token_id: int) -> str:
-        """The token's text; bytes that make no character become U+FFFD."""
+        """The token's text; bytes that form no character become U+FFFD."""
         return self.bytes_of(token_id, False).decode("utf-8", "replace")
 
     def render_chat(self, messages: Messages, **options: Any) -> str:
-        """The text of a conversation, control tokens as their literals: for reading."""
+        """The text of a conversation, with control tokens as their literals; for inspection."""
         return self.decode(self.encode_chat(messages, **options), skip_special_tokens=False)
 
     def encode_chat(
@@ -158,8 +159,8 @@ class NativeTokenizer:
         """Token ids of a conversation, as mistral-common makes them.
 
         Raises:
-            ChatTemplateError: mistral-common refuses the conversation, a message has a part that is no text (which
-                mistral-common would fetch or open), or a template is asked for.
+            ChatTemplateError: mistral-common refuses the conversation; a message has a part that is not text (which
+                mistral-common would fetch or open); or a template is asked for.
         """
         from mistral_common.protocol.instruct.request import ChatCompletionRequest
 
@@ -186,7 +187,7 @@ class NativeTokenizer:
 class NativeDetokenizer:
     """Streams the text of ids added one by one; all of it joined is ``NativeTokenizer.decode`` of the ids.
 
-    Every token is bytes: a character is shown once its last byte has come.
+    Every token is bytes: a character is returned with its last byte.
     """
 
     def __init__(
@@ -200,9 +201,9 @@ class NativeDetokenizer:
             self.add(token_id)
 
     def add(self, token_id: int) -> str:
-        """Takes the next id; returns the text that has become certain, which may be empty.
+        """Adds the next id; returns the text that has become final, which may be empty.
 
-        An id above the tokenizer's stands for no text.
+        An id above the tokenizer's has no text.
 
         Raises:
             TokenizerError: the id is below 0, or 2³² and above.
@@ -216,7 +217,7 @@ class NativeDetokenizer:
         return self._utf8.decode(data)
 
     def finish(self) -> str:
-        """The rest of the text; bytes that make no character become U+FFFD."""
+        """The rest of the text; bytes that form no character become U+FFFD."""
         return self._utf8.decode(b"", final=True)
 
 
@@ -240,13 +241,13 @@ def _open(path: Path) -> Any:
 
 
 def _check_sizes(tekken: Mapping[str, object], path: Path) -> None:
-    """Refuses numbers of tokens for which mistral-common would fill the memory."""
+    """Refuses numbers of tokens with which mistral-common would fill the memory."""
     config = tekken.get("config")
     for key in ("default_vocab_size", "default_num_special_tokens"):
         size = config.get(key) if isinstance(config, Mapping) else None
         if not isinstance(size, int) or not 0 <= size <= _MAX_TOKENS:
             raise TokenizerError(
-                f"config.{key} is no number of tokens",
+                f"config.{key} is not a number of tokens",
                 where=path,
                 expected=f"0 to {_MAX_TOKENS:,}",
                 found=repr(size)[:40],

@@ -1,6 +1,6 @@
-"""What single tokens of Mistral's own tokenizer files stand for: bytes, and a form by which to tell them apart.
+"""The single tokens of Mistral's own tokenizer files: their bytes, and a unique form of each.
 
-Knows mistral-common's tokenizers by their attributes; imports nothing of it.
+The attributes of mistral-common's tokenizers are read; mistral-common is not imported.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ class Pieces(Protocol):
     """One vocabulary.
 
     Attributes:
-        leading_space: a text's first token has a space before it that is not the text's.
+        leading_space: the first token of a text adds a space that the text does not have.
     """
 
     leading_space: bool
 
     def bytes_of(self, token_id: int) -> bytes:
-        """What a token that is no control token adds to a text."""
+        """The bytes that a token adds to a text; not for control tokens."""
 
     def form_of(self, token_id: int) -> str:
-        """A token's name, of which no two are equal."""
+        """A token's name, which is unique."""
 
 
 class TekkenPieces:
@@ -43,7 +43,7 @@ class TekkenPieces:
         return data
 
     def form_of(self, token_id: int) -> str:
-        # Bytes that make no character are escaped.
+        # Bytes that form no character are escaped.
         return self.bytes_of(token_id).decode("utf-8", "surrogateescape")
 
 

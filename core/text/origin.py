@@ -1,7 +1,7 @@
-"""Text that remembers, for each of its characters, whether the chat template wrote it or a value held it.
+"""``Traced``: text that records, for each of its characters, whether the chat template wrote it or a value held it.
 
-A template may cut, join, trim, replace and change the case of what it is given. Each of these makes a new `Traced`,
-whose characters keep their origin. Where an operation does not tell which character came from where, it is unknown.
+A template may cut, join, trim and replace its values, and change their case. Each of these operations makes a new
+`Traced`, whose characters keep their origin. If an operation does not show where a character came from, it is unknown.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Traced(str):
     def translate(self, table: Any) -> Traced:
         text = str.translate(self, table)
         used = table.values() if isinstance(table, Mapping) else [None]
-        if not all(isinstance(item, str) for item in used):  # characters by their numbers: whose, nobody knows
+        if not all(isinstance(item, str) for item in used):  # characters given by their numbers have no known origin
             return Traced(text)
         return resembling(text, self, *used)
 
@@ -158,7 +158,7 @@ class Traced(str):
         )
 
     def _located(self, parts: list[str], sep: str | None) -> list[str]:
-        """``parts`` of this text, in order. Between two lies ``sep``, or nothing but white space."""
+        """``parts`` of this text, in order. Two parts are separated by ``sep``, or by nothing but white space."""
         made: list[str] = []
         start = 0
         for part in parts:
@@ -170,7 +170,7 @@ class Traced(str):
 
     def _cased(self, change: Callable[[str], str]) -> Traced:
         text = change(self)
-        if len(text) == len(self):  # no character becomes none: each became one
+        if len(text) == len(self):  # each character became exactly one
             return Traced(text, self.origin)
         pieces = [change(character) for character in str.__iter__(self)]
         if "".join(pieces) == text:
@@ -179,23 +179,23 @@ class Traced(str):
 
 
 def origin_of(text: str) -> bytes:
-    """The origin of any string: unknown, where it is not traced."""
+    """The origin of any string; unknown if it is not traced."""
     return text.origin if isinstance(text, Traced) else UNKNOWN * len(text)
 
 
 def resembling(text: str, *sources: str) -> Traced:
-    """``text``, made of nothing but ``sources``: of their origin, where it is the same for all of their characters."""
+    """``text``, made only of ``sources``; it gets their origin if that is the same for all of their characters."""
     origins = list(map(origin_of, sources))
     kinds = [kind for kind in (WRITTEN, GIVEN, UNKNOWN) if any(kind in origin for origin in origins)]
     return Traced(text, (kinds[0] if len(kinds) == 1 else UNKNOWN) * len(text))
 
 
 def _filled(size: int, fillchar: str) -> Traced:
-    """Padding. Where a method has its own, the template wrote it: it called the method."""
+    """Padding. A method's default fill character counts as the template's, since the template called the method."""
     origin = WRITTEN if fillchar == " " and not isinstance(fillchar, Traced) else origin_of(fillchar)
     return Traced(fillchar * size, origin * size)
 
 
 def joined(pieces: Iterable[str]) -> Traced:
-    """The pieces, one after the other."""
+    """The concatenated pieces."""
     return Traced("", b"").join(pieces)

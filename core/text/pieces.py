@@ -1,7 +1,4 @@
-"""What one token adds to a text, for each kind of decoder.
-
-Knows the decoders of ``tokenizers`` and which of them can be streamed; keeps no state of any stream.
-"""
+"""``Pieces``: the text that single tokens add, for each kind of decoder in ``tokenizers`` that can be streamed."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from core.text.backend import failure, is_failure, parts
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-_IDS = 2**32  # ids are unsigned integers of 32 bits in the backend, which others overflow
+_IDS = 2**32  # ids are unsigned 32-bit integers in the backend; others overflow there
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -30,7 +27,7 @@ class Kind(Enum):
 
 
 class Pieces:
-    """The text of single tokens, looked up often and computed once each."""
+    """The text of single tokens, each computed once."""
 
     def __init__(self, backend: Backend, special_ids: frozenset[int]) -> None:
         self._backend = backend
@@ -50,8 +47,8 @@ class Pieces:
         self._anchor_length = len(self.decode(self._anchor))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of all ``ids`` at once, special tokens as their literals; time is linear in their number."""
-        # Some decoders of `tokenizers` panic on nothing.
+        """The text of all ``ids`` together, special tokens as their literals; time is linear in their number."""
+        # Some decoders of `tokenizers` panic on an empty list.
         try:
             text: str = self._backend.decode(list(ids), skip_special_tokens=False) if ids else ""
         except BaseException as error:
@@ -80,13 +77,13 @@ class Pieces:
         return TokenizerError(f"no token has the id {token_id}", expected=f"0 to {self._backend.get_vocab_size() - 1}")
 
     def with_text(self, ids: Iterable[int]) -> list[int]:
-        """``ids`` as a list of plain integers, without those that no token has.
+        """``ids`` as a list of plain integers, without those that have no token.
 
-        A model can draw such an id: its logits may have more rows than the tokenizer has tokens. As in transformers,
-        it stands for no text.
+        A model can choose such an id: its logits may have more rows than the tokenizer has tokens. As in transformers,
+        it has no text.
 
         Raises:
-            TokenizerError: a number that is no id of any model: below 0, or 2³² and above.
+            TokenizerError: a number that cannot be an id: below 0, or 2³² and above.
         """
         plain = [index(token_id) for token_id in ids]
         for token_id in plain:
@@ -94,7 +91,7 @@ class Pieces:
         return [token_id for token_id in plain if self._backend.id_to_token(token_id) is not None]
 
     def is_skipped(self, token_id: int) -> bool:
-        """Whether the token stands for no text: a special one, or an id that no token has.
+        """Whether the token has no text: a special one, or an id without a token.
 
         Raises:
             TokenizerError: as `with_text`.
@@ -111,23 +108,24 @@ class Pieces:
         data = self._bytes.get(token_id)
         if data is None:
             token = self.token(token_id)
-            # A token with one character outside the byte alphabet (an added token) stands for its own UTF-8.
+            # A token with a character outside the byte alphabet (an added token) stands for its own UTF-8.
             known = all(character in _BYTE_OF for character in token)
             data = bytes(_BYTE_OF[character] for character in token) if known else token.encode()
             self._bytes[token_id] = data
         return data
 
     def text_of(self, token_id: int) -> str:
-        """What the token adds to a text that has begun; for ``Kind.PIECES`` and tokens that are no byte."""
+        """The text that the token adds, unless it is the first; for ``Kind.PIECES`` and tokens that are not bytes."""
         text = self._texts.get(token_id)
         if text is None:
             text = self._texts[token_id] = self.text_after_anchor([token_id])
         return text
 
     def text_after_anchor(self, ids: Sequence[int]) -> str:
-        """What ``ids`` add to a text that has begun and ends with a token that is no byte.
+        """The text that ``ids`` add after a token that is not a byte.
 
-        The anchor, a plain letter, stands in front, so that whatever a decoder does to the first token happens to it.
+        They are decoded after an anchor, a plain letter, so that a decoder's rule for the first token applies to the
+        anchor.
         """
         return self.decode([*self._anchor, *ids])[self._anchor_length :]
 
@@ -153,7 +151,7 @@ def _kind(decoders: list[dict[str, Any]]) -> Kind:
     fused = False
     for decoder in decoders:
         name = decoder["type"]
-        # After Fuse a decoder sees the whole text: only what touches nothing but its start can be streamed.
+        # After Fuse, a decoder gets the whole text: only one that changes nothing but the start can be streamed.
         known = {"Strip", "Fuse"} if fused else {"Strip", "Fuse", "Replace", "ByteFallback", "Metaspace"}
         if name not in known or (fused and name == "Strip" and decoder["stop"]):
             return Kind.WHOLE
@@ -162,7 +160,8 @@ def _kind(decoders: list[dict[str, Any]]) -> Kind:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable characters for bytes: printable Latin-1 for itself, the others from U+0100 on, in order."""
+    """GPT-2's printable characters for bytes: printable Latin-1 stays as it is, the others are U+0100 and on, in
+    order."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

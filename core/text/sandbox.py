@@ -1,7 +1,7 @@
-"""jinja2's immutable sandbox for chat templates: work is counted, and text keeps its origin.
+"""``Sandbox``: jinja2's immutable sandbox for chat templates. It counts work, and text keeps its origin.
 
-Whatever a template does to text goes through here: constants become `Traced` text of the template's, operators, methods
-and filters keep the origin of each character where they can, and say that it is unknown where they cannot.
+All operations of a template on text go through it: constants become `Traced` text of the template. Operators, methods
+and filters keep the origin of each character where they can, and else mark it as unknown.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from core.text.meter import MAX_BITS, METER, bound
 from core.text.origin import GIVEN, UNKNOWN, WRITTEN, Traced, joined, origin_of
 from core.text.sizes import check_size
 
-_BYTES = frozenset({"encode", "to_bytes", "from_bytes"})  # methods that make bytes, which no template needs
+_BYTES = frozenset({"encode", "to_bytes", "from_bytes"})  # methods that return bytes, which no template needs
 
 
-_SCOPES = frozenset({"_loop_vars", "_block_vars"})  # what jinja2 adds to the arguments of every call
+_SCOPES = frozenset({"_loop_vars", "_block_vars"})  # arguments that jinja2 adds to every call
 
 
 _COMPARING = (
@@ -51,7 +51,7 @@ _COMPARING = (
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Runs what `Generator` compiles. Each method counts what it does on the rendering's `METER`."""
+    """Runs the code that `Generator` compiles. Each method counts its work on the rendering's `METER`."""
 
     code_generator_class = Generator
     intercepted_binops = frozenset(["+", "*", "**", "%"])
@@ -59,28 +59,28 @@ class Sandbox(ImmutableSandboxedEnvironment):
     @staticmethod
     @lru_cache(maxsize=4096)
     def written(text: str) -> Traced:
-        """Text of the template's own."""
+        """Text that the template wrote."""
         return Traced(text, WRITTEN * len(text))
 
     @staticmethod
     def passes() -> bool:
-        """True: a block is entered, or a condition asked."""
+        """Counts a block or a condition; always True."""
         METER.get().spend()
         return True
 
     @staticmethod
     def compared(value: object) -> Any:
-        """``value``, an operand of a comparison."""
+        """``value``, an operand of a comparison; counted."""
         return METER.get().read_deep(value)
 
     @staticmethod
     def literal(value: Any) -> Any:
-        """A list, tuple or dict that the template has written out; nested in each other they grow fast."""
+        """A list, tuple or dict literal of the template, counted, because nested ones grow fast."""
         return METER.get().read_deep(value)
 
     @staticmethod
     def made(value: Any, sources: Iterable[object] = ()) -> Any:
-        """``value``, which was just made of ``sources``, counted; text of no known origin gets that of its sources."""
+        """``value``, which was just made from ``sources``, counted. Text of unknown origin gets that of its sources."""
         meter = METER.get()
         if isinstance(value, str):
             meter.make(len(value))
@@ -141,7 +141,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 __obj = getattr(Traced(owner), __obj.__name__)
             check_size(__obj.__name__, owner, args, given)
         elif isinstance(owner, list | tuple | dict):
-            if __obj.__name__ in ("index", "count"):  # which compare the items
+            if __obj.__name__ in ("index", "count"):  # methods that compare the items
                 METER.get().read_deep(owner)
             for value in values:
                 if isinstance(value, str):
@@ -169,16 +169,16 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 @cache
 def environment() -> Sandbox:
-    """The one environment, with the filters, globals, tags and whitespace rules of transformers."""
+    """The shared environment, with the filters, globals, tags and whitespace rules of transformers."""
     made = Sandbox(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[Generation, loopcontrols],
         cache_size=0,
-        optimized=False,  # nothing is computed while compiling, where nobody counts
+        optimized=False,  # compute no constants while compiling, as that would not be counted
     )
-    # jinja2's own marks text as HTML, and what is added to it is then escaped: '{"name": ' + arguments|tojson|safe, as
-    # published templates have it, would write &#34; (and does, in transformers).
+    # jinja2's own filter marks its text as HTML, and text added to it is then escaped: '{"name": ' +
+    # arguments|tojson|safe, as published templates have it, would give &#34; (in transformers it does).
     made.filters.update(
         tojson=tojson,
         safe=made.text,
@@ -228,7 +228,7 @@ def _counted_test(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _kinds(values: Iterable[object]) -> set[bytes]:
-    """The origins of all text in ``values``, however deep. Text made of them is of the same, if there is but one."""
+    """The origins of all text in ``values``, at any depth. If there is only one, text made from them has it too."""
     kinds: set[bytes] = set()
     rest = list(values)
     while rest:

@@ -1,4 +1,4 @@
-"""How much a string method or a filter of a chat template will make, told from its arguments before it runs."""
+"""Computes the size of a string method's or filter's result from its arguments, before it runs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _SPACES = re.compile(r"\s+")
 
 
 def check_size(name: str, owner: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Counts what ``owner.name(*args, **kwargs)``, or the filter of that name, is going to make.
+    """Counts the result that ``owner.name(*args, **kwargs)``, or the filter of that name, will make.
 
     Raises:
-        ChatTemplateError: it is too much.
-        TypeError: the arguments are not those of this method or filter.
+        ChatTemplateError: it is too large.
+        TypeError: the arguments do not fit this method or filter.
     """
     check = _CHECKS.get(name)
     if check is not None:
@@ -83,7 +83,7 @@ def _slow(value: Any, *_: Any, **__: Any) -> None:
 
 
 def _striptags(value: Any) -> None:
-    text = str(value)  # each tag copies the text that is left
+    text = str(value)  # for each tag, the rest of the text is copied
     METER.get().spend((text.count("<") + 1) * len(text) // 4_096)
 
 

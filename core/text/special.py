@@ -1,6 +1,6 @@
-"""Which tokens are special: BOS, EOS, their names, and what is put around a raw prompt.
+"""Finds the special tokens: BOS, EOS, tokens with names, and the ids around a raw prompt.
 
-Knows ``tokenizer_config.json``, ``special_tokens_map.json`` and the ids in ``config.json``; knows nothing of chats.
+They are read from ``tokenizer_config.json``, ``special_tokens_map.json`` and the ids in ``config.json``.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class SpecialTokens:
     """The tokens with a role.
 
     Attributes:
-        names: role to literal (``{"bos_token": "<s>", …}``), as templates see them.
+        names: role to literal (``{"bos_token": "<s>", …}``), as templates get them.
         bos_id: begin of sequence; None when the tokenizer has none.
         eos_ids: every id that ends a text.
-        ids: the ids of BOS and EOS, control tokens whatever ``tokenizer.json`` says of them.
+        ids: the ids of BOS and EOS, which are control tokens even if ``tokenizer.json`` does not mark them.
         prefix, suffix: ids put before and after a raw prompt.
     """
 
@@ -39,11 +39,11 @@ class SpecialTokens:
 
 
 def read_special_tokens(backend: Backend, files: TextFiles) -> SpecialTokens:
-    """The special tokens of a checkpoint. ``backend`` must know all its added tokens (`complete_added_tokens`)."""
+    """The special tokens of a checkpoint. ``backend`` must have all its added tokens (`complete_added_tokens`)."""
     names = token_names(files)
     bos_id = _role_id(backend, names, "bos_token", files)
     if bos_id is None and not _states(files, "bos_token"):
-        # Neither tokenizer file speaks of a BOS: the model's own id is all there is.
+        # No tokenizer file names a BOS, so the id in the model's config is used.
         stated = [_one_id(config.get("bos_token_id")) for config in (files.generation_config, files.config)]
         added = backend.get_added_tokens_decoder()
         bos_id = next((i for i in stated if i is not None and i in added), None)
@@ -95,9 +95,9 @@ def token_names(files: TextFiles) -> dict[str, str]:
 
 
 def complete_added_tokens(backend: Backend, files: TextFiles) -> None:
-    """Adds what ``tokenizer_config.json`` names and ``tokenizer.json`` lacks, as transformers does.
+    """Adds the tokens that ``tokenizer_config.json`` names and ``tokenizer.json`` lacks, as transformers does.
 
-    Tokens of ``added_tokens_decoder`` get the ids stated there; a BOS or EOS that is an ordinary word of the vocabulary
+    Tokens of ``added_tokens_decoder`` get the ids stated there. A BOS or EOS that is an ordinary word of the vocabulary
     becomes an added token, so that its literal in a template is one id.
 
     Raises:
@@ -189,11 +189,11 @@ def _wrapping(backend: Backend, where: Path | None) -> tuple[tuple[int, ...], tu
     for start in range(len(full) - len(bare) + 1):
         if full[start : start + len(bare)] == bare:
             return tuple(full[:start]), tuple(full[start + len(bare) :])
-    return (), ()  # a post-processor that rewrites the text itself: nothing is put around it
+    return (), ()  # a post-processor that rewrites the text itself adds nothing around it
 
 
 def _governed(ids: tuple[int, ...], token_id: int | None, stated: object, *, at_start: bool) -> tuple[int, ...]:
-    """``ids`` with ``token_id`` put there or taken away when ``add_bos_token``/``add_eos_token`` is stated."""
+    """``ids`` with ``token_id`` added or removed if ``add_bos_token`` or ``add_eos_token`` is stated."""
     if token_id is None or not isinstance(stated, bool) or stated == (token_id in ids):
         return ids
     if not stated:

@@ -1,9 +1,10 @@
-"""Stop strings in a stream of text: the text before the first one, as early as it is certain and never taken back.
+"""``StopStrings``: finds stop strings in a stream of text, and returns the text before the first one as early as
+possible.
 
-Knows characters; knows no tokens, so a stop string may begin and end in the middle of one and straddle any number. The
-first stop string to be complete ends the text, however the text was cut into pieces; of several that end together, the
-longest does. The time is linear: for each character, each stop string's Knuth-Morris-Pratt automaton takes a step, and
-says at once how much of the text's end may still become that string.
+Text is compared by characters, so a stop string may begin and end in the middle of a token and extend over any number.
+The first complete stop string ends the text, however the text was cut into pieces; of several that end together, the
+longest counts. The time is linear: for each character, each stop string's Knuth-Morris-Pratt automaton takes a step,
+which tells how much of the text's end may still become that string.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from core.errors import UsageError
 
 
 class StopStrings:
-    """Watches a stream for stop strings.
+    """Searches a stream for stop strings.
 
     Attributes:
         found: the stop string that ended the text; None while there is none.
 
     Args:
-        stops: the strings; a lone one may come without a list.
+        stops: the strings; a single one needs no list.
 
     Raises:
-        UsageError: an empty stop string, or something that is no string.
+        UsageError: an empty stop string, or something that is not a string.
     """
 
     def __init__(self, stops: str | Sequence[str]) -> None:
@@ -34,9 +35,9 @@ class StopStrings:
         self.found: str | None = None
 
     def add(self, text: str) -> str:
-        """Takes the next text; returns what is certainly not part of a stop string.
+        """Adds the next text; returns the text that is certainly not part of a stop string.
 
-        Once a stop string was found, nothing more is returned.
+        After a stop string was found, it returns nothing.
         """
         if self.found is not None or not text:
             return ""
@@ -54,7 +55,7 @@ class StopStrings:
         return pending[:certain]
 
     def finish(self) -> str:
-        """The text held back, which no stop string can complete any more. A second call returns nothing."""
+        """The text held back, which can no longer become a stop string. A second call returns nothing."""
         rest, self._held = self._held, ""
         self._matched = [0] * len(self._stops)
         return rest
@@ -78,7 +79,7 @@ def checked_stops(stops: str | Sequence[str]) -> list[str]:
     """The stop strings as a list.
 
     Raises:
-        UsageError: an empty stop string, or something that is no string.
+        UsageError: an empty stop string, or something that is not a string.
     """
     if not isinstance(stops, Iterable):
         raise UsageError("stop must be a string or a list of strings", found=repr(stops)[:60])

@@ -1,7 +1,7 @@
-"""Chat templates: jinja2 sources from a checkpoint, run in a sandbox that bounds their work.
+"""Renders chat templates: jinja2 sources from a checkpoint, run in a sandbox that bounds their work.
 
-A template is data that somebody else wrote: it reaches no attribute of an object that is not plain data, no file and no
-other template, and loops, calls, operations on text, nesting and output are counted and bounded.
+A template is untrusted. It can reach only attributes of plain data, no files and no other templates. Loops, calls,
+operations on text, nesting and output are counted and bounded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def render(
     written: Mapping[str, str] | None = None,
     where: Path | None = None,
 ) -> Traced:
-    """The text that a template makes of ``variables``.
+    """The text that a template renders from ``variables``.
 
     Args:
         source: the jinja2 template.
@@ -59,11 +59,11 @@ def render(
     except RecursionError as error:
         raise ChatTemplateError("the chat template recurses without end", where=where) from error
     except Exception as error:
-        # A filter, a missing variable or a wrong type inside foreign code can raise anything.
+        # A filter, a missing variable or a wrong type inside other libraries' code can raise anything.
         raise ChatTemplateError(
             f"the chat template fails on the conversation: {type(error).__name__}: {_brief(error)}",
             where=where,
-            hint="Its messages may lack a key or have one of a form that this template does not know.",
+            hint="Its messages may lack a key or have a key of a form that this template does not support.",
         ) from error
     finally:
         METER.reset(token)
@@ -79,10 +79,10 @@ def _bounded(pieces: Iterator[str]) -> Iterator[str]:
 
 
 def compile_template(source: str, where: Path | None = None) -> Template:
-    """The compiled template, kept for the next rendering.
+    """The compiled template, cached for the next rendering.
 
     Raises:
-        ChatTemplateError: a syntax error, with its line; or what neither jinja2 nor Python can compile.
+        ChatTemplateError: a syntax error, with its line; or a template that jinja2 or Python cannot compile.
     """
     from jinja2.exceptions import TemplateSyntaxError
 
@@ -102,7 +102,7 @@ def compile_template(source: str, where: Path | None = None) -> Template:
     except (RecursionError, MemoryError) as error:
         raise ChatTemplateError("the chat template is nested too deeply", where=where) from error
     except (SyntaxError, ValueError, OverflowError) as error:
-        # Python's own limits: 20 loops within each other, the digits of a number.
+        # Limits of Python: 20 nested loops, the digits of a number.
         raise ChatTemplateError(f"the chat template cannot be compiled: {_brief(error)}", where=where) from error
 
 
@@ -110,7 +110,7 @@ def compile_template(source: str, where: Path | None = None) -> Template:
 def literals_read(source: str) -> frozenset[str]:
     """The strings that a template looks for in messages: operands of comparisons, arguments of methods (``split``).
 
-    A template with a syntax error reads none; compiling it tells why.
+    Empty for a template with a syntax error, which compiling reports.
     """
     from jinja2 import nodes
 
@@ -125,7 +125,7 @@ def literals_read(source: str) -> frozenset[str]:
 
 @lru_cache(maxsize=32)
 def names_read(source: str) -> frozenset[str]:
-    """The variables that a template asks for: ``messages``, ``tools``. One with a syntax error asks for none."""
+    """The variables that a template reads: ``messages``, ``tools``. Empty for one with a syntax error."""
     from jinja2 import nodes
 
     tree = _parsed(source)
@@ -138,7 +138,7 @@ def names_read(source: str) -> frozenset[str]:
 
 @lru_cache(maxsize=32)
 def words_written(source: str) -> str:
-    """The strings of a template's expressions, a line each."""
+    """The strings of a template's expressions, one on each line."""
     from jinja2 import nodes
 
     tree = _parsed(source)

@@ -1,7 +1,6 @@
-"""The tokenizer of a checkpoint: text to ids, conversations to ids, ids to text.
+"""``Tokenizer``: the tokenizer of a checkpoint. Text to ids, conversations to ids, ids to text.
 
-Knows how the parts of this package fit together; knows no models. A `Tokenizer` does not change after it is made and
-may be used from several threads.
+A `Tokenizer` does not change after it is made, and several threads may use it.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ def load_tokenizer(
         directory: holds ``tokenizer.json``, ``tekken.json`` or ``tokenizer.model.v*``; ``tokenizer_config.json``,
             ``special_tokens_map.json``, ``chat_template.jinja`` or ``.json``, ``generation_config.json`` and
             ``config.json`` are optional.
-        config, generation_config: parsed already; read from the directory when not given.
+        config, generation_config: already parsed; read from the directory when not given.
 
     Raises:
         TokenizerError: a tokenizer file that is absent, damaged or refused by ``tokenizers``.
-        ChatTemplateError: a chat template in a form nobody knows. Its syntax is checked when it is first used.
+        ChatTemplateError: a chat template in an unknown form. Its syntax is checked at its first use.
         ConfigError: ``config.json`` or ``generation_config.json`` is damaged, or states EOS ids that are not ids.
     """
     path = Path(directory)
@@ -55,7 +54,7 @@ class Tokenizer:
         bos_id: the id that begins a sequence; None when the tokenizer has none.
         eos_ids: every id that ends a text: those of ``generation_config.json``, of ``config.json`` and the tokenizer's.
         special_ids: control tokens, which `decode` skips.
-        special_tokens: role to literal (``{"bos_token": "<s>", …}``), as chat templates see them.
+        special_tokens: role to literal (``{"bos_token": "<s>", …}``), as chat templates get them.
         vocab_size: number of tokens, added ones included (a model's embedding may have more rows).
         chat_templates: sources by name.
     """
@@ -98,15 +97,16 @@ class Tokenizer:
 
     @property
     def can_chat(self) -> bool:
-        """Whether conversations are understood: by a chat template, or by a vocabulary's known instruction format."""
+        """Whether conversations can be encoded: with a chat template, or with the vocabulary's known instruction
+        format."""
         return self._chat.is_possible
 
     @property
     def chat_format(self) -> str | None:
-        """How conversations are put together; None where they are not understood.
+        """The format of conversations; None if they cannot be encoded.
 
         ``"template"``; or ``"instruct v1"``, ``"instruct v3"`` or ``"instruct v7"``, Mistral's ``[INST]`` formats for
-        vocabularies of theirs without a template.
+        its vocabularies without a template.
         """
         return self._chat.format
 
@@ -128,9 +128,9 @@ class Tokenizer:
         return prefix + ids + suffix
 
     def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
-        """The ids of `encode`, and how many characters of ``text`` each of them and those before it stand for.
+        """The ids of `encode`, and for each the number of characters of ``text`` up to its end.
 
-        BOS stands for none. A character of several tokens counts for the first of them.
+        BOS covers none. A character of several tokens counts for the first of them.
 
         Raises:
             TokenizerError: ``text`` cannot be encoded as UTF-8.
@@ -140,16 +140,16 @@ class Tokenizer:
         return prefix + ids + suffix, [0] * len(prefix) + ends + [len(text)] * len(suffix)
 
     def _around(self, ids: list[int]) -> tuple[list[int], list[int]]:
-        """What belongs before and after the ids of a raw prompt."""
+        """The ids to put before and after those of a raw prompt."""
         prefix = [] if ids[: len(self._prefix)] == self._prefix else self._prefix
         suffix = [] if self._suffix and ids[-len(self._suffix) :] == self._suffix else self._suffix
         return prefix, suffix
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of ``ids``. Bytes that make no character become U+FFFD.
+        """The text of ``ids``. Bytes that form no character become U+FFFD.
 
-        An id that no token has stands for no text, as in transformers: a model's logits may have more rows than the
-        tokenizer has tokens, and a model may draw one of those.
+        An id without a token has no text, as in transformers: a model's logits may have more rows than the tokenizer
+        has tokens, and a model may choose one of those.
 
         Raises:
             TokenizerError: an id is below 0, or 2³² and above.
@@ -162,8 +162,8 @@ class Tokenizer:
     def detokenizer(self, prompt_ids: Iterable[int] = ()) -> Detokenizer:
         """A streaming decoder of the ids that follow ``prompt_ids``.
 
-        Without prompt the stream is `decode` of its ids. With one, text goes on from the prompt's: a word that begins
-        with a space keeps it. Give the prompt where the text continues it, and none where an answer begins.
+        Without a prompt the stream is `decode` of its ids. With one, its text continues the prompt's: a leading space
+        of its first word is kept. Give the prompt if the text continues it, and none if an answer begins.
         """
         return Detokenizer(self._pieces, prompt_ids)
 
@@ -189,24 +189,24 @@ class Tokenizer:
         chat_template: str | None = None,
         **variables: Any,
     ) -> str:
-        """The text of a conversation, control tokens as their literals: for reading.
+        """The text of a conversation, with control tokens as their literals; for inspection.
 
         Use `encode_chat` for ids: in this text, a literal that a user wrote looks like the control token.
 
         Args:
             messages: ``[{"role": "user", "content": "…"}, …]``. A content may be a list of parts, ``{"type": "text",
-                "text": "…"}``: a template that goes through contents is given the list, any other the texts, joined by
-                line ends. A part that is no text is refused.
-            tools: functions that the model may call, as JSON schemas in OpenAI's form. A template that does not use
-                them is warned of (`TemplateWarning`).
+                "text": "…"}``: a template that iterates over contents gets the list, any other the texts, joined by
+                line ends. A part that is not text is refused.
+            tools: functions that the model may call, as JSON schemas in OpenAI's form. If the template does not use
+                them, there is a warning (`TemplateWarning`).
             add_generation_prompt: end where the assistant's answer begins.
             chat_template: name of one of the checkpoint's templates, or a template's source.
             variables: further variables of the template, such as ``enable_thinking``.
 
         Raises:
-            ChatTemplateError: there is no template and no known format, the template refuses the conversation (its own
-                message is in the error), is broken, does what the sandbox forbids, or goes beyond its bounds; a part is
-                no text.
+            ChatTemplateError: there is no template and no known format; the template refuses the conversation (the
+                error has its message), is broken, does what the sandbox forbids, or exceeds a bound; a part is not
+                text.
         """
         variables = {"add_generation_prompt": add_generation_prompt, **variables}
         return self._chat.render(messages, tools, chat_template, variables)
@@ -220,14 +220,14 @@ class Tokenizer:
         chat_template: str | None = None,
         **variables: Any,
     ) -> list[int]:
-        """Token ids of a conversation. BOS is what the template writes, and never doubled.
+        """Token ids of a conversation. BOS is there if the template writes it, and never twice.
 
-        What is promised: the template wrote every character of a control token. Text in ``messages``, ``tools`` and
-        ``variables`` stays text, whatever the template does to it, also where it holds the literal of a control token,
-        or a part that others complete. Where a template mixes its own text with theirs so that nobody can tell the two
-        apart, and a literal comes of it, the conversation is refused. Two exceptions: a message's role counts as the
-        template's word, if it is a usual one or the template names it (``<|user|>`` is made of one); and added tokens
-        that are not marked special and that the template looks for (``</think>``) are tokens in messages too.
+        Every control token was written entirely by the template. Text in ``messages``, ``tools`` and ``variables``
+        stays text, whatever the template does to it, even if it contains the literal of a control token, or a part that
+        other text completes. If a template mixes its own text with theirs so that the origin is lost, and a literal
+        results, the conversation is refused. There are two exceptions. A message's role counts as the template's text,
+        if it is a usual one or the template names it (``<|user|>`` contains one). And added tokens that are not marked
+        special and that the template looks for (``</think>``) are tokens in messages too.
 
         Arguments and errors are those of `render_chat`.
         """

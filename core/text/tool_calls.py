@@ -1,7 +1,7 @@
-"""Tool calls out of the ids that a model generated, in Mistral's formats.
+"""Parses tool calls in the ids that a model generated, in Mistral's formats. Calls are not executed.
 
-Knows the control tokens and the JSON between them; knows no tools, and calls none. A control token is a token: its
-literal in a model's text, ``[TOOL_CALLS]`` spelled in letters, starts nothing. The formats are mistral-common's:
+A control token is recognised by its id: its literal in a model's text, ``[TOOL_CALLS]`` spelled in letters, starts no
+call. The formats are mistral-common's:
 
 * up to v7, one list for all calls: ``[TOOL_CALLS] [{"name": …, "arguments": {…}}, …]``, with an ``id`` in some;
 * v11, a control token for each call: ``[TOOL_CALLS] name [CALL_ID] id [ARGS] {…}``;
@@ -20,12 +20,12 @@ from typing import Any, Protocol
 
 TOOL_CALLS = "[TOOL_CALLS]"
 _CALL_ID, _ARGS = "[CALL_ID]", "[ARGS]"
-_ID = re.compile(r"[a-zA-Z0-9]{9}")  # what mistral-common takes for the id of a call, and nothing else
+_ID = re.compile(r"[a-zA-Z0-9]{9}")  # the only form of a call's id that mistral-common accepts
 _ALPHABET = string.digits + string.ascii_letters
 
 
 class Vocabulary(Protocol):
-    """What is needed of a tokenizer; ``core.text``'s have it."""
+    """The part of a tokenizer that is needed here; the tokenizers of ``core.text`` have it."""
 
     @property
     def special_ids(self) -> Collection[int]: ...
@@ -41,8 +41,8 @@ class ToolCall:
 
     Attributes:
         name: of the function.
-        arguments: by name, as JSON has them.
-        id: nine letters and digits, which the message with the result names: the model's own where it wrote one.
+        arguments: by name, as in JSON.
+        id: nine letters and digits, which the message with the result repeats; the model's own if it wrote one.
     """
 
     name: str
@@ -50,18 +50,19 @@ class ToolCall:
     id: str
 
     def as_message(self) -> dict[str, Any]:
-        """The call as the ``tool_calls`` of an assistant message hold it: OpenAI's form, arguments as an object."""
+        """The call in the form of an assistant message's ``tool_calls``: OpenAI's form, with the arguments as an
+        object."""
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCalls:
-    """What generated ids say.
+    """The content of generated ids.
 
     Attributes:
-        text: what was said beside the calls; everything, where there are none or where they are malformed.
+        text: the text beside the calls; all of it, if there are no calls or they are malformed.
         calls: in the order in which they were written; all that were begun, or none.
-        problem: why ids that begin a call make none, one sentence; else None.
+        problem: why ids that begin a call are not one, in one sentence; else None.
     """
 
     text: str
@@ -70,17 +71,17 @@ class ToolCalls:
 
 
 class _MalformedError(Exception):
-    """What is not a call, with the reason."""
+    """The reason why something is not a call."""
 
 
 def parse_tool_calls(ids: Sequence[int], tokenizer: Vocabulary, *, turn: int = 0) -> ToolCalls:
-    """Text and calls of an answer's ids. Output that is malformed, or cut off, stays text; nothing is raised for it.
+    """Text and calls of an answer's ids. Malformed or incomplete calls stay text; they raise no error.
 
     Args:
-        ids: the generated ids, an end-of-sequence token among them or not.
+        ids: the generated ids, with or without an end-of-sequence token.
         tokenizer: of the model that made them.
-        turn: tells answers apart whose calls are equal: ids of calls are made from it, and from the call. Number the
-            answers of a conversation, and all its calls have ids of their own, the same ones each time.
+        turn: the number of the answer in its conversation. Ids of calls are computed from it and from the call, so
+            equal calls of different answers get different ids, and the same ones each time.
 
     Raises:
         TokenizerError: no token has one of the ids.
@@ -117,7 +118,7 @@ _Call = tuple[str, dict[str, Any], str | None]
 
 
 def _calls(part: list[int], forms: dict[int, str], tokenizer: Vocabulary) -> list[_Call]:
-    """What stands between one ``[TOOL_CALLS]`` and the next."""
+    """The calls between one ``[TOOL_CALLS]`` and the next."""
     head, *rest = _split(part, {i for i, form in forms.items() if form == _ARGS})
     if len(rest) > 1:
         raise _MalformedError(f"a call has {_ARGS} twice")
@@ -132,7 +133,7 @@ def _calls(part: list[int], forms: dict[int, str], tokenizer: Vocabulary) -> lis
 
 def _listed(value: Any) -> list[_Call]:
     if not isinstance(value, list) or not value:
-        raise _MalformedError(f"what follows {TOOL_CALLS} is no list of calls")
+        raise _MalformedError(f"what follows {TOOL_CALLS} is not a list of calls")
     for item in value:
         if not isinstance(item, dict) or "name" not in item or not item.keys() <= {"name", "arguments", "id"}:
             raise _MalformedError("a call is an object with name, arguments and perhaps an id")
@@ -145,22 +146,22 @@ def _call(name: object, arguments: object, call_id: object) -> _Call:
     if isinstance(arguments, str):  # JSON within JSON, as OpenAI's interface has it
         arguments = _json(arguments)
     if not isinstance(arguments, dict):
-        raise _MalformedError(f"the arguments of {name} are no object")
-    # An id of another form is none that the result's message could name.
+        raise _MalformedError(f"the arguments of {name} are not an object")
+    # An id of another form could not be repeated in the result's message.
     return name, arguments, call_id if isinstance(call_id, str) and _ID.fullmatch(call_id) else None
 
 
 def _json(text: str) -> Any:
     try:
         value = json.loads(text, parse_constant=_no_constant)
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair could be put into no prompt
+        json.dumps(value, ensure_ascii=False).encode()  # fails for half a surrogate pair, which no prompt could hold
     except (ValueError, RecursionError) as error:
         raise _MalformedError(f"a call is not valid JSON: {error}") from None
     return value
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _made_id(turn: int, place: int, name: str, arguments: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""A conversation's values as a chat template is given them: plain data whose text is known to be the values'."""
+"""Converts a conversation's values for a chat template: plain data whose text is marked as the values'."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "functio
 
 
 def given(value: object, *, depth: int = 0) -> Any:
-    """``value`` rebuilt out of plain data. Strings in it, keys too, are `Traced` as given.
+    """``value`` rebuilt from plain data. Its strings, keys included, are `Traced` as given.
 
     Raises:
-        ChatTemplateError: something that is neither text, number, list nor mapping, or is nested too deeply.
+        ChatTemplateError: something that is not text, number, list or mapping, or is nested too deeply.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -43,14 +43,15 @@ def given(value: object, *, depth: int = 0) -> Any:
 
 
 def given_messages(messages: Messages, mentioned: str, joined: Collection[int]) -> list[dict[str, Any]]:
-    """The messages as a template is given them.
+    """The messages in the form that a template gets.
 
-    A role that is known to everybody, or to the template, is a word of the template's: templates make control tokens
-    out of it (``<|user|>``). Where another role makes one, nobody knows whether it should be.
+    A usual role, or one that the template names, counts as the template's text: templates make control tokens out of it
+    (``<|user|>``). If another role makes one, it is unknown whether it should.
 
     Args:
+        messages: of the conversation.
         mentioned: the words of the template's own expressions.
-        joined: which messages' parts are given as one text, by their number from 0.
+        joined: which messages' parts are joined to one text, by number from 0.
     """
     made = []
     for place, message in enumerate(messages):

@@ -1,7 +1,5 @@
-"""Weights: maps between a checkpoint's tensors and a model's parameters, the plan of a load, and its execution.
-
-Knows names, shapes and dtypes; knows no tokens and no architecture.
-"""
+"""Loads weights: maps between a checkpoint's tensors and a model's parameters, the plan of a load, and its
+execution."""
 
 import core.needs_mlx  # noqa: F401
 from core.weights.invert import checkpoint_tensors

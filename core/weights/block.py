@@ -1,8 +1,8 @@
-"""Reads the parameters of one block: what can be begun early is begun, then all of it is evaluated and looked at.
+"""Reads the parameters of one block: reading starts early where possible, then all are evaluated and checked.
 
-Memory: what the block's parameters need, and once more for those that are not simply the bytes of files. A CPU begins
-early only what does simply lie in files: a tensor, or several that are joined or stacked. It reads them where they
-belong, in memory that is the parameters' own for good.
+Memory: the block's parameters; and once more those that are computed, and not plain bytes of files. On a CPU, only
+plain bytes are read early: a tensor, or several that are joined or stacked. They are read directly into the memory that
+the parameters keep.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from core.weights.plan import Entry
 from core.weights.prefetch import Prefetch
 from core.weights.reader import Reader, open_shard
 
-_LARGE = 1 << 22  # bytes of a parameter from which on threads are worth it
+_LARGE = 1 << 22  # bytes from which a parameter is worth reading in threads
 
 
 @dataclass(slots=True, eq=False)
 class Block:
-    """What has been begun of some entries, by their place among them.
+    """The started reads of some entries, by the entries' places.
 
     Attributes:
-        blanks: memory that is to be filled, and from where.
-        nbytes: bytes of the tensors, as they are in files.
+        blanks: memory to be filled, with the place in files of its bytes.
+        nbytes: bytes of the tensors in the files.
     """
 
     entries: list[Entry]
@@ -45,11 +45,12 @@ class Block:
 
 
 class BlockReader:
-    """Reads a checkpoint's blocks; ``close`` it.
+    """Reads a checkpoint's blocks. Call ``close`` afterwards.
 
     Args:
+        checkpoint: a local one.
         check_finite: refuse NaN and infinity.
-        prefetch: let threads of MLX's read what is begun, as a GPU needs it.
+        prefetch: read in MLX's own way, in several threads, as a GPU needs it.
     """
 
     def __init__(self, checkpoint: Checkpoint, check_finite: bool, prefetch: bool = False) -> None:
@@ -65,7 +66,7 @@ class BlockReader:
         self._count = 0
 
     def begin(self, entries: list[Entry]) -> Block:
-        """Begins to read, and returns at once.
+        """Starts to read, and returns at once.
 
         Raises:
             CheckpointError: a shard cannot be read.
@@ -90,7 +91,7 @@ class BlockReader:
         return block
 
     def finish(self, block: Block) -> tuple[list[mx.array], list[float]]:
-        """The parameters, evaluated, and the errors that are made on purpose.
+        """The parameters, evaluated, and the errors of weights that the caller has accepted.
 
         Raises:
             WeightsError: NaN or infinity.
@@ -104,7 +105,7 @@ class BlockReader:
                 others = (place for place in range(len(arrays)) if place not in checked)
                 flags += [flag for at in others if (flag := _non_finite(arrays[at], block.entries[at])) is not None]
             losses = self._reader.take_losses()
-            # A read that fails in MLX may never end (``core.weights.fill``): what can be known before is asked before.
+            # A read that fails in MLX may never end (``core.weights.fill``), so check beforehand what can be checked.
             self._reader.check_unchanged()
             mx.eval(arrays, flags, losses)
             finite = all(check.result() for check in checks) and not any(flag.item() for flag in flags)
@@ -113,10 +114,10 @@ class BlockReader:
         return arrays, [cast(float, loss.item()) for loss in losses]
 
     def check_unchanged(self) -> None:
-        """Holds all shards of which something was read against what they were when their headers were.
+        """Checks that the shards read so far have not changed since their headers were read.
 
         Raises:
-            CheckpointError: one has changed, so that what was read may be anything.
+            CheckpointError: one has changed, so the data may be wrong.
         """
         self._reader.check_unchanged()
         if self._prefetch is not None:
@@ -126,21 +127,22 @@ class BlockReader:
             self._filler.check_files()
 
     def _read(self, block: Block) -> tuple[list[Future[bool]], set[int]]:
-        """Waits for what has been begun; returns whether its pieces are finite, and the places that were looked at."""
+        """Waits for the started reads. Returns whether their pieces are finite, and the places of the checked
+        entries."""
         if self._filler is None or self._filled is None:
             return [], set()
         checked: set[int] = set()
         fills: list[Future[bool]] = []
         mx.eval([memory for memory, _ in block.blanks.values()])
         for place, (memory, found) in block.blanks.items():
-            # Numbers of another dtype than the parameter's may become too large for it.
+            # Converting to another dtype may overflow, so such parameters are checked after it.
             if self._looks and is_float(found.dtype) and found.dtype == block.entries[place].dtype:
                 checked.add(place)
             fills += self._filler.fill(memory, found.runs, found.dtype if place in checked else None)
         others = (entry for place, entry in enumerate(block.entries) if place not in block.blanks)
         self._filled.begin({name: None for entry in others for name in leaves(entry.source)})
         for fill in fills:
-            fill.result()  # all there, before anything is computed of it
+            fill.result()  # all bytes are read before anything is computed from them
         return fills, checked
 
     def _array(self, block: Block, place: int) -> mx.array:
@@ -155,7 +157,7 @@ class BlockReader:
             flag = _non_finite(array, entry)
             if flag is not None and flag.item():
                 raise self._reader.not_finite(entry)
-        # What was quantized hides it.
+        # Quantization hides NaN.
         raise self._reader.not_finite(*(entry for entry in entries if outer_operation(entry.source) is not None))
 
     @contextmanager

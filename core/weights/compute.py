@@ -1,8 +1,8 @@
-"""In which dtype a load computes, and in which it keeps each parameter in memory.
+"""Chooses the dtype of activations, and the dtype in which each parameter is kept in memory.
 
-On a CPU activations are float32 wherever the CPU library or MLX is fastest so. The library widens weights as it reads
-them, so that matrices, scales and biases stay as the file has them: half the memory, and twice the speed where memory
-is what binds.
+On a CPU, activations are float32 wherever that is fastest for the CPU library or MLX. The library converts weights as
+it reads them, so matrices, scales and biases keep the dtype of the file. That takes half the memory, and twice the
+speed where memory bandwidth is the limit.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ _OF_MATRICES = ("scales", "biases")
 
 
 def compute_dtype(model: nn.Module, parameters: list[Parameter], tensors: Mapping[str, TensorInfo]) -> mx.Dtype:
-    """The dtype of activations, where the caller asks for none.
+    """The default dtype of activations.
 
-    It is that of most of the checkpoint's elements. On a CPU it is float32 with the CPU library. Without it, it is
-    float32 for what MLX computes slowly in half precision, or not at all: quantized products and experts.
+    It is the dtype of most of the checkpoint's elements. On a CPU with the CPU library it is float32. On a CPU without
+    the library, it is float32 for models with quantized products or experts, which MLX computes slowly in half
+    precision, or not at all.
     """
     if mx.default_device().type == mx.DeviceType.cpu and (
         cpu_sources()
@@ -44,9 +45,10 @@ def compute_dtype(model: nn.Module, parameters: list[Parameter], tensors: Mappin
 
 
 def memory_dtype(parameter: Parameter, storage: str, compute: mx.Dtype) -> mx.Dtype:
-    """The dtype of a float parameter in memory, where the caller asks for no dtype of activations.
+    """The default dtype of a float parameter in memory.
 
     Args:
+        parameter: the parameter.
         storage: the dtype in the file, as safetensors spells it.
         compute: the dtype of activations.
     """

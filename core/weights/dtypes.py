@@ -1,4 +1,4 @@
-"""Which dtypes of a safetensors header a parameter may have, and what MLX makes of them."""
+"""The dtypes of a safetensors header that a parameter may have, and the MLX dtypes for them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def dtype_from(given: mx.Dtype | str | None) -> mx.Dtype | None:
     """A dtype, or its name as users write it; None stays None.
 
     Raises:
-        UsageError: a name of none that parameters may have, or another thing.
+        UsageError: not a dtype that parameters may have, nor the name of one.
     """
     if given is None or isinstance(given, mx.Dtype):
         return given
     names = {spelling(dtype): dtype for dtype in FLOATS.values()}
     if not isinstance(given, str) or given not in names:
-        raise UsageError("dtype is none that a model may have", expected=" or ".join(names), found=repr(given))
+        raise UsageError("this is not a dtype that a model may have", expected=" or ".join(names), found=repr(given))
     return names[given]
 
 

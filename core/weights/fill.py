@@ -1,12 +1,12 @@
-"""Reads pieces of files into arrays that exist, several at a time, and looks for NaN while they are in the cache.
+"""Reads pieces of files into existing arrays, in several threads, and checks for NaN while the bytes are in the cache.
 
-For a CPU, where new memory costs more than the copy into it: parts that are read apart and then joined take it twice.
+It is for CPUs, where new memory costs more than the copy into it: joining parts after reading would need it twice.
 
-Nobody can wait for these threads with Python's lock held, so nothing here can hang: the memory is MLX's own and
-evaluated before a byte is written, and no thread of MLX runs Python. (A file-like object given to ``mx.load`` would do
-without the evaluation, but is read, and freed, by threads that MLX shares among all loads and that need the lock. A
-path given to ``mx.load`` takes 7 % less time; but where such a read fails, as when the file has become shorter, MLX
-0.32.4 can lose the signal that the evaluation waits for, and then that evaluation, or a later one, never ends.)
+No thread that Python waits for while it holds its lock needs that lock, so nothing here can deadlock. The memory is
+MLX's own and is evaluated before a byte is written, and no thread of MLX runs Python. (A file-like object given to
+``mx.load`` would need no evaluation. But threads that MLX shares among all loads read and free it, and they need the
+lock. A path given to ``mx.load`` takes 7 % less time. But where such a read fails, as when the file has become shorter,
+MLX 0.32.4 can lose the signal that the evaluation waits for, and then that evaluation, or a later one, never ends.)
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ from core.device import backend
 from core.weights.finite import bytes_are_finite
 from core.weights.joint import Run
 
-_PIECE = 1 << 22  # bytes that a thread reads and then looks at: they fit into the last cache
+_PIECE = 1 << 22  # bytes that a thread reads and then checks: they fit into the last-level cache
 _THREADS = 4
 _own = threading.local()
 
 
 def can_fill() -> bool:
-    """Whether it is worth it here: a GPU joins in no time, and its memory is not to be written to from outside."""
+    """Whether filling is useful on this device. A GPU joins quickly, and its memory must not be written from
+    outside."""
     return backend() == "cpu" and hasattr(os, "preadv")
 
 
 def can_check() -> bool:
-    """Whether the threads can look for NaN, too."""
+    """Whether the threads can also check for NaN."""
     return importlib.util.find_spec("numpy") is not None
 
 
 def streams() -> tuple[mx.Stream, mx.Stream]:
-    """Two streams of this thread for ``blank``: new memory takes a processor's time, and a stream is one thread.
+    """Two streams of this thread for ``blank``: writing new memory takes processor time, and a stream is one thread.
 
-    MLX frees no stream, so each thread makes its second one once.
+    MLX frees no stream, so each thread makes its second one only once.
     """
     if not hasattr(_own, "second"):
         _own.second = mx.new_stream(mx.Device(mx.DeviceType.cpu))
@@ -52,19 +53,19 @@ def streams() -> tuple[mx.Stream, mx.Stream]:
 
 
 def blank(nbytes: int, stream: mx.Stream | None = None) -> mx.array:
-    """Memory of its own, which is to be evaluated and then filled: a flat array of integers."""
-    # Wide integers take less time to write. Contiguous is what makes it memory, and not one number repeated.
+    """New memory, to be evaluated and then filled: a flat array of integers."""
+    # Wide integers take less time to write. ``contiguous`` makes it real memory, not one repeated number.
     dtype = mx.uint32 if nbytes % 4 == 0 else mx.uint8
     return mx.contiguous(mx.zeros((nbytes // dtype.size,), dtype, stream=stream), stream=stream)
 
 
 class Filler:
-    """Threads that fill arrays with what is in files.
+    """Threads that fill arrays with bytes of files.
 
     Args:
-        path: the local file of a shard.
-        check: told a shard and the descriptor by which it was opened, or None where it could not be; raises where it is
-            not the file that was meant.
+        path: returns the local file of a shard.
+        check: called with a shard and the descriptor of the opened file (None if it could not be opened). Raises if the
+            file is not the one whose header was read.
     """
 
     def __init__(
@@ -76,23 +77,23 @@ class Filler:
         self._pool = ThreadPoolExecutor(_THREADS)
 
     def prepare_checks(self) -> None:
-        """Imports what looks for NaN while there is nothing to look at yet."""
+        """Imports the NaN check early, before there is data to check."""
         self._pool.submit(importlib.import_module, "numpy")
 
     def fill(self, array: mx.array, runs: Iterable[Run], dtype: mx.Dtype | None) -> list[Future[bool]]:
-        """Begins to fill an array.
+        """Starts to fill an array.
 
         Args:
-            array: ``blank``, evaluated, and nobody else's until the results are there.
-            runs: where its bytes are.
-            dtype: of the floats that they are, where they are to be finite; None where nobody looks.
+            array: ``blank``, evaluated, and not used elsewhere until the results are there.
+            runs: where its bytes are in files.
+            dtype: the dtype of the numbers, if they must be finite; None without a check.
 
         Returns:
-            Whether all numbers of a piece are finite, for each piece. A result may raise ``OSError``.
+            For each piece, whether all of its numbers are finite. A result may raise ``OSError``.
 
         Raises:
             OSError: a shard cannot be opened.
-            CheckpointError: whatever ``check`` raises.
+            CheckpointError: from ``check``.
         """
         if not array.size:
             return []
@@ -128,12 +129,12 @@ class Filler:
         return self._files[shard]
 
     def check_files(self) -> None:
-        """Asks ``check`` again of everything that is open."""
+        """Calls ``check`` again for every open file."""
         for shard, file in self._files.items():
             self._check(shard, file)
 
     def close(self) -> None:
-        """Ends the threads, and drops what has not begun."""
+        """Ends the threads, and drops reads that have not begun."""
         self._pool.shutdown(cancel_futures=True)
         while self._files:
             os.close(self._files.popitem()[1])

@@ -1,4 +1,4 @@
-"""Tensors that a CPU's threads read, each into memory of its own."""
+"""``FilledTensors``: reads tensors into memory of their own, with the threads of a ``Filler``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _SMALL = 1 << 18  # bytes that are read sooner than another thread begins
 
 
 class FilledTensors:
-    """Reads what is announced by ``begin``, and hands each tensor out once.
+    """Reads the tensors given to ``begin``, and returns each once.
 
     Args:
         filler: its threads read.
-        tensors: what a checkpoint holds, by name.
+        tensors: the checkpoint's tensors, by name.
     """
 
     def __init__(self, filler: Filler, tensors: Mapping[str, TensorInfo]) -> None:
@@ -29,7 +29,7 @@ class FilledTensors:
         self._begun: dict[str, tuple[mx.array, Extent, list[Future[bool]]]] = {}
 
     def begin(self, names: Iterable[str]) -> None:
-        """Begins to read tensors; those of a dtype that is not simply copied are left out.
+        """Starts to read tensors. Those whose dtype needs a conversion are left out.
 
         Raises:
             OSError: a shard cannot be opened.
@@ -45,10 +45,10 @@ class FilledTensors:
                 self._begun[name] = self._filler.read(small.runs[0]), small, []
 
     def take(self, name: str) -> mx.array | None:
-        """A tensor, evaluated, handed out once; None for one that was not begun.
+        """A tensor, evaluated; each is returned once. None for one that was not begun.
 
         Raises:
-            OSError: what the thread met.
+            OSError: reading failed.
         """
         if name not in self._begun:
             return None

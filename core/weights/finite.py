@@ -1,4 +1,4 @@
-"""Tells whether an array holds NaN or infinity, at the cost of reading it twice."""
+"""Checks whether an array holds NaN or infinity, by two integer maxima over its bits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _BITS = {
     mx.bfloat16: (mx.int16, mx.uint16, 0x7F80),
 }
 
-# Floats of 8 bits, which MLX holds as integers: E4M3 has a sign and NaN where others have infinity, E8M0 has one NaN.
+# Floats of 8 bits, which MLX holds as integers: E4M3 has a sign, and NaN where other formats have infinity; E8M0 has
+# one NaN.
 _E4M3, _E8M0 = 0x7F, 0xFF
 _EIGHT_BITS: Mapping[tuple[str | None, str], int] = {
     ("mxfp4", "scales"): _E8M0,
@@ -22,20 +23,20 @@ _EIGHT_BITS: Mapping[tuple[str | None, str], int] = {
     ("mxfp8", "weight"): _E4M3,
     ("nvfp4", "scales"): _E4M3,
 }
-"""Mode of quantization and role of a tensor → the NaN of the numbers that it packs."""
+"""Mode of quantization and role of a tensor → the bits of NaN in that tensor."""
 
 
 def is_float(dtype: mx.Dtype) -> bool:
-    """Whether it is a dtype that ``has_non_finite`` knows."""
+    """Whether ``has_non_finite`` supports the dtype."""
     return dtype in _BITS
 
 
 def has_non_finite(array: mx.array) -> mx.array:
     """A boolean scalar, unevaluated.
 
-    Infinity and NaN are the largest bit patterns of their sign: as signed integers those without a sign exceed every
-    finite number, as unsigned ones those with a sign do. Two integer maxima are exact, cannot overflow, and take less
-    than a third of a sum's time on a CPU: 0.2 s for a gigabyte.
+    Infinity and NaN are the largest bit patterns of their sign. Read as signed integers, the positive ones exceed every
+    finite number; read as unsigned integers, the negative ones do. Two integer maxima are exact, cannot overflow, and
+    take less than a third of a sum's time on a CPU: 0.2 s for a gigabyte.
     """
     signed, unsigned, infinity = _BITS[array.dtype]
     sign = 1 << (8 * array.dtype.size - 1)
@@ -45,9 +46,10 @@ def has_non_finite(array: mx.array) -> mx.array:
 
 
 def may_be_non_finite(dtype: mx.Dtype, mode: str | None = None, role: str = "weight") -> bool:
-    """Whether an array can hold NaN or infinity.
+    """Whether an array of this dtype can hold NaN or infinity.
 
     Args:
+        dtype: of the array.
         mode: of quantization, for a tensor of a quantized matrix.
         role: which of the matrix's tensors it is: ``weight``, ``scales`` or ``biases``.
     """
@@ -55,7 +57,7 @@ def may_be_non_finite(dtype: mx.Dtype, mode: str | None = None, role: str = "wei
 
 
 def is_non_finite(array: mx.array, mode: str | None = None, role: str = "weight") -> mx.array:
-    """A boolean scalar, unevaluated, for an array that ``may_be_non_finite``; arguments as there."""
+    """A boolean scalar, unevaluated, for an array that ``may_be_non_finite``. The other arguments are the same."""
     if is_float(array.dtype):
         return has_non_finite(array)
     numbers = array.view(mx.uint8)
@@ -65,7 +67,7 @@ def is_non_finite(array: mx.array, mode: str | None = None, role: str = "weight"
 
 
 def count_non_finite(array: mx.array, mode: str | None = None, role: str = "weight") -> tuple[int, int]:
-    """How many numbers are not finite, and how many there are; arguments as for ``is_non_finite``."""
+    """How many numbers are not finite, and how many there are. Arguments as for ``is_non_finite``."""
     if (mode, role) in _EIGHT_BITS and not is_float(array.dtype):
         numbers = array.view(mx.uint8)
         nan = _EIGHT_BITS[mode, role]
@@ -77,10 +79,11 @@ def count_non_finite(array: mx.array, mode: str | None = None, role: str = "weig
 
 
 def bytes_are_finite(memory: memoryview, dtype: mx.Dtype) -> bool:
-    """The same for the bytes of numbers of ``dtype``, answered at once and the other way round.
+    """Whether all numbers of ``dtype`` in these bytes are finite; computed at once, with NumPy, which must be
+    installed.
 
-    For threads: NumPy, which must be installed, lets others run meanwhile, needs no stream of MLX, and reads what is in
-    the processor's cache at 20 GB/s or more.
+    For threads: NumPy releases Python's lock, needs no stream of MLX, and reads data in the processor's cache at 20
+    GB/s or more.
     """
     import numpy as np  # 0.1 s, and not a dependency of core
 

@@ -1,7 +1,8 @@
-"""Fits the skeleton to the checkpoint: quantizes the modules whose tensors are quantized, or are to be, and splits
-fused projections whose parts differ.
+"""Fits the skeleton to the checkpoint: quantizes modules, and splits fused projections whose parts are stored
+differently.
 
-Works on headers and an unevaluated model; reads no weight.
+A module is quantized if its tensors are, or if the caller asks for it. Only headers and an unevaluated model are used;
+no weight is read.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Parameter:
         path: in the model.
         source: an operation on whole tensor names.
         array: the unevaluated parameter, for its shape.
-        rows: output rows of each part of the source's concatenation; None where it has none, or they are unknown.
+        rows: output rows of each part of the source's concatenation; None if there is none, or they are unknown.
         settings: how the matrix is quantized; None for a full-precision one.
         role: the tensor's part in its module (``weight``, ``scales``, …).
     """
@@ -50,14 +51,14 @@ class Parameter:
 
 
 class Fitter:
-    """Turns the rows of an expanded map into parameters, changing the skeleton where the checkpoint asks for it.
+    """Turns the rows of an expanded map into parameters, and changes the skeleton where needed.
 
     Args:
         model: the skeleton, built with unquantized and fully fused modules.
         tensors: headers.
         quantization: the config's block, or None.
         where: how an error names a shard.
-        treatment: what is to be quantized or dequantized.
+        treatment: which matrices to quantize or dequantize.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Fitter:
 
         Raises:
             PluginError: the row's target is not in the model.
-            QuantizationError: tensors and config contradict each other, or parts that must agree do not.
+            QuantizationError: tensors and config contradict each other, or parts of one matrix are stored differently.
         """
         target = find(self._model, row.target)
         if isinstance(target, mx.array):
@@ -95,7 +96,7 @@ class Fitter:
         return self._fit_module(row.target, row.source, None, kind)
 
     def notes(self) -> tuple[str, ...]:
-        """What became of the caller's wish to quantize or dequantize, one sentence each."""
+        """How the caller's request to quantize or dequantize was carried out, one sentence each."""
         found = self._chooser.notes()
         if self._treatment.dequantize and not self._quantized:
             found += ("nothing to dequantize: the weights are in full precision",)
@@ -104,7 +105,7 @@ class Fitter:
     def _fit_fused(self, row: Row, target: FusedLinear) -> list[Parameter]:
         names = list(target.parts)
         whole = target.linears[0]
-        if is_fused(row.source):  # the plan checks its rows
+        if is_fused(row.source):  # the plan checks its number of rows
             kind = self._kind(row.target, row.source, whole) or _ABSENT
             return self._fit_module(f"{row.target}.linears.0", row.source, None, kind)
         if joined_parts(row.source) != len(names):
@@ -114,7 +115,7 @@ class Fitter:
                 found=joined_parts(row.source) or "no Concat",
             )
         kinds = [self._kind(f"{row.target}.{name}", select(row.source, (i,)), whole) for i, name in enumerate(names)]
-        # A part that is missing altogether goes with the others, so that the plan names it where it belongs.
+        # A part that is missing entirely stays with the others, so that the plan reports it under its parameter.
         usual = next(filter(None, kinds), _ABSENT)
         groups: dict[Kind, list[int]] = {}
         for index, found in enumerate(kinds):
@@ -138,7 +139,7 @@ class Fitter:
         ]
 
     def _source(self, source: Node, role: str, kind: Kind) -> Node:
-        """Where one tensor of a module comes from."""
+        """The source of one tensor of a module."""
         settings = kind.settings
         if settings is None and role == "weight":
             return each_leaf(source, self._stored.floats)
@@ -149,7 +150,7 @@ class Fitter:
         return each_leaf(source, lambda leaf: self._stored.quantized(leaf, settings, role))
 
     def _kind(self, path: str, source: Node, module: nn.Module) -> Kind | None:
-        """The kind that all leaves of ``source`` share, as far as they are there; None where none is."""
+        """The kind that all present leaves of ``source`` share; None if none is present."""
         found = {
             leaf: self._stored.kind(leaf, dequantized=self._treatment.dequantize)
             for leaf in iter_leaves(source)
@@ -197,11 +198,11 @@ class Fitter:
 
 
 def _check_wide_scales(module: nn.Module, path: str) -> None:
-    """Scales of another float type than the activations are what ``core.nn``'s layers take, and no others."""
+    """Refuses scales of another float dtype than the activations, unless the layer is one of ``core.nn``'s."""
     if not isinstance(module, QuantizedLinear | QuantizedExpertLinear):
         raise QuantizationError(
             f"{path!r} ({type(module).__name__}) is quantized by another tool, which is supported for projections only",
-            hint="dequantize=True (--dequantize) makes floats of all quantized weights.",
+            hint="dequantize=True (--dequantize) turns all quantized weights into floats.",
         )
 
 

@@ -1,11 +1,11 @@
-"""GPTQ's and AWQ's packed matrices as MLX's affine ones: the same integers, packed MLX's way.
+"""Converts GPTQ's and AWQ's packed matrices to MLX's affine form: the same integers in MLX's packing.
 
-Both stand for ``scale * (integer - zero)``, which is MLX's ``scale * integer + bias`` with ``bias = -scale * zero``.
-Formats: AutoGPTQ's ``QuantLinear`` (as transformers reads it) and AutoAWQ's ``WQLinear_GEMM``. Knows tensors, no files.
+Both formats mean ``scale * (integer - zero)``, which is MLX's ``scale * integer + bias`` with ``bias = -scale * zero``.
+Formats: AutoGPTQ's ``QuantLinear`` (as transformers reads it) and AutoAWQ's ``WQLinear_GEMM``.
 
-The product of a float16 scale and a zero point is a float16 number for about half of all pairs only, but a float32
-number for all: biases stay in float32, so that dequantization is exact, unless the caller wants the smaller ones.
-Scales do as well, because MLX would widen them for every product.
+The product of a float16 scale and a zero point is exact in float16 for about half of all pairs, but in float32 for all.
+So biases stay in float32, and dequantization is exact, unless the caller asks for the smaller ones. Scales stay in
+float32 too, because MLX would convert them for every product.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from core.weights.packing import NO_ACT_ORDER, Packing
 from core.weights.quantization import Quantization
 
 _WORDS = ("I32", "U32")
-_SCALES = ("F16", "BF16")  # times a zero point, these are float32 numbers; a float32 scale's product might not be
-# AutoAWQ packs eight columns into a word in the order 0, 2, 4, 6, 1, 3, 5, 7: where each column's four bits lie.
+_SCALES = ("F16", "BF16")  # times a zero point, these are exact in float32; a float32 scale's product might not be
+# AutoAWQ packs eight columns into a word in the order 0, 2, 4, 6, 1, 3, 5, 7; these are the shifts of each column's
+# bits.
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
@@ -65,7 +66,7 @@ class Imported(Operation):
     def inputs(self, shape: tuple[int, ...]) -> list[tuple[tuple[int, ...] | None, tuple[str, ...]]]:
         rows, columns = shape[-2], unpacked(shape[-1], self.settings, self.role)
         groups, bits = columns // self.settings.group_size, self.settings.bits
-        by_columns = self.packing.method == "gptq"  # a word holds features of the input, else of the output
+        by_columns = self.packing.method == "gptq"  # a word holds input features; else it holds output features
         weight = (columns * bits // 32, rows) if by_columns else (columns, rows * bits // 32)
         needs: list[tuple[tuple[int, ...] | None, tuple[str, ...]]] = [
             (weight, _WORDS),
@@ -88,20 +89,20 @@ class Imported(Operation):
         return {"weight": self._weight(qweight), "scales": exact, "biases": biases}
 
     def loss(self, *arrays: mx.array) -> mx.array | None:
-        """The largest difference of a weight from what the file stands for; None where there is none."""
+        """The largest difference between a weight and its exact value by the file; None if all are exact."""
         if not self.approximate:
             return None
         _, qzeros, scales, *_ = arrays
         exact = scales.T.astype(mx.float32)
         biases = -exact * self._zeros(qzeros).T.astype(mx.float32)
-        # Scales of bfloat16 may round as well; the largest integer multiplies that.
+        # bfloat16 scales may be rounded too; that error is multiplied by the largest integer.
         off = mx.abs(exact.astype(mx.float16).astype(mx.float32) - exact) * (2**self.settings.bits - 1)
         return mx.max(mx.abs(biases.astype(mx.float16).astype(mx.float32) - biases) + off)
 
     def _weight(self, qweight: mx.array) -> mx.array:
         """Words ``[out, in * bits / 32]``, the first input feature in the lowest bits."""
         if self.packing.method == "gptq":
-            # [in * bits / 32, out], and a word holds the same consecutive features in the same order.
+            # [in * bits / 32, out]: a word holds the same consecutive features in the same order as MLX's.
             return mx.contiguous(qweight.T).view(mx.uint32)
         columns = mx.contiguous(_awq_columns(qweight).T)  # [out, in]
         pairs = columns[:, 0::2] | (columns[:, 1::2] << 4)
@@ -122,7 +123,7 @@ class Imported(Operation):
         if self.packing.offset and mx.any(zeros >= 1 << bits).item():
             raise QuantizationError(
                 f"tensor '{self.path}.qzeros' holds a zero point of {1 << bits}, which {bits} bits cannot have",
-                hint="The tool that wrote it stored 0 less one, and readers disagree on what that means; write the "
+                hint="The tool that wrote it stored 0 minus 1, which readers interpret differently; write the "
                 "checkpoint as gptq_v2.",
             )
         return zeros
@@ -139,7 +140,7 @@ class Imported(Operation):
 
 
 def _awq_columns(words: mx.array) -> mx.array:
-    """Four-bit integers ``[rows, 8 * words]`` as bytes, in the columns' own order."""
+    """Four-bit integers ``[rows, 8 * words]`` as bytes, in the order of the columns."""
     pairs = words.view(mx.uint8)
     nibbles = mx.stack([pairs & 15, pairs >> 4], axis=-1).reshape(*words.shape, 8)
     return nibbles[..., mx.array(_AWQ_PLACES)].reshape(words.shape[0], -1)

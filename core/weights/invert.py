@@ -1,4 +1,4 @@
-"""Weight maps, backwards: a model's parameters as the tensors of a checkpoint."""
+"""Runs weight maps backwards: turns a model's parameters into the tensors of a checkpoint."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ def inverses(model: nn.Module, weight_map: WeightMap) -> dict[str, Inverse]:
 
 
 def checkpoint_tensors(model: nn.Module, weight_map: WeightMap) -> dict[str, mx.array]:
-    """The tensors that a load of ``model`` by ``weight_map`` would read, unevaluated, in the map's order.
+    """The tensors from which a load by ``weight_map`` would give ``model``, unevaluated, in the map's order.
 
     Raises:
-        PluginError: the map does not fit the model, or joins parts into a module that does not know their sizes.
+        PluginError: the map does not fit the model, or joins parts into a module that does not store their sizes.
     """
     return {
         name: tensor
@@ -94,7 +94,7 @@ def checkpoint_tensors(model: nn.Module, weight_map: WeightMap) -> dict[str, mx.
 
 
 def _pieces(model: nn.Module, target: str, source: Node) -> Iterator[tuple[str, Node, tuple[int, ...] | None]]:
-    """A row's modules with their sources; a fused projection has one for each of its groups."""
+    """A row's modules with their sources; a fused projection has one module for each of its groups."""
     module = find(model, target)
     if not isinstance(module, FusedLinear):
         yield target, source, None

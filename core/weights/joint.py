@@ -1,4 +1,4 @@
-"""Where the bytes of an array lie in files: one tensor's, or those of several that are joined or stacked."""
+"""Locates the bytes of an array in files: those of one tensor, or of several that are joined or stacked."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """An array as the runs of bytes that make it up, in order."""
+    """The runs of bytes that make up an array, in order."""
 
     dtype: mx.Dtype
     shape: tuple[int, ...]
@@ -45,15 +45,17 @@ class Extent:
         return sum(run.stop - run.start for run in self.runs)
 
     def view(self, memory: mx.array) -> mx.array:
-        """The array, of flat memory that holds its bytes."""
+        """The array, as a view of flat memory that holds its bytes."""
         return memory.view(self.dtype).reshape(self.shape)
 
 
 def extent(node: Node, axis: int, tensors: Mapping[str, TensorInfo]) -> Extent | None:
-    """Where the bytes of an array are; None where they are not simply in files, or not of one dtype.
+    """Where the bytes of an array are; None if they need a computation, or have different dtypes.
 
     Args:
-        axis: of what is joined, counted from the last.
+        node: the source of the array.
+        axis: along which parts are joined, counted from the last.
+        tensors: headers.
     """
     if isinstance(node, Leaf):
         info = tensors[node.name]

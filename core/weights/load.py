@@ -1,7 +1,7 @@
 """Executes a plan: reads tensors, applies the map's operations, and puts the results into the model, block by block.
 
-Memory: at no moment more than the parameters loaded so far and one block's tensors twice: as the file has them, and as
-the model does. (AWQ's, whose integers are put into another order, four times.) On CUDA threads read ahead of it
+Memory: at most the parameters loaded so far, and one block's tensors twice: as in the file, and as in the model. (AWQ's
+take four times, as their integers are reordered.) On CUDA, threads read further blocks ahead
 (``core.weights.prefetch``).
 """
 
@@ -25,7 +25,7 @@ from core.weights.reader import Reader
 from core.weights.tree import replace
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes loaded so far and in all."""
+"""Called with the number of bytes loaded so far, and the total."""
 
 
 def execute(
@@ -39,14 +39,16 @@ def execute(
 ) -> float | None:
     """Loads a model's parameters.
 
-    Returns:
-        The largest error of a weight, where the plan approximates some; None where it does not, or for a lazy load.
-
     Args:
-        plan: made for this very model and checkpoint, and ``ok``.
-        lazy: leave the reading to the first use; nothing is checked then, not even that the files are the same still.
+        plan: made for this model and checkpoint, and ``ok``.
+        model: the skeleton.
+        checkpoint: a local one.
+        lazy: read each parameter at its first use. Nothing is checked then, not even whether the files have changed.
         check_finite: refuse NaN and infinity, which costs about 0.1 s for a gigabyte of floats on a CPU.
-        progress: told after each block.
+        progress: called after each block.
+
+    Returns:
+        The largest error of a weight, if the plan approximates some; else None. Always None for a lazy load.
 
     Raises:
         WeightsError: a tensor holds NaN or infinity.
@@ -79,8 +81,8 @@ def execute_blocks(
 
     The largest errors of weights that the plan approximates are appended to ``losses``.
 
-    Who takes a block's arrays out of the model again before asking for the next holds one block at a time, and so many
-    more as are begun ``ahead``.
+    If the caller removes a block's arrays from the model before asking for the next, memory holds one block at a time,
+    and those that are read ``ahead``.
     """
     plan.check()
     done, total = 0, plan.bytes
@@ -100,7 +102,7 @@ def execute_blocks(
                 entries = block.entries
                 arrays, lost = reader.finish(block)
             except CoreError:
-                reader.check_unchanged()  # which would be the cause
+                reader.check_unchanged()  # if a file has changed, report that, as it is the cause
                 raise
             del block
             for entry, array in zip(entries, arrays, strict=True):
@@ -125,7 +127,7 @@ def _put_lazily(plan: Plan, model: nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def _blocks(entries: tuple[Entry, ...]) -> Iterator[list[Entry]]:
-    """Entries of one block after those of another; what is in no list of blocks comes module by module."""
+    """Groups entries by block; entries outside of all lists of blocks are grouped by module."""
 
     def block(entry: Entry) -> str:
         path = entry.parameter.split(".")

@@ -1,7 +1,8 @@
-"""Where a parameter comes from, as a tree: tensors of the checkpoint at its leaves, and what is done with them above.
+"""The source of a parameter as a tree: its leaves are tensors of the checkpoint, its inner nodes are operations on
+them.
 
-An expanded map has one for each target, of the paths of modules; a plan has one for each parameter, of the names of
-tensors. Knows names; what an operation computes is its own business.
+An expanded map has one tree for each target, whose leaves are paths of modules. A plan has one for each parameter,
+whose leaves are names of tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Leaf:
     """One path in the checkpoint.
 
     Attributes:
-        whole: it is a tensor's whole name, with no suffix to come.
+        whole: the path is a tensor's whole name, without a further suffix.
         fused: it holds all parts of a fused projection.
     """
 
@@ -45,26 +46,26 @@ class Stacked:
 
 @dataclass(frozen=True, slots=True)
 class Permuted:
-    """Output rows of each head in the order of its halves; in the checkpoint they are in the order of its pairs."""
+    """Output rows of each head, reordered from rotary pairs (in the checkpoint) to the head's two halves."""
 
     part: Node
     heads: int
 
     @property
     def parts(self) -> tuple[Node]:
-        """What it is made of, like any other node's."""
+        """The one node below, as a tuple like that of every other node."""
         return (self.part,)
 
 
 class Operation(ABC):
-    """One tensor of a module, computed from others: a node that a plan puts where a map has a leaf.
+    """One tensor of a module, computed from others: a node of a plan in the place of a map's leaf.
 
-    Maps have none; ``core/weights/operations.py`` and ``core/weights/imported.py`` have those that there are.
+    Maps have no operations. They are defined in ``core/weights/operations.py`` and ``core/weights/imported.py``.
 
     Attributes:
         label: one word for it.
         role: which of the module's tensors this is (``weight``, ``scales``, ``biases``).
-        finite: the sources themselves must be finite, because the results would hide it if they were not.
+        finite: check the sources for NaN and infinity, because the results would hide them.
     """
 
     role: str
@@ -77,32 +78,33 @@ class Operation(ABC):
     @property
     @abstractmethod
     def parts(self) -> tuple[Node, ...]:
-        """What it reads."""
+        """The nodes that it reads."""
 
     @property
     @abstractmethod
     def key(self) -> Hashable:
-        """Equal for the roles of one computation, so that it is done once."""
+        """Equal for the roles of one computation, so that it is computed once."""
 
     @property
     def kept(self) -> mx.Dtype | None:
-        """The dtype in which floats stay whatever the compute dtype, because that one would round them."""
+        """The dtype in which floats stay whatever the compute dtype is, because that one would round them."""
         return None
 
     @abstractmethod
     def inputs(self, shape: tuple[int, ...]) -> list[tuple[tuple[int, ...] | None, tuple[str, ...]]]:
-        """What each part must be for the result to have ``shape``: its shape (None: open), the dtypes it may have."""
+        """What each part must be for the result to have ``shape``: its shape (None: any), and the dtypes it may
+        have."""
 
     @abstractmethod
     def storage(self, found: str) -> str:
-        """The result's dtype in a file of MLX's own format, where the first part has ``found``."""
+        """The result's dtype in a file of MLX's own format, where the first part has dtype ``found``."""
 
     @abstractmethod
     def compute(self, *arrays: mx.array) -> dict[str, mx.array]:
-        """Every role's tensor, from the parts."""
+        """The tensors of all roles, computed from the parts."""
 
     def loss(self, *arrays: mx.array) -> mx.array | None:
-        """The largest error of a weight that the caller has accepted and wants to know; None without one."""
+        """The largest error of a weight that the caller has accepted; None if there is no error."""
         return None
 
 
@@ -128,7 +130,7 @@ def iter_leaves(node: Node) -> Iterator[Leaf]:
         yield node
         return
     found = (leaf for part in node.parts for leaf in iter_leaves(part))
-    # What an operation reads of one computation's several results, that computation reads once.
+    # Roles of one computation share their sources, which are counted once.
     yield from dict.fromkeys(found) if isinstance(node, Operation) else found
 
 
@@ -149,17 +151,17 @@ def tensor_name(leaf: Leaf, role: str) -> str:
 
 
 def with_suffix(node: Node, role: str) -> Node:
-    """The same arrangement of the tensors that are ``role`` of each path."""
+    """The same tree, with each path replaced by the name of its ``role`` tensor."""
     return each_leaf(node, lambda leaf: Leaf(tensor_name(leaf, role)))
 
 
 def each_leaf(node: Node, make: Callable[[Leaf], Node]) -> Node:
-    """The same arrangement of what ``make`` says of each path."""
+    """The same tree, with each leaf replaced by ``make(leaf)``."""
     if isinstance(node, Leaf):
         return make(node)
     if isinstance(node, Permuted):
         return replace(node, part=each_leaf(node.part, make))
-    assert not isinstance(node, Operation)  # those stand where maps have their leaves
+    assert not isinstance(node, Operation)  # operations take the place of a map's leaves
     return replace(node, parts=tuple(each_leaf(part, make) for part in node.parts))
 
 
@@ -176,7 +178,7 @@ def is_fused(node: Node) -> bool:
 
 
 def select(node: Node, indices: tuple[int, ...]) -> Node:
-    """The node with only these parts of its concatenation; a single part needs no concatenation."""
+    """The node with only these parts of its concatenation. A single part needs no concatenation."""
     if isinstance(node, Stacked):
         return Stacked(tuple(select(part, indices) for part in node.parts))
     assert isinstance(node, Joined)

@@ -1,7 +1,4 @@
-"""Quantizing and dequantizing, as operations of a plan: what they read, what shape it has, what comes of it.
-
-Knows MLX's own formats, and no files; the packing of other tools is in ``imported``.
-"""
+"""Quantizing and dequantizing as operations of a plan: their inputs, shapes and results, in MLX's own formats."""
 
 from __future__ import annotations
 
@@ -19,14 +16,14 @@ from core.weights.quantization import Quantization
 class Quantized(Operation):
     """One tensor of a float matrix's quantized form.
 
-    The matrix is quantized in the dtype that the file has it in: of bfloat16 weights MLX's own converter writes
-    bfloat16 scales, and these are the same to the bit.
+    The matrix is quantized in the dtype of the file. For bfloat16 weights, MLX's own converter writes bfloat16 scales;
+    these are equal to them bit by bit.
     """
 
     source: Node
     settings: Quantization
     role: str
-    finite: bool = True  # NaN in a group disappears in its scale
+    finite: bool = True  # NaN in a group is lost in its scale
 
     @property
     def label(self) -> str:
@@ -57,8 +54,8 @@ class Quantized(Operation):
 def quantized(source: Node, settings: Quantization, role: str) -> Node:
     """A tensor of the quantized form of ``source``, part by part.
 
-    Rows commute with quantization along the input axis, so parts that are joined or stacked are quantized before they
-    are: never more than one of them is there in full precision twice. Any other operation comes first.
+    Quantization groups lie along the input axis, so rows can be joined after it. Parts that are joined or stacked are
+    therefore quantized first: at most one of them is held twice in full precision. Any other operation comes first.
     """
     if isinstance(source, Joined | Stacked):
         return replace(source, parts=tuple(quantized(part, settings, role) for part in source.parts))
@@ -67,7 +64,7 @@ def quantized(source: Node, settings: Quantization, role: str) -> Node:
 
 @dataclass(frozen=True, slots=True)
 class Dequantized(Operation):
-    """The float matrix that a quantized one stands for.
+    """The float matrix of a quantized one.
 
     Attributes:
         parts: its weight, scales and, where the mode has them, biases.
@@ -110,5 +107,5 @@ class Dequantized(Operation):
 
 
 def unpacked(columns: int, settings: Quantization, role: str) -> int:
-    """Input features of a matrix, of which one tensor of the quantized form has so many columns."""
+    """Input features of a matrix whose quantized tensor of this role has ``columns`` columns."""
     return columns * 32 // settings.bits if role == "weight" else columns * settings.group_size

@@ -1,6 +1,6 @@
-"""Which tool has packed a checkpoint's integers, and which of its variants: GPTQ's and AWQ's blocks in a config.
+"""Reads from a config which tool has packed a checkpoint's integers, GPTQ or AWQ, and in which variant.
 
-Knows their keys in ``quantization_config``; what the tensors hold is known to ``imported``.
+The keys are those of ``quantization_config``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Packing:
 
     Attributes:
         method: the tool's name in ``quant_method``.
-        offset: what is added to a stored zero point; AutoGPTQ's first format stores them less one.
+        offset: to add to a stored zero point; AutoGPTQ's first format stores zero points minus one.
     """
 
     method: Literal["gptq", "awq"]
@@ -28,7 +28,7 @@ class Packing:
 
 
 def packing_of(block: Mapping[str, Any], key: str) -> Packing:
-    """How a config's block says that the integers are packed.
+    """The packing that a config's block states.
 
     Raises:
         QuantizationError: a method or variant that is not supported, and why.

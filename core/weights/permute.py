@@ -1,7 +1,7 @@
-"""The order of a rotary projection's rows: pairs side by side, or the two halves of each head.
+"""Reorders the rows of a rotary projection: from interleaved pairs to the two halves of each head, and back.
 
-Knows arrays; knows no names. Interleaved rows of a head are x0 y0 x1 y1 …, halved ones x0 x1 … y0 y1 …, where (x, y) is
-the pair that one frequency rotates. Reference: ``permute`` in transformers' conversion of Mistral's own files.
+Interleaved rows of a head are x0 y0 x1 y1 …, halved ones x0 x1 … y0 y1 …, where (x, y) is the pair that one frequency
+rotates. Reference: ``permute`` in transformers' conversion of Mistral's own files.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import mlx.core as mx
 
 
 def to_halves(array: mx.array, heads: int, axis: int) -> mx.array:
-    """Rows of each head along ``axis`` from interleaved pairs to halves; ``axis`` is negative, other axes are kept."""
+    """Reorders the rows of each head along ``axis`` (negative) from interleaved pairs to halves. Other axes are
+    kept."""
     return _swap(array, heads, axis, pairs_last=True)
 
 

@@ -1,7 +1,7 @@
-"""The plan of a load: for each parameter, which tensors fill it and how, and what does not fit.
+"""The plan of a load: which tensors fill each parameter, and how; and everything that does not fit.
 
-A plan that is ``ok`` can be executed without any further surprise of names, shapes or dtypes; ``corelm inspect`` prints
-the very plan that a load executes.
+After a plan that is ``ok``, no name, shape or dtype can be wrong while it is executed. ``corelm inspect`` prints the
+same plan that a load executes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from core.weights.summary import summarise
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One parameter: what fills it and what it becomes.
+    """One parameter: its sources, and its dtype and shape.
 
     Attributes:
         parameter: path in the model.
         source: an operation on tensor names.
         shape: of the parameter.
-        storage: dtype in the file, as safetensors spells it; of what the load computes, that in a file of MLX's format.
+        storage: dtype in the file, as safetensors spells it; if computed, that in a file of MLX's format.
         dtype: dtype in memory.
         quantization: settings, for the tensors of a quantized matrix.
     """
@@ -54,7 +54,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """A tensor that is there but does not fit: expected and found are shapes or dtypes as text."""
+    """A tensor that is present but does not fit. Expected and found are shapes or dtypes as text."""
 
     tensor: str
     shard: str
@@ -70,15 +70,15 @@ class Plan:
     """What a load would do. Made by ``core.plan``; executed by ``core.load``.
 
     Attributes:
-        source, model_type, plugin, layout: what is loaded, by whom, from which arrangement of tensors.
+        source, model_type, plugin, layout: what is loaded, with which plugin, in which layout of tensors.
         entries: every parameter that the checkpoint fills, in the model's order.
         missing: tensor → the parameter that needs it.
-        unexpected: tensors that nothing claims.
+        unexpected: tensors that the map does not use.
         mismatched: tensors with a wrong shape or dtype.
         ignored: tensors left unread on purpose → why.
-        cache_specs: what each block asks of its cache.
+        cache_specs: the kind of cache of each block.
         compute_dtype: dtype of the activations.
-        unread_keys: config keys that nobody read.
+        unread_keys: config keys that were not read.
         notes: what else a user should know, one sentence each.
     """
 
@@ -120,7 +120,7 @@ class Plan:
 
     @property
     def precision(self) -> str:
-        """The dtype of activations and, where most matrices are kept in another, that one: for reports."""
+        """The dtype of activations, and the dtype in which most matrices are kept if it is another; for reports."""
         sizes: dict[mx.Dtype, int] = {}
         for entry in self.entries:
             if entry.storage in FLOATS:
@@ -158,7 +158,7 @@ class Plan:
 
 
 def _grouped(mismatched: tuple[Mismatch, ...], limit: int = 3) -> str:
-    """Mismatches of one kind together, so that 32 layers with one fault read like one."""
+    """Groups mismatches of one kind, so that the same fault in 32 layers is one line."""
     kinds: dict[tuple[str, str], list[Mismatch]] = {}
     for one in mismatched:
         kinds.setdefault((one.expected, one.found), []).append(one)

@@ -1,4 +1,5 @@
-"""Plans a load: fits the skeleton to the checkpoint and checks every tensor against it. Reads no weight byte."""
+"""Makes the plan of a load: fits the skeleton to the checkpoint, and checks every tensor against it. Reads headers
+only."""
 
 from __future__ import annotations
 
@@ -44,8 +45,10 @@ def make_plan(
     """Fits a skeleton to a checkpoint and plans its load.
 
     Args:
-        model: the skeleton; modules are quantized and fused projections split where the headers ask for it.
-        dtype: of activations and of all float parameters; None: as ``core.weights.compute`` says.
+        model: the skeleton; modules are quantized and fused projections split where the headers require it.
+        weight_map: the plugin's.
+        tensors: headers.
+        dtype: of activations and of all float parameters; None: as ``core.weights.compute`` chooses.
         where: how an error names a file of the checkpoint.
         config_name: the file that the config came from.
         treatment: what the load quantizes or dequantizes.
@@ -75,10 +78,10 @@ def make_plan(
         mismatched += problems
         if not problems and not absent:
             entries.append(_entry(parameter, tensors, compute, dtype is None))
-    # The tensors of one computation are read once, and name each of its results.
+    # The sources of one computation are read once, but each of its results names them.
     read = {_computation(parameter): parameter.source for parameter in parameters}
     sources = [name for source in read.values() for name in leaves(source)]
-    # A module and its own weight may both be named in a map, and only here is that seen.
+    # A map may name both a module and that module's weight; only here this is noticed.
     refuse_repeats("parameter", [parameter.path for parameter in parameters])
     refuse_repeats("tensor", sources)
     claimed = set(sources)
@@ -104,9 +107,10 @@ def make_plan(
 
 
 def coverage(weight_map: WeightMap, tensors: Mapping[str, TensorInfo]) -> tuple[int, float]:
-    """How a layout is recognised: the tensors that a map accounts for, then the share of its sources that are there.
+    """How well a map fits a checkpoint, to recognise its layout: how many tensors it uses, then the share of its
+    sources found.
 
-    In this order, because a config with the wrong number of experts asks for many tensors that no layout has.
+    The number comes first, because a config with the wrong number of experts asks for many tensors that no layout has.
     """
     names = {leaf for row in weight_map.expand() for leaf in leaves(row.source)}
     claimed = [name for name in tensors if name in names or name.rpartition(".")[0] in names]
@@ -135,12 +139,12 @@ def _check_treatment(treatment: Treatment, quantization: QuantizationConfig | No
         raise QuantizationError(
             f"the weights are quantized already ({quantization.default}), and quantize= would do it again",
             where=where,
-            hint="dequantize=True besides (--dequantize) makes floats of them first; the first rounding remains.",
+            hint="Add dequantize=True (--dequantize) to turn them into floats first; the first rounding remains.",
         )
 
 
 def _imported(entries: list[Entry], quantization: QuantizationConfig | None) -> tuple[str, ...]:
-    """What another tool's packing has become."""
+    """Notes on the conversion of another tool's packing."""
     kept = [
         entry
         for entry in entries
@@ -156,14 +160,14 @@ def _imported(entries: list[Entry], quantization: QuantizationConfig | None) -> 
 
 
 def _computation(parameter: Parameter) -> object:
-    """Equal for the tensors of a module that one computation makes."""
+    """A key that is equal for the tensors of a module that one computation makes."""
     if outer_operation(parameter.source) is None:
         return parameter.path
     return parameter.path.rpartition(".")[0]
 
 
 def _stored_dtype(node: Node, tensors: Mapping[str, TensorInfo]) -> str:
-    """What a tensor is in a file of MLX's format: what it is in this one, but for what is computed."""
+    """A tensor's dtype in a file of MLX's format: its dtype in this file, unless it is computed."""
     if isinstance(node, Leaf):
         return tensors[node.name].dtype
     found = _stored_dtype(node.parts[0], tensors)

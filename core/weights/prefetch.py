@@ -1,7 +1,7 @@
 """Reads tensors into a GPU's memory with several threads.
 
-MLX reads a tensor in the thread that evaluates it, into new memory of the host, and copies it from there. One thread
-moves 3 GB a second in this way; several threads move more.
+MLX reads a tensor in the thread that evaluates it, into new host memory, and copies it from there. One thread moves 3
+GB a second in this way; several threads move more.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import mlx.core as mx
 
 from core.device import backend
 
-_WORTH = 1 << 30  # bytes of a model that take one thread a third of a second
+_WORTH = 1 << 30  # bytes of a model from which threads are worth it; one thread reads them in a third of a second
 _MOST = 1 << 30
 _SHARE = 8
 _THREADS = 8
-_JOB = 1 << 25  # bytes that a thread reads at least, before it looks for more
+_JOB = 1 << 25  # bytes that a thread reads at least before it takes the next job
 
 
 def bytes_ahead(nbytes: int) -> int:
-    """How many bytes of a model of so many to read ahead here: an eighth, at most 1 GiB; 0 where that saves nothing."""
+    """How many bytes to read ahead for a model of ``nbytes``: an eighth, at most 1 GiB; 0 where that saves nothing."""
     return min(_MOST, nbytes // _SHARE) if backend() == "cuda" and nbytes >= _WORTH else 0
 
 
 class Prefetch:
-    """Tensors that threads read before they are asked for.
+    """Tensors that threads read before they are needed.
 
     Args:
-        load: a shard's tensors by name, unevaluated; called by each thread that reads of it.
+        load: returns a shard's tensors by name, unevaluated; called by each thread that reads from the shard.
     """
 
     def __init__(self, load: Callable[[str], dict[str, mx.array]]) -> None:
@@ -41,7 +41,7 @@ class Prefetch:
         self.shards: set[str] = set()
 
     def begin(self, tensors: Iterable[tuple[str, str, int]]) -> None:
-        """Begins to read tensors: name, shard, bytes."""
+        """Starts to read tensors, each given by name, shard and number of bytes."""
         names: dict[str, list[str]] = {}
         sizes: dict[str, int] = {}
         for name, shard, nbytes in tensors:
@@ -54,16 +54,16 @@ class Prefetch:
             self._submit(shard, left)
 
     def take(self, name: str) -> mx.array | None:
-        """A tensor, evaluated, handed out once; None for one that was not begun.
+        """A tensor, evaluated; each is returned once. None for one that was not begun.
 
         Raises:
-            CheckpointError, RuntimeError: what the thread met.
+            CheckpointError, RuntimeError: reading failed in the thread.
         """
         job = self._jobs.pop(name, None)
         return None if job is None else job.result().pop(name)
 
     def close(self) -> None:
-        """Waits for what has begun, and forgets what was not taken."""
+        """Waits for the reads that have begun, and drops tensors that were not taken."""
         for job in self._jobs.values():
             job.cancel()
         for job in list(self._jobs.values()):
@@ -79,7 +79,7 @@ class Prefetch:
             self._jobs[name] = job
 
     def _read(self, shard: str, names: list[str]) -> dict[str, mx.array]:
-        # Arrays are evaluated in the thread that makes them: each thread opens a shard for itself.
+        # MLX evaluates an array in the thread that made it, so each thread opens a shard for itself.
         place = threading.get_ident(), shard
         if place not in self._opened:
             self._opened[place] = self._load(shard)
@@ -90,5 +90,5 @@ class Prefetch:
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    """One pool for the whole process: each thread has a stream of MLX's, which is never freed."""
+    """One pool for the whole process, because each thread has a stream of MLX's, which is never freed."""
     return ThreadPoolExecutor(_THREADS, thread_name_prefix="corelm-read")

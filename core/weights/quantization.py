@@ -1,6 +1,6 @@
-"""What a config says about quantization: MLX's own block, with overrides for single layers, or another tool's.
+"""Reads the quantization settings of a config: MLX's own block, with overrides for single layers, or another tool's.
 
-Knows the spellings of ``config.json``; which tensors really are quantized is read off the headers by the plan.
+Which tensors are quantized is decided by the headers, in the plan.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _SETTINGS = frozenset({"bits", "group_size", "mode", "global_scale"})
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How one matrix is quantized: ``bits`` each, ``group_size`` elements of a row share a scale, MLX's ``mode``."""
+    """How one matrix is quantized: ``bits`` per element, ``group_size`` elements of a row with one scale, MLX's
+    ``mode``."""
 
     bits: int
     group_size: int
@@ -40,7 +41,7 @@ class QuantizationConfig:
     Attributes:
         default: for every quantized layer without an override.
         overrides: path in the checkpoint → its own settings, or None where the block says ``false``.
-        packing: how another tool has packed the integers; None where MLX has.
+        packing: how another tool has packed the integers; None for MLX's own packing.
     """
 
     default: Quantization
@@ -69,7 +70,7 @@ class QuantizationConfig:
                 found=type(block).__name__,
                 hint=_AS_PUBLISHED,
             )
-        # Another tool's bits and group_size look like MLX's own, but they describe another packing.
+        # Another tool's bits and group_size have the same names as MLX's, but describe another packing.
         if block.get("quant_method") is not None:
             packing = packing_of(block, key)
             return cls(_read(block, key, None), packing=packing)
@@ -118,12 +119,12 @@ def _read(block: Mapping[str, Any], key: str, default: Quantization | None) -> Q
 
 @lru_cache
 def refusal(settings: Quantization) -> str | None:
-    """MLX's own word on the settings, asked with a tiny matrix; None when it accepts them."""
+    """MLX's error message for the settings, from a trial with a tiny matrix; None when it accepts them."""
     try:
         mx.quantize(mx.zeros((1, settings.group_size * 32)), settings.group_size, settings.bits, mode=settings.mode)
     except ValueError as error:
         return first_line(error)
-    except (TypeError, RuntimeError):  # beyond what MLX's arguments hold
+    except (TypeError, RuntimeError):  # a number too large for MLX's arguments
         return "a number that is out of range"
     return None
 
@@ -138,7 +139,7 @@ def roles(settings: Quantization) -> tuple[str, ...]:
 def settings_of(model: nn.Module) -> list[Quantization]:
     """The settings of a model's quantized matrices, sorted, each once.
 
-    Read off the modules, so that it is true of a model that was quantized after it was loaded, too.
+    They are read from the modules, so they are right also for a model that was quantized after it was loaded.
     """
     found = {
         Quantization(module.bits, module.group_size, getattr(module, "mode", "affine"))

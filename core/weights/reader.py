@@ -1,4 +1,4 @@
-"""Puts arrays of a checkpoint's tensors together as a plan's nodes say; unevaluated, and each handed out once."""
+"""``Reader``: computes the arrays that a plan's nodes describe from a checkpoint's tensors, unevaluated."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from core.weights.summary import summarise
 
 
 class Begun(Protocol):
-    """Tensors that threads read."""
+    """Tensors that threads are reading."""
 
     def take(self, name: str) -> mx.array | None:
-        """A tensor, evaluated, handed out once; None for one that no thread reads."""
+        """A tensor, evaluated; each is returned once. None for one that no thread reads."""
 
 
 class Reader:
-    """Arrays of a checkpoint's tensors; each is handed out once, so that its memory is free once it is used.
+    """Arrays from a checkpoint's tensors. Each is returned once, so that its memory is freed after use.
 
     Args:
-        check_sources: look for NaN in sources of what would hide it.
-        measure: compute the errors of what is approximated.
+        checkpoint: a local one.
+        check_sources: check the sources of operations that would hide NaN.
+        measure: compute the errors of approximated weights.
         begun: tensors that threads read; all others are lazy.
     """
 
@@ -52,7 +53,7 @@ class Reader:
         if isinstance(node, Permuted):
             return to_halves(self.build(node.part, axis), node.heads, axis)
         if isinstance(node, Stacked) and all(map(_is_flat, node.parts)):
-            # All rows of all experts at once, cut afterwards: one copy instead of two.
+            # Join all rows of all experts, and split afterwards: one copy instead of two.
             parts = [self.build(part, axis) for joined in node.parts for part in _parts(joined)]
             rows = mx.concatenate(parts, axis=0)
             return rows.reshape(len(node.parts), -1, *rows.shape[1:])
@@ -60,7 +61,8 @@ class Reader:
         return mx.concatenate(parts, axis=axis) if isinstance(node, Joined) else mx.stack(parts)
 
     def _compute(self, operation: Operation, axis: int) -> mx.array:
-        """One result of an operation; all are computed when the first is asked for, and kept until each has been."""
+        """One result of an operation. All results are computed at the first request, and kept until each has been
+        taken."""
         results = self._computed.pop(operation.key, None)
         if results is None:
             parts = [self.build(part, axis) for part in operation.parts]
@@ -69,7 +71,7 @@ class Reader:
             try:
                 results = operation.compute(*parts)
                 loss = operation.loss(*parts) if self._measure else None
-            except QuantizationError as error:  # of what the tensors hold, which no header tells
+            except QuantizationError as error:  # caused by the tensors' data, which no header shows
                 shard = self._checkpoint.tensors[leaves(operation)[0]].shard
                 error.where = self._checkpoint.where(shard)
                 error.args = (error._render(),)
@@ -81,12 +83,12 @@ class Reader:
         return result
 
     def take_losses(self) -> list[mx.array]:
-        """The largest errors of what has been approximated, unevaluated; each is handed out once."""
+        """The largest errors of approximated weights, unevaluated; each is returned once."""
         losses, self._losses = self._losses, []
         return losses
 
     def take_flags(self) -> list[mx.array]:
-        """Whether sources of what has been computed are not finite, unevaluated; each flag is handed out once."""
+        """Whether the sources of computed tensors hold NaN or infinity, unevaluated; each flag is returned once."""
         flags, self._flags = self._flags, []
         return flags
 
@@ -99,17 +101,18 @@ class Reader:
         return self._open[shard].pop(name)
 
     def check_unchanged(self) -> None:
-        """
+        """Checks that the shards read so far have not changed since their headers were read.
+
         Raises:
-            CheckpointError: a shard of which something was read has changed.
+            CheckpointError: one has changed.
         """
         for shard in self._open:
             self._checkpoint.check_unchanged(shard)
 
     def not_finite(self, *entries: Entry) -> WeightsError:
-        """The error for parameters with NaN or infinity, naming the first tensor that has one.
+        """The error for parameters with NaN or infinity. It names the first tensor that has one.
 
-        Where none has, the conversion to the parameter's dtype has made it.
+        If no tensor has one, the conversion to the parameter's dtype has made it.
         """
         modes: dict[str, str | None] = {}
         for entry in entries:
@@ -131,7 +134,7 @@ class Reader:
 
 
 def _modes(node: Node, mode: str | None) -> dict[str, str | None]:
-    """Tensor → the mode in which the file has quantized its matrix; None where it has not."""
+    """Tensor → the mode in which the file has quantized its matrix; None if it is not quantized."""
     if isinstance(node, Leaf):
         return {node.name: mode}
     if isinstance(node, Operation):
@@ -153,7 +156,7 @@ def open_shard(checkpoint: Checkpoint, shard: str) -> dict[str, mx.array]:
     Raises:
         CheckpointError: it cannot be read, or has changed since its header was read.
     """
-    # MLX opens it by name and reads its header anew: it must be what it was, before and still.
+    # MLX opens the file by name and reads its header again, so check before and after that the file is unchanged.
     checkpoint.check_unchanged(shard)
     try:
         path = checkpoint.shard_path(shard)

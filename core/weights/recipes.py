@@ -1,6 +1,6 @@
-"""What a caller asks of quantization on load: one setting, a recipe by name, or patterns of names.
+"""Reads ``quantize=`` of ``core.load``: one setting, a named recipe, or patterns of names.
 
-Knows names and settings; which modules can be quantized, and which a plugin keeps, is the plan's to find.
+Whether a module can be quantized, and whether the plugin allows it, is decided by the plan.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from core.errors import UsageError, first_line
 from core.weights.quantization import Quantization, refusal
 
 Setting = int | str | Quantization
-"""Bits in MLX's affine mode, a mode of MLX (``"mxfp4"``) with its own defaults, or all of it."""
+"""Bits in MLX's affine mode; the name of an MLX mode (``"mxfp4"``) with its defaults; or a full ``Quantization``."""
 Quantize = Setting | Mapping[str, Setting | Literal[False]]
-"""A setting for all, a mixed recipe's name, or patterns of original names → setting or False: the first match wins."""
+"""A setting for all, a mixed recipe's name, or patterns of original names → setting or False: the first match
+counts."""
 
 _MIXED = {"mixed_2_6": (2, 6), "mixed_3_4": (3, 4), "mixed_3_6": (3, 6), "mixed_4_6": (4, 6)}
 _VALUES = ("v_proj", "v_a_proj", "v_b_proj")
@@ -33,8 +34,8 @@ class Recipe:
 
     Attributes:
         choose: original name, path in the model and number of blocks → settings; None keeps full precision.
-        patterns: the caller's, to say which match nothing.
-        quantize_embeddings, quantize_head: whether those are quantized; where they share a matrix, both must be.
+        patterns: the caller's, to report those that match nothing.
+        quantize_embeddings, quantize_head: whether those are quantized; where they share a matrix, both must be True.
     """
 
     choose: Callable[[str, str, int], Quantization | None]
@@ -47,7 +48,7 @@ def recipe(asked: Quantize, *, quantize_embeddings: bool = True, quantize_head: 
     """Reads ``quantize=`` of ``core.load``.
 
     Raises:
-        UsageError: nothing of that name, or settings that the installed MLX does not have.
+        UsageError: an unknown name, or settings that the installed MLX does not have.
     """
     choose, patterns = _choice(asked)
     return Recipe(choose, patterns, quantize_embeddings, quantize_head)
@@ -71,8 +72,9 @@ def _choice(asked: Quantize) -> tuple[Callable[[str, str, int], Quantization | N
 def _needs_more(path: str, blocks: int) -> bool:
     """Whether mlx-lm's mixed recipes give a matrix the larger number of bits.
 
-    The head; and the value and down projections of the first and the last eighth of the blocks, and of every third in
-    between. It is the rule of llama.cpp's ``Q4_K_M``. Experts' projections are known by the model's names for them.
+    They do so for the head, and for the value and down projections of the first eighth and the last eighth of the
+    blocks and of every third block between. This is the rule of llama.cpp's ``Q4_K_M``. Experts' projections are
+    recognised by their names in the model.
     """
     part = path.rpartition(".")[2]
     if part == "lm_head":
@@ -108,7 +110,7 @@ def _settings(asked: object) -> Quantization:
 
 
 def _defaults(mode: str) -> Quantization:
-    """A mode's own bits and group size, read off what MLX makes of a matrix."""
+    """A mode's own bits and group size, found by quantizing a matrix with MLX."""
     columns = 1 << 12
     try:
         weight, scales, *_ = mx.quantize(mx.zeros((1, columns)), mode=mode)

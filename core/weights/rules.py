@@ -1,8 +1,8 @@
-"""Weight maps: how a checkpoint's tensors become a model's parameters, as data that runs both ways.
+"""Weight maps: how a checkpoint's tensors become a model's parameters, as data that can be applied in both directions.
 
-A map names, for each module (or bare parameter) of the model, where its tensors come from. Names are whole dotted paths
-with ``{placeholders}`` whose ranges are known, so that a map expands to a finite table before any file is read. Knows
-names only; shapes, dtypes and quantization are checked by the plan.
+A map names, for each module (or bare parameter) of the model, the sources of its tensors. Names are whole dotted paths
+with ``{placeholders}`` whose ranges are given, so a map expands to a finite table before any file is read. Shapes,
+dtypes and quantization are checked by the plan.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ _BELOW = ".**"
 
 
 class Concat:
-    """Parts whose output rows follow each other, in this order; the target is usually a ``core.nn.FusedLinear``.
+    """Parts whose output rows are concatenated in this order; the target is usually a ``core.nn.FusedLinear``.
 
-    Rows commute with quantization along the input axis, so the rule covers ``weight``, ``scales``, ``biases`` and
-    ``bias``.
+    Quantization groups lie along the input axis, so the rule covers ``weight``, ``scales``, ``biases`` and ``bias``.
     """
 
     def __init__(self, *parts: Source) -> None:
@@ -52,11 +51,11 @@ class Whole:
 
 
 class Permute:
-    """A projection of queries or keys whose rotary pairs lie side by side, which become the two halves of each head.
+    """A projection of queries or keys, reordered from rotary pairs side by side to the two halves of each head.
 
     Mistral's own files, like Meta's, rotate the features (0, 1), (2, 3), … of a head; this framework, like
     transformers, rotates (0, d/2), (1, d/2 + 1), …. Only whole output rows move, so the rule is exact, covers
-    ``weight``, ``scales``, ``biases`` and ``bias``, and never touches an axis that quantization packs.
+    ``weight``, ``scales``, ``biases`` and ``bias``, and does not touch the axis that quantization packs.
 
     Args:
         path: in the checkpoint.
@@ -101,7 +100,7 @@ class WeightMap:
 
         Raises:
             PluginError: a placeholder has no range, or a target or source is used twice.
-            WeightsError: the config's sizes make the table longer than any checkpoint.
+            WeightsError: the sizes in the config make the table longer than that of any real checkpoint.
         """
         names = {target: list(dict.fromkeys(_PLACEHOLDER.findall(target))) for target in self.rules}
         size = sum(self._count(names[target]) * self._size(source) for target, source in self.rules.items())
@@ -135,7 +134,7 @@ class WeightMap:
         return WeightMap(rules, self.ranges, {rename(pattern): why for pattern, why in self.ignored.items()})
 
     def _size(self, source: Source) -> int:
-        """How many paths a source has for each binding of its target's placeholders."""
+        """How many paths a source has for one assignment of its target's placeholders."""
         if isinstance(source, Concat):
             return sum(self._size(part) for part in source.parts)
         if isinstance(source, Stack):
@@ -212,7 +211,7 @@ def _renamed(source: Source, rename: Callable[[str], str]) -> Source:
 
 
 def reason_for(tensor: str, ignored: Mapping[str, str]) -> str | None:
-    """Why ``tensor`` is left unread, by its name or by what it lies below; None where nobody gives a reason."""
+    """Why ``tensor`` is left unread, by its own name or that of a parent path; None if there is no reason."""
     reason, above = ignored.get(tensor), tensor
     while reason is None and "." in above:
         above = above.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""The shape and dtype that each tensor must have for a parameter to be what the model has, against the headers."""
+"""Checks tensors' shapes and dtypes, from the headers, against those that a parameter of the model needs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _Expected = dict[str, tuple[_Shape, tuple[str, ...]]]
 
 
 def mismatches(parameter: Parameter, tensors: Mapping[str, TensorInfo]) -> list[Mismatch]:
-    """The tensors of a parameter that are there, but do not fit.
+    """The tensors of a parameter that are present but do not fit.
 
     Raises:
-        PluginError: the map permutes rows that make no whole heads.
+        PluginError: the map permutes rows that do not divide into whole heads.
     """
     whole = tuple(parameter.array.shape)
     expected = _expected(parameter.source, whole, _accepted_dtypes(parameter), parameter, tensors)
@@ -49,7 +49,7 @@ def _accepted_dtypes(parameter: Parameter) -> tuple[str, ...]:
 def _expected(
     node: Node, shape: _Shape, accepted: tuple[str, ...], parameter: Parameter, tensors: Mapping[str, TensorInfo]
 ) -> _Expected:
-    """Shape (None: open) and dtypes that each tensor below ``node`` must have for the whole to be ``shape``."""
+    """Shape (None: any) and dtypes that each tensor below ``node`` must have for the whole to be ``shape``."""
     if isinstance(node, Leaf):
         return {node.name: (shape, accepted)}
     if isinstance(node, Operation):
@@ -66,7 +66,7 @@ def _expected(
 def _part_shapes(
     node: Joined | Stacked | Permuted, shape: _Shape, parameter: Parameter, tensors: Mapping[str, TensorInfo]
 ) -> list[_Shape]:
-    """The shapes of a node's parts; None where that of the whole does not tell."""
+    """The shapes of a node's parts; None if the shape of the whole does not determine them."""
     unknown: list[_Shape] = [None] * len(node.parts)
     if shape is None:
         return unknown
@@ -88,7 +88,7 @@ def _part_shapes(
 
 
 def _rows_in_file(node: Joined, axis: int, total: int, tensors: Mapping[str, TensorInfo]) -> tuple[int, ...] | None:
-    """The parts' own row counts, where the model does not know them and they add up."""
+    """The parts' row counts in the file, if the model does not define them and they add up."""
     counts = []
     for part in node.parts:
         info = tensors.get(leaves(part)[0])

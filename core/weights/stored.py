@@ -1,4 +1,5 @@
-"""How a checkpoint stores each matrix: quantized or not, by whom, in which dtype. Reads headers and the config."""
+"""Reads from headers and config how a checkpoint stores each matrix: quantized or not, by which tool, in which
+dtype."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from core.weights.quantization import Quantization, QuantizationConfig, roles
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What must agree for parts to share a matrix; ``made`` where the load quantizes it."""
+    """The properties that parts must share to be in one matrix; ``made``: the load quantizes it."""
 
     settings: Quantization | None
     dtypes: tuple[str | None, ...]
@@ -50,15 +51,15 @@ class Stored:
         self.packing = None if quantization is None else quantization.packing
 
     def has(self, leaf: Leaf) -> bool:
-        """Whether there is a matrix of that path."""
+        """Whether the checkpoint has a matrix of that path."""
         return self._matrix(leaf) in self._tensors
 
     def where(self, leaf: Leaf) -> str:
-        """How an error names the file of a matrix that is there."""
+        """How an error names the file of an existing matrix."""
         return self._where(self._tensors[self._matrix(leaf)].shard)
 
     def kind(self, leaf: Leaf, *, dequantized: bool = False) -> Kind:
-        """The kind of a matrix that is there; ``dequantized``: of the floats that are made of it.
+        """The kind of an existing matrix; with ``dequantized``, that of its floats.
 
         Raises:
             QuantizationError: tensors and config contradict each other, or it is stored in a way that is not supported.
@@ -95,11 +96,11 @@ class Stored:
             )
         if not quantized and config.overrides.get(name) is not None:
             raise QuantizationError(
-                f"the config says that {name!r} is quantized ({settings}), but '{name}.scales' is not there",
+                f"the config says that {name!r} is quantized ({settings}), but '{name}.scales' is missing",
                 where=self.where(leaf),
             )
         if quantized and dequantized:
-            # Matrices that were quantized differently share one again, if their floats are of one type.
+            # Matrices that were quantized differently can share one again, if their floats have one dtype.
             return Kind(None, (_float_dtype(dtypes[1]), None, None))
         return Kind(settings if quantized else None, dtypes)
 
@@ -113,7 +114,7 @@ class Stored:
         return Dequantized(sources, settings, _float_dtype(scales.dtype))
 
     def quantized(self, leaf: Leaf, settings: Quantization, role: str) -> Node:
-        """One tensor of a matrix that the file has quantized."""
+        """One tensor of a matrix that is quantized in the file."""
         if self.packing is None:
             return Leaf(tensor_name(leaf, role))
         ordered = f"{leaf.name}.g_idx" in self._tensors
@@ -126,5 +127,5 @@ class Stored:
 
 
 def _float_dtype(scales: str | None) -> str:
-    """The dtype of a dequantized matrix: that of its scales; MLX makes bfloat16 of those that are bytes."""
+    """The dtype of a dequantized matrix: that of its scales. For scales that are bytes, MLX gives bfloat16."""
     return scales if scales in FLOATS else "BF16"

@@ -1,4 +1,4 @@
-"""Long lists of tensor names, made short: indices that differ are shown as ranges."""
+"""Shortens long lists of tensor names: indices that differ are shown as ranges."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def summarise(names: Iterable[str], limit: int = 4) -> str:
 def _show(between: tuple[str, ...], found: list[tuple[int, ...]]) -> str:
     ranges = [_ranges({indices[i] for indices in found}) for i in range(len(found[0]))]
     text = "".join(itertools.chain.from_iterable(itertools.zip_longest(between, ranges, fillvalue="")))
-    # A name is a file's own word: what it holds must not break the line or fill the screen.
+    # Names come from a file: their characters must not break the line or fill the screen.
     text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[:_MAX_SHOWN])
     return text if len(found) == 1 else f"{text} ({len(found)} tensors)"
 

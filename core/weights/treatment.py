@@ -1,7 +1,4 @@
-"""What a load does to the quantization that it finds, and which matrices that concerns.
-
-Knows modules and settings; reads no tensor and no header.
-"""
+"""Decides which matrices a load quantizes or dequantizes."""
 
 from __future__ import annotations
 
@@ -18,13 +15,13 @@ from core.weights.summary import summarise
 
 @dataclass(frozen=True)
 class Treatment:
-    """What a load does to the quantization that it finds.
+    """What a load changes about quantization.
 
     Attributes:
-        recipe: quantize by it; None keeps what the file has.
-        dequantize: make floats of what is quantized, before any recipe.
-        approximate: keep another tool's scales, and the biases made of them, in float16 even where that rounds.
-        allowed: path and module → whether the architecture lets it be quantized.
+        recipe: quantize by it; None keeps the file's quantization.
+        dequantize: turn quantized matrices into floats, before any recipe.
+        approximate: keep another tool's scales, and the biases computed from them, in float16 even where that rounds.
+        allowed: path and module → whether the architecture allows it to be quantized.
     """
 
     recipe: Recipe | None = None
@@ -34,7 +31,7 @@ class Treatment:
 
 
 class Chooser:
-    """Says of each matrix how the load quantizes it, and keeps account of what the caller's wish came to."""
+    """Chooses how the load quantizes each matrix, and records how the caller's request was carried out."""
 
     def __init__(self, treatment: Treatment, model: nn.Module) -> None:
         self._treatment = treatment
@@ -56,7 +53,7 @@ class Chooser:
         return {name: self._settings(name, path, module, recipe) for name in names}
 
     def notes(self) -> tuple[str, ...]:
-        """What became of the caller's wish, one sentence each."""
+        """How the caller's request was carried out, one sentence each."""
         found = [
             f"stays in full precision, because {why}: {summarise(names)}" for why, names in self._undivided.items()
         ]
@@ -71,8 +68,8 @@ class Chooser:
         return tuple(found)
 
     def _allowed(self, path: str, module: nn.Module, recipe: Recipe) -> bool:
-        """Whether the architecture and the caller let a module be quantized."""
-        tied = "lm_head" not in self._model  # the embedding's matrix is the head's, too
+        """Whether the architecture and the caller allow a module to be quantized."""
+        tied = "lm_head" not in self._model  # the head uses the embedding's matrix
         if isinstance(module, nn.Embedding) and not (recipe.quantize_embeddings and (recipe.quantize_head or not tied)):
             return False
         if path == "lm_head" and not recipe.quantize_head:
@@ -80,7 +77,7 @@ class Chooser:
         return hasattr(module, "to_quantized") and self._treatment.allowed(path, module)
 
     def _settings(self, name: str, path: str, module: nn.Module, recipe: Recipe) -> Quantization | None:
-        """What the recipe says of one matrix; None, noted, where its groups do not fit."""
+        """The recipe's settings for one matrix; None, with a note, if its groups do not fit."""
         self._asked.add(name)
         settings = recipe.choose(name, path, len(getattr(self._model, "layers", ())))
         columns = module.weight.shape[-1]

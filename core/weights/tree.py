@@ -1,4 +1,4 @@
-"""Reaching into a module tree by dotted path."""
+"""Finds and replaces modules and arrays in a module tree by dotted path."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import mlx.nn as nn
 
 
 def find(model: nn.Module, path: str) -> Any:
-    """The module or array at ``layers.0.mlp.down_proj``; None where there is nothing."""
+    """The module or array at ``layers.0.mlp.down_proj``; None if there is none."""
     node: Any = model
     for segment in path.split("."):
         if isinstance(node, list):

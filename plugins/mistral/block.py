@@ -31,5 +31,5 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
     def parts(self) -> PreNorm:
-        """What ``__call__`` is made of."""
+        """The modules of the formula in ``__call__``."""
         return PreNorm(self.input_layernorm, self.self_attn, self.post_attention_layernorm, self.mlp)

@@ -10,7 +10,7 @@ OURS = "layers.{layer}"
 
 
 def weight_map_for(config: MistralConfig, layout: str) -> WeightMap | None:
-    """The map of one layout, or None for one that Mistral has not."""
+    """The map of one layout, or None for one that Mistral does not have."""
     return {"hf": hf_weight_map, "mistral": native_weight_map}.get(layout, lambda _: None)(config)
 
 

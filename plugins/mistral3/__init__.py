@@ -1,7 +1,7 @@
-"""Mistral 3: a text model inside one for text and images, of which the text alone is loaded.
+"""Mistral 3: a text model inside a model for text and images, of which only the text model is loaded.
 
-The text model is of another type (``text_config.model_type``), and whoever claims that type builds it: this plugin
-knows only where the wrapper keeps its config and its tensors. Reference implementation: transformers'
+The text model has a type of its own (``text_config.model_type``), and the plugin for that type builds it. This plugin
+only handles the wrapper's config and tensor names. Reference implementation: transformers'
 ``Mistral3ForConditionalGeneration``, given no image.
 """
 
@@ -27,10 +27,10 @@ def parse_config(config: dict[str, Any]) -> Mistral3Config:
 
 @hookimpl
 def weight_map(config: Mistral3Config, layout: str) -> WeightMap | None:
-    if layout == "mistral":  # such files wrap nothing: their params.json is the text model's
+    if layout == "mistral":  # such files have no wrapper: their params.json is the text model's
         return None
     inner = delegate(config.text_type).weight_map(config.text_config, layout)
-    if inner is None and layout == "hf-fused":  # in memory the prefixes differ, whether or not there are experts
+    if inner is None and layout == "hf-fused":  # in memory the prefixes differ, with and without experts
         inner = delegate(config.text_type).weight_map(config.text_config, "hf")
     return None if inner is None else wrapped(inner, layout)
 

@@ -13,14 +13,14 @@ from core.errors import ConfigError
 
 
 class Mistral3Config(ModelConfig):
-    """The text model's settings; what this class has not is read off ``text_config``.
+    """The text model's settings. Attributes that this class does not have are read from ``text_config``.
 
     Attributes:
         text_config: as its own plugin has read it.
     """
 
     causal_architectures: ClassVar[frozenset[str]] = frozenset({"Mistral3ForConditionalGeneration"})
-    # What is done with images; without one, none of it counts.
+    # Keys for images, which have no effect without one.
     harmless: ClassVar[frozenset[str]] = frozenset(
         {
             "image_token_id",
@@ -41,7 +41,7 @@ class Mistral3Config(ModelConfig):
         return self.text_config.model_type
 
     def __getattr__(self, name: str) -> Any:
-        # Only names that the class has not come here: the sizes and settings of the text model.
+        # Called only for names that the class does not have: the sizes and settings of the text model.
         text = self.__dict__.get("text_config")
         if text is None or name.startswith("_"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -65,9 +65,9 @@ class Mistral3Config(ModelConfig):
 
 
 def _text_config(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The text model's own config, with the outer word on tied embeddings, which is the one that transformers heeds.
+    """The text model's own config, with the outer ``tie_word_embeddings``, which is the one that transformers uses.
 
-    Where neither says anything, they are not tied: published files of that kind have a head.
+    If neither config has the key, they are not tied: published files of that kind have a head.
     """
     inner = raw.get("text_config")
     if not isinstance(inner, Mapping):

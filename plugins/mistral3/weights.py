@@ -1,4 +1,4 @@
-"""Where the wrapper keeps the text model's tensors, and which of its own are left unread."""
+"""Maps the text model's tensors to their names in the wrapper, and lists the wrapper's tensors that are left unread."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ _VISION = {"vision_tower": "of the vision tower: text only", "multi_modal_projec
 
 
 def wrapped(inner: WeightMap, layout: str) -> WeightMap:
-    """The text model's map under the wrapper's names.
+    """The text model's map with the wrapper's names.
 
-    Published files put the whole text model under ``language_model``; in memory, transformers 5 puts it without its
-    head under ``model.language_model``. A tied model's head is not left unread: transformers takes a head that is
-    there, so what the file and the config say must agree.
+    Published files put the whole text model under ``language_model``. In memory, transformers 5 puts it without its
+    head under ``model.language_model``. The head of a tied model is not ignored: transformers uses a head that is
+    present, so file and config must agree.
     """
     in_memory = layout == "hf-fused"
     outer = "model." if in_memory else ""

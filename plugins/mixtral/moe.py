@@ -30,5 +30,5 @@ class SparseMoE(nn.Module):
         return (self.experts(x, chosen) * weights[..., None]).sum(axis=-2)
 
     def parts(self) -> SparseExperts:
-        """What ``__call__`` is made of."""
+        """The modules of the formula in ``__call__``."""
         return SparseExperts(self.gate, self.experts, self.num_experts_per_tok)

@@ -11,7 +11,7 @@ THEIRS = "model.layers.{layer}"
 
 
 def weight_map_for(config: MixtralConfig, layout: str) -> WeightMap | None:
-    """The map of one layout, or None for one that Mixtral has not."""
+    """The map of one layout, or None for one that Mixtral does not have."""
     experts = _experts(layout)
     if experts is None:
         return None

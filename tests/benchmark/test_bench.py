@@ -96,7 +96,7 @@ def test_a_peer_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BenchmarkError, match="mlx-lm is not installed") as raised:
         core.bench("/nowhere", against="mlx-lm")
     assert "pip install mlx-lm" in str(raised.value)
-    with pytest.raises(UsageError, match="nothing is known of"):
+    with pytest.raises(UsageError, match="is not a known peer"):
         core.bench("/nowhere", against="ollama")
 
 

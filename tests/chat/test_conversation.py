@@ -225,7 +225,7 @@ def test_regenerating_with_another_seed(full: LanguageModel) -> None:
     assert "".join(chunk.text for chunk in chat.regenerate()) == first
     assert "".join(chunk.text for chunk in chat.regenerate(seed=2)) != first
     assert len(chat.messages) == 2
-    with pytest.raises(ConversationError, match="no answer to make anew"):
+    with pytest.raises(ConversationError, match="no answer to regenerate"):
         chat.reset() or chat.regenerate()
 
 

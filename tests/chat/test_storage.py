@@ -56,17 +56,17 @@ BAD_FILES = {
     "{}": "holds no messages",
     '{"corelm_conversation": 2, "messages": []}': "of another version",
     '{"messages": [], "tools": {}}': "tools are a list",
-    '{"messages": [], "tools": [{"name": "f"}]}': "tool 1 of 1 is none",
-    '[{"role": "user", "content": "a"}, "b"]': "message 2 of 2: is no object but str",
+    '{"messages": [], "tools": [{"name": "f"}]}': "tool 1 of 1 is not valid",
+    '[{"role": "user", "content": "a"}, "b"]': "message 2 of 2: is not an object but str",
     '[{"content": "a"}]': "message 1 of 1: has no role",
     '[{"role": "user"}]': "has no content",
     '[{"role": "user", "content": 3}]': "neither text nor a list of objects, but int",
     '[{"role": "user", "content": "a", "tool_calls": []}]': "has tool calls, and the role 'user'",
-    '[{"role": "assistant", "tool_calls": [{"name": "f"}]}]': "tool_calls is no list of",
-    '[{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 3}}]}]': "tool_calls is no list of",
-    '[{"role": "tool", "content": "a", "tool_call_id": 3}]': "tool_call_id is no text",
+    '[{"role": "assistant", "tool_calls": [{"name": "f"}]}]': "tool_calls is not a list of",
+    '[{"role": "assistant", "tool_calls": [{"function": {"name":"f", "arguments":3}}]}]': "tool_calls is not a list of",
+    '[{"role": "tool", "content": "a", "tool_call_id": 3}]': "tool_call_id is not text",
     '[{"role": "assistant", "content": "a", "interrupted": "yes"}]': "interrupted is neither true nor false",
-    r'[{"role": "user", "content": "\ud83d"}]': "no Unicode",
+    r'[{"role": "user", "content": "\ud83d"}]': "not valid Unicode",
 }
 
 
@@ -90,7 +90,7 @@ def test_not_utf8_and_not_there(tmp_path: Path) -> None:
 def test_what_is_no_conversation_is_not_written_over(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"weights")
-    with pytest.raises(ConversationError, match="is there, and is no conversation"):
+    with pytest.raises(ConversationError, match="exists, and is not a conversation"):
         write_conversation(path, MESSAGES)
     assert path.read_bytes() == b"weights"
 
@@ -105,8 +105,8 @@ def test_names_of_no_file(tmp_path: Path) -> None:
     for name, reason in {
         "a\0b": "cannot be written: embedded null",
         "loop": "cannot be|is there",
-        ".": "is there",
-        "pipe": "is there",
+        ".": "exists",
+        "pipe": "exists",
     }.items():
         with pytest.raises(ConversationError, match=reason):
             write_conversation(tmp_path / name, MESSAGES)

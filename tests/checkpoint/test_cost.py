@@ -128,8 +128,8 @@ def filled(pattern: bytes, *, start: bytes = b"{", stop: bytes = b"}") -> bytes:
 HOSTILE = {
     "nested lists": (filled(b"[", start=b'{"a":', stop=b""), "nested too deeply"),
     "tensors": (filled(b'"":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},', stop=b'"b":0}'), "more values than"),
-    "escapes": (filled(rb"\"", start=b'{"', stop=b'":0}'), "its entry is no object"),
-    "wide characters": (filled(b"a", start='{"😀'.encode(), stop=b'":0}'), "its entry is no object"),
+    "escapes": (filled(rb"\"", start=b'{"', stop=b'":0}'), "its entry is not an object"),
+    "wide characters": (filled(b"a", start='{"😀'.encode(), stop=b'":0}'), "its entry is not an object"),
 }
 
 

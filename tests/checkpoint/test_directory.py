@@ -241,7 +241,7 @@ def test_what_may_not_be_read(public: Path) -> None:
         (public / "closed").chmod(0o755)
     lines = [line for line in done.stdout.splitlines() if not line.startswith(" ")]
     assert [line.split(" ", 1)[1].split(": ")[:2] for line in lines] == [
-        [str(directory), "may not be read by this user"],
-        [str(file / "model.safetensors"), "may not be read by this user"],
-        [str(below), "may not be reached by this user"],
+        [str(directory), "is not readable by this user"],
+        [str(file / "model.safetensors"), "is not readable by this user"],
+        [str(below), "is not accessible to this user"],
     ]

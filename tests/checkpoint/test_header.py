@@ -100,17 +100,20 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "git-LFS pointer": (LFS, "is a git-LFS pointer, not the file itself\n  run `git lfs pull`"),
     "another kind of file": (
         b"<!DOCTYPE html><html>",
-        "is not a safetensors file: its first 8 bytes are no header length",
+        "is not a safetensors file: its first 8 bytes are not a header length",
     ),
     "header over the limit": (struct.pack("<Q", MAX_HEADER + 1), "expected a header of at most 100,000,000 bytes"),
     "header longer than the file": (
         struct.pack("<Q", 100) + b"{}",
         "is cut off inside its header (expected at least 108",
     ),
-    "empty header": (with_length(b""), "its header is no JSON object"),
+    "empty header": (with_length(b""), "its header is not a JSON object"),
     "not JSON": (with_length(b"{'a': 1}"), "its header is not valid JSON at line 1, column 2"),
     "bytes after the JSON": (with_length(b"{}\0\0"), "its header is not valid JSON at line 1, column 3: Extra data"),
-    "a list": (with_length(b"[]"), "its header is no JSON object (expected a header that starts with {, found b'[]')"),
+    "a list": (
+        with_length(b"[]"),
+        "its header is not a JSON object (expected a header that starts with {, found b'[]')",
+    ),
     "a blank first": (with_length(b" {}"), "expected a header that starts with {"),
     "not UTF-8": (with_length(b'{"\xff":1}'), "its header is not UTF-8 text (found byte 0xff at 2)"),
     "duplicate tensor": (
@@ -128,7 +131,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
         file_of({"__metadata__": {"a": 1}}),
         "has a bad __metadata__ at 'a' (expected a string, found 1)",
     ),
-    "entry is a list": (file_of({"a": []}), "tensor 'a': its entry is no object"),
+    "entry is a list": (file_of({"a": []}), "tensor 'a': its entry is not an object"),
     "entry without dtype": (file_of({"a": {"shape": []}}), "tensor 'a': its entry has no dtype"),
     "entry without shape": (file_of({"a": {"dtype": "F32"}}), "tensor 'a': its entry has no shape"),
     "entry without offsets": (

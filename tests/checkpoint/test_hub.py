@@ -206,7 +206,7 @@ def test_a_download_that_is_killed_leaves_nothing_finished_and_goes_on(hub: Hub,
     before = len(hub.requests)
     (line, hint) = child(OPEN, HF_HUB_OFFLINE="1")
     assert line == (
-        "HubError hub:org/model: HF_HUB_OFFLINE forbids to ask the hub, "
+        "HubError hub:org/model: HF_HUB_OFFLINE forbids requests to the hub, "
         f"and the cache holds only a part of the repository (found no {TWO})"
     )
     assert "unset HF_HUB_OFFLINE" in hint
@@ -290,7 +290,7 @@ def test_damage_on_the_hub_is_named(hub: Hub, child: Child) -> None:
     damage = {
         b"": "is an empty file",
         b"\x10": "is too short",
-        b"\x02\0\0\0\0\0\0\0[]": "is not a safetensors file: its header is no JSON object",
+        b"\x02\0\0\0\0\0\0\0[]": "is not a safetensors file: its header is not a JSON object",
         b"\xff" * 9: "is not a safetensors file: its first 8 bytes",
         b"\0\0\1\0\0\0\0\0{}": "is cut off inside its header",
         b"version https://git-lfs.github.com/spec/v1": "is a git-LFS pointer",
@@ -419,7 +419,7 @@ def test_a_hub_that_is_not_there(child: Child) -> None:
     assert "check the network and HF_ENDPOINT" in error
     (error,) = errors(child, "org/model", HF_HUB_OFFLINE="1")
     assert error == (
-        "HubError hub:org/model: HF_HUB_OFFLINE forbids to ask the hub, and nothing of the repository is cached "
+        "HubError hub:org/model: HF_HUB_OFFLINE forbids requests to the hub, and nothing of the repository is cached "
         "  unset HF_HUB_OFFLINE to download it, or pass a local directory"
     )
 

@@ -56,7 +56,7 @@ def test_index_names_the_shards_and_others_are_stray(tmp_path: Path) -> None:
     assert {name: info.shape for name, info in checkpoint.tensors.items()} == {
         n: tuple(s) for n, (_, s) in SMALL.items()
     }
-    with pytest.raises(CheckpointError, match="is none of the model's shards"):
+    with pytest.raises(CheckpointError, match="is not one of the model's shards"):
         checkpoint.shard_path("model.safetensors")
 
 

@@ -69,7 +69,7 @@ def test_json_of_a_shape(corelm: Run, tmp_path: Path) -> None:
         (("{model}", "--prompt-tokens", "4,x"), "invalid lengths value"),
         (("{model}", "--chart", "speed.png"), "a chart is an SVG"),
         (("{model}", "--chart", "nowhere/speed.svg"), "no such directory"),
-        (("{model}", "--against", "ollama"), "nothing is known of 'ollama'"),
+        (("{model}", "--against", "ollama"), "'ollama' is not a known peer"),
     ],
 )
 def test_what_makes_no_sense_is_2(corelm: Run, arguments: tuple[str, ...], message: str) -> None:

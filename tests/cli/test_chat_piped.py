@@ -127,7 +127,7 @@ FAILURES = {
     "/load a\0b\n": (1, r"a\x00b: cannot be read"),
     "/save a\0b\n": (1, r"a\x00b: cannot be written"),
     "/load ~nobody-of-this-name/a.json\n": (2, "nobody's home directory is ~nobody-of-this-name"),
-    "/regen\n": (1, "there is no answer to make anew"),
+    "/regen\n": (1, "there is no answer to regenerate"),
     "/undo\n": (2, "there is nothing to take back"),
     "/stats\n": (2, "before the first answer"),
     '"""\nno end\n': (2, "the input ends within a message"),

@@ -74,7 +74,7 @@ def test_names(model_type: str, distribution: str, module: str, prefix: str) -> 
 def test_what_is_no_name_is_refused(corelm: Run, tmp_path: Path, model_type: str) -> None:
     outcome = corelm("new", "--dir", tmp_path, "--", model_type)
     assert (outcome.code, outcome.out, len(outcome.messages)) == (2, "", 1)
-    assert outcome.err.startswith(f"error: {model_type!r} is no model_type that a package can be called by")
+    assert outcome.err.startswith(f"error: {model_type!r} is not a model_type that a package can be named after")
     assert not list(tmp_path.iterdir())
 
 

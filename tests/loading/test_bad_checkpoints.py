@@ -168,5 +168,5 @@ def test_what_may_not_be_read_is_said(public_directory: Path) -> None:
     assert len(lines) == 2
     for line, path in zip(lines, (closed, shard), strict=True):
         assert line.startswith(f"CheckpointError {path}")
-        assert "may not be read by this user" in line
+        assert "is not readable by this user" in line
         assert "check its permissions" in line

@@ -165,12 +165,12 @@ def test_state_is_replaced_by_each_step_and_can_be_taken_back_once() -> None:
     add(1, 4)
     add(2, 1)
     assert cache.arrays()[0].tolist() == [[3] * 3] * 2
-    with pytest.raises(CacheError, match="only take the last step back"):
+    with pytest.raises(CacheError, match="only undo the last step"):
         cache.rewind(2)
     cache.rewind(1)
     assert cache.arrays()[0].tolist() == [[1] * 3] * 2
     assert cache.lengths == [4, 4]
-    with pytest.raises(CacheError, match="only take the last step back"):
+    with pytest.raises(CacheError, match="only undo the last step"):
         cache.rewind(1)
     step = StepPlan(2, 1, 1, cache).steps()[0]
     with pytest.raises(CacheError, match="has no state 'other'"):

@@ -194,10 +194,10 @@ def test_files_that_are_no_caches(tmp_path: Path) -> None:
         core.load_cache(tmp_path, model("full"))
     for content in (b"", b"hello", b"\xff" * 100, b"{}" * 50):
         place.write_bytes(content)
-        with pytest.raises(CacheError, match=r"c: is no saved cache, or damaged: "):
+        with pytest.raises(CacheError, match=r"c: is not a saved cache, or is damaged: "):
             core.load_cache(place, model("full"))
     mx.save_safetensors(str(tmp_path / "d.safetensors"), {"ids": mx.array([1])})
-    with pytest.raises(CacheError, match="is no saved cache, or damaged: its header describes none"):
+    with pytest.raises(CacheError, match="is not a saved cache, or is damaged: its header does not describe one"):
         core.load_cache(tmp_path / "d.safetensors", model("full"))
 
 

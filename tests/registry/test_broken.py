@@ -152,7 +152,7 @@ def test_a_hook_that_answers_with_the_wrong_thing(
     failure: Failure, hook: str, answer: str, expected: str, found: str
 ) -> None:
     caught = failure(plugin_source(**{hook: f"@hookimpl\ndef {hook}(): return {answer}\n"}))
-    assert f"{NAMED} gave the wrong answer to the hook {hook} (expected {expected}, found {found})" in str(caught)
+    assert f"{NAMED} returned a wrong value from its hook {hook} (expected {expected}, found {found})" in str(caught)
 
 
 def test_quantize_module_answers_yes_or_no(install: Install) -> None:

@@ -58,7 +58,7 @@ def test_a_requirement_on_corelm_is_checked_before_the_import(
 @pytest.mark.parametrize("value", ["", "oak!", "oak mod", "oak:", ".oak", "oak..bark", ":x", "1oak", "oak:x:y"])
 def test_a_malformed_value_is_a_fault_of_one_claim(install: Install, value: str) -> None:
     install(Distribution("oak", claims={"oak": value, "elm": "elm [extra]"}))
-    with pytest.raises(PluginError, match=r"cannot be used: .* is not a module's dotted path, nor module:object"):
+    with pytest.raises(PluginError, match=r"cannot be used: .* is neither a module's dotted path nor module:object"):
         choose("oak")
     assert choose("elm").target() == ("elm", "")
 

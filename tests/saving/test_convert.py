@@ -163,7 +163,7 @@ def test_the_formats_own_reader_has_the_last_word(tmp_path: Path) -> None:
     check_with_safetensors(path, shard)
     other = (replace(shard.tensors[0], dtype=mx.float16), *shard.tensors[1:])
     for tensors in (other, shard.tensors[1:], (*shard.tensors, Table("more", mx.float32, (1,)))):
-        with pytest.raises(SaveError, match="is read otherwise by safetensors"):
+        with pytest.raises(SaveError, match="is read differently by safetensors"):
             check_with_safetensors(path, replace(shard, tensors=tensors))
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(SaveError, match="is not read by safetensors") as caught:

@@ -48,7 +48,7 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
 def test_a_name_that_no_file_can_have() -> None:
     demo = core.load("demo:mistral")
     for write in (lambda place: core.convert("demo:mistral", place), lambda place: core.save(demo, place)):
-        with pytest.raises(SaveError, match="is no name of a file: it holds a NUL"):
+        with pytest.raises(SaveError, match="is not a file name: it holds a NUL"):
             write("a\0b")
 
 
@@ -65,7 +65,7 @@ def test_force_replaces_no_directory_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "home" / "thesis.txt").write_text("years of work")
     (tmp_path / "file").write_text("")
     for name in ("home", "file"):
-        with pytest.raises(SaveError, match="is no checkpoint, and is not replaced"):
+        with pytest.raises(SaveError, match="is not a checkpoint, and is not replaced"):
             core.convert(SOURCE, tmp_path / name, force=True)
     assert (tmp_path / "home" / "thesis.txt").exists()
 
@@ -169,7 +169,9 @@ def test_what_appears_meanwhile_is_not_replaced(how: str, force: bool, tmp_path:
                 make()
                 before.append(_inventory(tmp_path))
 
-        with pytest.raises(SaveError, match=r"appeared while this was written|is no checkpoint, and is not replaced"):
+        with pytest.raises(
+            SaveError, match=r"appeared while this was written|is not a checkpoint, and is not replaced"
+        ):
             core.convert(SOURCE, place, force=force, progress=appear)
         assert [_inventory(tmp_path)] == before, name
         _remove(place)
@@ -194,7 +196,7 @@ def test_a_directory_that_stops_being_a_checkpoint_is_not_replaced(how: str, tmp
             (tmp_path / "out").mkdir()
             (tmp_path / "out" / "thesis.txt").write_text("only copy")
 
-    with pytest.raises(SaveError, match="is no checkpoint, and is not replaced"):
+    with pytest.raises(SaveError, match="is not a checkpoint, and is not replaced"):
         core.convert(SOURCE, tmp_path / "out", force=True, progress=change)
     assert _inventory(tmp_path) == ["out/thesis.txt"]
 
@@ -214,7 +216,7 @@ def test_what_comes_between_the_last_look_and_the_exchange_is_given_back(
 
     monkeypatch.setattr(destination, "_check_replaceable", late)
     with (
-        pytest.raises(SaveError, match="is no checkpoint, and is not replaced"),
+        pytest.raises(SaveError, match="is not a checkpoint, and is not replaced"),
         destination.new_directory(tmp_path / "out", force=True),
     ):
         pass

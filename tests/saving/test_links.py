@@ -76,6 +76,6 @@ def test_weights_and_config_may_be_links_because_they_are_read_and_not_copied(so
 
 def test_a_companion_that_is_no_file_is_an_error(source: Path, tmp_path: Path) -> None:
     (source / "LICENSE").symlink_to("LICENSE")
-    with pytest.raises(SaveError, match="is no file, or no longer there") as caught:
+    with pytest.raises(SaveError, match="is not a file, or no longer exists") as caught:
         core.convert(source, tmp_path / "out")
     assert caught.value.where == str(source / "LICENSE")

@@ -139,7 +139,7 @@ def test_references_of_transformers(source: str, built_in: bool, tmp_path: Path)
 @pytest.mark.skipif(PYTHON is None, reason="the extra `reference` is not installed (CORELM_REFERENCE_PYTHON names one)")
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
-    [(["mistral"], 2, "--tiny shrinks the sizes"), (["no_such_type"], 1, "knows no model_type 'no_such_type'")],
+    [(["mistral"], 2, "--tiny shrinks the sizes"), (["no_such_type"], 1, "has no model_type 'no_such_type'")],
 )
 def test_what_transformers_cannot_make(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
     command = [str(PYTHON), "-m", "core.testing.reference", *arguments, str(tmp_path / "out")]

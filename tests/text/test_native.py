@@ -202,7 +202,7 @@ def test_several_sentencepiece_models_are_no_guess(tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "tekken.json").write_text("{}")
-    with pytest.raises(TokenizerError, match=r"tekken\.json: config.default_vocab_size is no number of tokens"):
+    with pytest.raises(TokenizerError, match=r"tekken\.json: config.default_vocab_size is not a number of tokens"):
         load_tokenizer(tmp_path)
 
 
@@ -211,7 +211,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 def test_absurd_numbers_of_tokens_are_refused(tmp_path: Path, key: str, size: object) -> None:
     config = {"default_vocab_size": 300, "default_num_special_tokens": 5, key: size}
     (tmp_path / "tekken.json").write_text(json.dumps({"config": config}))
-    with pytest.raises(TokenizerError, match=rf"tekken\.json: config\.{key} is no number of tokens"):
+    with pytest.raises(TokenizerError, match=rf"tekken\.json: config\.{key} is not a number of tokens"):
         load_tokenizer(tmp_path)
 
 

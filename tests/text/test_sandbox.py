@@ -133,7 +133,7 @@ BOMBS = {
         "{% for x in [1, 1] recursive %}{% if loop.depth < 50 %}{{ loop([1, 1]) }}{% endif %}{% endfor %}",
         STEPS,
     ),
-    "date": ("{{ strftime_now('%9999999999d') }}", "asks for a date of absurd length"),
+    "date": ("{{ strftime_now('%9999999999d') }}", "asks for a date that is far too long"),
     "bytes": ("{{ (5).to_bytes(9999999999, 'big') }}", "does what the sandbox forbids"),
 }
 

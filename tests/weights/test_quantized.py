@@ -252,7 +252,7 @@ def test_an_override_that_promises_what_is_not_there_is_refused(tmp_path: Path) 
     edit_block(path, **{name: AS_SIX})
     text = refusal(path)
     assert f"'{name}' is quantized (6-bit, groups of 32)" in text
-    assert f"'{name}.scales' is not there" in text
+    assert f"'{name}.scales' is missing" in text
 
 
 def test_bits_that_do_not_fit_the_packed_shape_are_refused(tmp_path: Path) -> None:

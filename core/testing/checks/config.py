@@ -1,4 +1,5 @@
-"""Checks of the config: what it accepts, what it refuses, what it reads, and that what it reads counts."""
+"""Checks of the config: which files it accepts and refuses, which keys it reads, and that every key it reads has an
+effect."""
 
 from __future__ import annotations
 
@@ -18,14 +19,14 @@ _INERT = frozenset({"max_position_embeddings"})  # the context length, which pla
 
 
 class ConfigChecks(KitBase):
-    """What the plugin's ``parse_config`` makes of ``config.json``."""
+    """Checks of the plugin's ``parse_config``."""
 
     def test_config_is_accepted(self) -> None:
         """A failure means that the hook ``parse_config`` refuses the config, or reads it differently each time."""
         subject = self.subject
         demand(
             subject.bound.parse_config(self.raw) == subject.config,
-            "parse_config answers differently when it is asked twice",
+            "parse_config returns another config when it is called twice",
         )
         if self.reference is not None:
             subject.bound.parse_config(self.expected.config)
@@ -51,19 +52,20 @@ class ConfigChecks(KitBase):
                 demand(named, f"without the config key {'.'.join(path)!r}, the error does not name it: {error}")
 
     def test_every_config_key_is_read(self) -> None:
-        """A failure means that nobody reads a key of the config, so that a model that needs it computes wrongly.
+        """A failure means that a key of the config is not read, so a model that needs it computes wrongly.
 
         Add the field to the config class, or, where it has no effect on what is computed, its name to ``harmless``.
         """
         for source, raw in (("config", self.raw), *self._reference_config()):
             unread = self.subject.bound.parse_config(raw).unread_keys(raw)
-            demand(not unread, f"nobody reads these keys of the {source}, or declares them harmless: {unread}")
+            demand(not unread, f"these keys of the {source} are neither read nor declared harmless: {unread}")
 
     def test_every_config_key_matters(self) -> None:
-        """A failure means that a key is read and changes nothing: no shape, no logit, no refusal.
+        """A failure means that a key is read but has no effect: on no shape, no logit, and on whether the config is
+        refused.
 
-        A block probably has a constant, or a default, where it should take the config's value. A key that rightly
-        changes nothing belongs to ``inert``.
+        A block probably has a constant, or a default, where it should take the config's value. A key that correctly
+        changes nothing belongs in ``inert``.
         """
         subject = self.subject
         idle = [
@@ -78,10 +80,10 @@ class ConfigChecks(KitBase):
         )
 
     def test_norms_take_their_epsilon_from_the_config(self) -> None:
-        """A failure means that a norm has an epsilon of its own, whatever the config says.
+        """A failure means that a norm does not use the config's epsilon.
 
-        With the config's epsilon a hundred times as large, every norm must have another one. Those that rightly have a
-        constant belong to ``fixed_epsilons``.
+        The config's epsilon is multiplied by a hundred, and every norm's must change. Norms with a correct constant
+        belong in ``fixed_epsilons``.
         """
         keys = [
             path for path in leaves(self.raw) if path[-1].endswith(("eps", "epsilon")) and _is_read(self.subject, path)
@@ -99,10 +101,10 @@ class ConfigChecks(KitBase):
                 demand(changed, f"the norm {path!r} has an epsilon of {eps}, whatever the config says")
 
     def test_defaults_are_the_references(self) -> None:
-        """A failure means that a config without some key is read differently than the reference implementation does.
+        """A failure means that a missing key gets another value than in the reference implementation.
 
-        Published files leave out what is their class's default; a field's default must be the same, or there must be
-        none, so that a file without the key is refused.
+        Published files leave out keys that have their class's default. A field needs the same default, or none, so that
+        a file without the key is refused.
         """
         defaults = self.expected.defaults
         if not defaults:
@@ -118,7 +120,7 @@ class ConfigChecks(KitBase):
                 )
 
     def test_config_can_be_copied_and_pickled(self) -> None:
-        """A failure means that a config cannot travel to another process; keep functions and modules out of it."""
+        """A failure means that a config cannot be sent to another process; keep functions and modules out of it."""
         config = self.subject.config
         demand(copy.deepcopy(config) == config, "a deep copy of the config differs from it")
         try:
@@ -132,7 +134,7 @@ class ConfigChecks(KitBase):
 
 
 def _parsed(subject: Subject, raw: dict[str, Any]) -> object:
-    """The plugin's reading of a config; None where it refuses."""
+    """The plugin's config object; None if it refuses."""
     try:
         return subject.bound.parse_config(raw)
     except CoreError:
@@ -154,7 +156,7 @@ def _demand_refusal(subject: Subject, raw: dict[str, Any], path: tuple[str, ...]
     except ConfigError as error:
         demand(path[-1] in str(error), f"the config key {name!r} {how} is refused without being named: {error}")
     except CoreError as error:
-        raise AssertionError(f"the config key {name!r} {how} is no ConfigError, but {error!r}") from error
+        raise AssertionError(f"the config key {name!r} {how} raises no ConfigError, but {error!r}") from error
     else:
         raise AssertionError(f"the config key {name!r} is accepted when it is {how}: give the field a strict type")
 
@@ -171,7 +173,7 @@ def _matters(subject: Subject, path: tuple[str, ...]) -> bool:
         try:
             if _acts_differently(subject, Subject(changed, subject.plugin, lambda _: None)):
                 return True
-        except (CoreError, ValueError):  # no model of such sizes: the key has been looked at
+        except (CoreError, ValueError):  # no such model can be built: the plugin has read the key
             return True
     return not accepted
 

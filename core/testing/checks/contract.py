@@ -1,4 +1,4 @@
-"""Checks of the contract's other promises: hooks at load time only, kernels that agree, traceable steps, memory."""
+"""Checks of the contract's other promises: hooks run at load time only, kernels agree, steps can be traced, memory."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from core.testing.base import KitBase
 from core.testing.comparing import demand
 from core.weights import Plan
 
-_SLACK = 1 << 20  # bytes that a load may take besides
+_SLACK = 1 << 20  # further bytes that a load may take
 
 
 class ContractChecks(KitBase):
-    """What the contract promises beyond numbers."""
+    """What the contract promises besides numbers."""
 
     def test_no_hook_is_called_in_the_forward_pass(self) -> None:
-        """A failure means that a block calls a hook while it computes: what it needs belongs into its constructor."""
+        """A failure means that a block calls a hook while it computes. Pass what it needs to its constructor."""
         subject = self.subject
         codes = _hooks_of(subject.bound)
         tokens = subject.tokens(6)
@@ -51,12 +51,12 @@ class ContractChecks(KitBase):
             raise AssertionError(f"the forward pass cannot be traced: {error}") from error
 
     def test_kernels_agree_with_their_references(self) -> None:
-        """A failure means that a fused source of this plugin computes something else than its reference.
+        """A failure means that a fused source of this plugin and its reference give different results.
 
-        Only the sources for the device at hand run; on a CPU none does, and the references are run in every dtype.
+        Only the sources for the present device run. On a CPU without such sources, the references run in every dtype.
         ``python -m core doctor --kernels`` shows each case.
         """
-        self.subject.logits(self.subject.tokens(2))  # what the model uses is imported now
+        self.subject.logits(self.subject.tokens(2))  # imports everything that the model uses
         for name, kernel in registered_kernels().items():
             report, kept = _checked(kernel)
             failed = [case for case in report.cases if not case.ok]
@@ -65,9 +65,9 @@ class ContractChecks(KitBase):
             demand(kept, f"sample_inputs of kernel {name!r} changes mx.random.state; use the key that it is given")
 
     def test_load_stays_within_memory(self) -> None:
-        """A failure means that a load holds much more than the model and one block: a hook computes early.
+        """A failure means that a load needs much more memory than the model and one block: a hook computes too early.
 
-        Parameters must stay unevaluated until they are read; ``mx.eval`` and NumPy have no place in ``build_block``.
+        Parameters must stay unevaluated until they are read; do not use ``mx.eval`` or NumPy in ``build_block``.
         """
         if mx.default_device().type != mx.DeviceType.cpu:
             pytest.skip("only the CPU's allocator counts what is asked for, and nothing else")
@@ -85,11 +85,12 @@ class ContractChecks(KitBase):
 
 
 _reports: WeakKeyDictionary[Kernel, tuple[object, KernelReport, bool]] = WeakKeyDictionary()
-"""Kernel → the device that it was checked on, the report, and whether the random state was left alone."""
+"""Kernel → the device of its check, the report, and whether the random state was unchanged."""
 
 
 def _checked(kernel: Kernel) -> tuple[KernelReport, bool]:
-    """A kernel's report, and whether its check leaves the random state alone. Each is checked once on a device."""
+    """A kernel's report, and whether its check leaves the random state unchanged. Each kernel is checked once for a
+    device."""
     device = current_device()
     known = _reports.get(kernel)
     if known is None or known[0] is not device:
@@ -113,7 +114,7 @@ def _largest_block(plan: Plan) -> int:
 
 
 def _hooks_of(bound: BoundPlugin) -> dict[CodeType, str]:
-    """The code of every hook of a plugin, and of those it delegates to → its name."""
+    """The code of every hook of a plugin, and of the plugins it delegates to → the hook's name."""
     found: dict[CodeType, str] = {}
     for name in HOOKS:
         for implementation in getattr(bound.manager.hook, name).get_hookimpls():
@@ -127,7 +128,7 @@ def _hooks_of(bound: BoundPlugin) -> dict[CodeType, str]:
 
 @contextmanager
 def _called(codes: dict[CodeType, str]) -> Iterator[set[str]]:
-    """The names of those functions that are called within, in whatever way."""
+    """The names of those functions that are called inside this block, directly or not."""
     names: set[str] = set()
 
     def watch(frame: FrameType, event: str, _argument: object) -> None:

@@ -1,4 +1,4 @@
-"""Checks of numbers: dtypes, precision, gradients, and whose matrix the language head multiplies by."""
+"""Checks of numbers: dtypes, precision, gradients, and whether the language head is tied."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from core.testing.subject import Subject
 from core.weights.tree import all_arrays, replace
 
 _TOKENS = 6
-_STEP = 3e-3  # of a numerical derivative: large against float32's rounding, small against curvature
+_STEP = 3e-3  # of a numerical derivative: large compared with float32's rounding, small compared with curvature
 _DERIVATIVE = 0.03  # float32 stays below 0.003; rounding to float16 within a block gives 0.1 and more
 
 
 class NumberChecks(KitBase):
-    """What the model computes with, and what it can be trained by."""
+    """Dtypes, precision and gradients of the model."""
 
     def test_dtypes_are_as_declared(self) -> None:
         """A failure means that a parameter, an activation or a cache has another dtype than the load report says.
@@ -48,10 +48,10 @@ class NumberChecks(KitBase):
             demand(finite or compute == mx.float16, f"{how}: the logits are not finite")  # random weights may overflow
 
     def test_float32_is_not_rounded(self) -> None:
-        """A failure means that a block rounds to a narrower dtype within, or that a gradient is wrong.
+        """A failure means that a block rounds to a narrower dtype inside, or that a gradient is wrong.
 
-        In float32, the change of a block's output along random directions must be the one that its gradient predicts.
-        The median over tokens and directions counts: single tokens may be sent to other experts by the change.
+        In float32, a block's output must change along random directions as its gradient predicts. The median over
+        tokens and directions counts, because the change may route single tokens to other experts.
         """
         model = self.subject.model
         x = model.embed_tokens(self.subject.tokens(_TOKENS))
@@ -70,7 +70,8 @@ class NumberChecks(KitBase):
     def test_head_is_tied_as_configured(self) -> None:
         """A failure means that the head shares the embedding's matrix although the config says no, or the reverse.
 
-        Asked of the config as it is, and with ``tie_word_embeddings`` turned round, where the plugin accepts that.
+        The check is made with the config as it is, and with ``tie_word_embeddings`` inverted if the plugin accepts
+        that.
         """
         tied = self.subject.config.tie_word_embeddings
         self._demand_head(self.subject, tied)
@@ -84,9 +85,9 @@ class NumberChecks(KitBase):
                 other.plan(other.checkpoint(layout)).check()
 
     def test_gradients_reach_every_parameter(self) -> None:
-        """A failure means that a parameter does not take part: its gradient is zero, or not finite.
+        """A failure means that a parameter has no effect: its gradient is zero, or not finite.
 
-        Either nobody reads it, or a ``stop_gradient`` (or an integer) lies between it and the logits.
+        Either it is not used, or a ``stop_gradient`` (or an integer) lies between it and the logits.
         """
         subject = self.subject
         tokens = mx.concatenate([subject.tokens(subject.length, seed) for seed in range(3)])
@@ -105,7 +106,8 @@ class NumberChecks(KitBase):
             demand(bool(mx.all(mx.isfinite(gradients[path])).item()), f"the gradient of {path!r} is not finite")
 
     def _demand_head(self, subject: Subject, tied: bool) -> None:
-        """A token's own logit depends on its embedding, though the prompt lacks it, exactly if the head is tied."""
+        """A token's own logit depends on its embedding, although the prompt lacks the token, only if the head is
+        tied."""
         tokens = mx.zeros((1, 4), dtype=mx.int32)
         before = subject.logits(tokens)
         path = next(name for name in subject.arrays if name.endswith("embed_tokens.weight"))
@@ -123,7 +125,8 @@ class NumberChecks(KitBase):
 
 
 def _derivative_errors(block: nn.Module, step: Step, x: mx.array, seed: int) -> list[float]:
-    """For each token, how far the measured change of its output is from the predicted one, relative to its parts."""
+    """For each token, the difference between the measured and the predicted change of its output, relative to its
+    terms."""
     along = mx.random.normal(x.shape, key=mx.random.key(seed)) * mx.sqrt(mx.mean(mx.square(x)))
     measured = (block(x + _STEP * along, step) - block(x - _STEP * along, step)) / (2 * _STEP)
     errors = []

@@ -1,4 +1,4 @@
-"""Checks of quantization: bounded, written and read back as it is, and not of what must not be rounded."""
+"""Checks of quantization: its error is bounded, it survives saving and loading, and routers are left out."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_exp
 
 
 class QuantizationChecks(KitBase):
-    """What becomes of the architecture's matrices when they are rounded."""
+    """What quantization does to the architecture's matrices."""
 
     def test_quantized_model_survives_saving(self) -> None:
-        """A failure means that a quantized model is saved as another one, or that rounding changes too much.
+        """A failure means that a quantized model changes when it is saved, or that rounding changes too much.
 
-        The logits of the model that was quantized in memory, and of the one that was saved and loaded, must be the
-        same number for number, and near those of full precision.
+        The logits of the model that was quantized in memory must equal those of the saved and loaded one exactly, and
+        be near those of full precision.
         """
         subject = self.subject
         layout = subject.first_layout
@@ -31,7 +31,7 @@ class QuantizationChecks(KitBase):
         demand(rounded, "no matrix was quantized: give the kit's config sizes that 32 divides")
         tokens = subject.tokens(subject.length)
         logits, exact = lm.model(tokens), subject.logits(tokens)
-        # The median over tokens: rounding may send single ones to other experts, whatever is done about it.
+        # The median over tokens: rounding may always route single tokens to other experts.
         changes = mx.sort(mx.sqrt(mx.mean(mx.square(logits - exact), axis=-1)).flatten())
         error = number(changes[changes.size // 2] / mx.sqrt(mx.mean(mx.square(exact))))
         demand(
@@ -48,12 +48,12 @@ class QuantizationChecks(KitBase):
         for path, array in before.items():
             same = mx.array_equal(array, after[path]).item()
             demand(same, f"the quantized parameter {path!r} comes back from a file with other numbers")
-        demand(mx.array_equal(again.model(tokens), logits).item(), "saved and loaded, the logits are others")
+        demand(mx.array_equal(again.model(tokens), logits).item(), "the logits differ after saving and loading")
 
     def test_routers_stay_in_full_precision(self) -> None:
         """A failure means that a router is quantized: rounding it sends tokens to other experts.
 
-        A router is taken to be a matrix with one row for each expert. Answer no for it in ``quantize_module``.
+        A matrix with one row for each expert is taken for a router. Return False for it in ``quantize_module``.
         """
         subject = self.subject
         counts = [getattr(subject.config, name, None) for name in _EXPERTS]

@@ -1,4 +1,4 @@
-"""Checks against another implementation's numbers, where the author has some."""
+"""Checks against another implementation's numbers, if the author has a reference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from core.testing.reference_data import Reference
 
 
 class ReferenceChecks(KitBase):
-    """What transformers, or whoever made the reference, computes for the same weights."""
+    """The results of transformers, or of the reference's author, for the same weights."""
 
     def test_reference_logits(self) -> None:
         """A failure means that the model computes something else than the reference implementation.
@@ -26,7 +26,7 @@ class ReferenceChecks(KitBase):
             demand_close(found, expected, self.reference_tolerance, message)
 
     def test_reference_continuation(self) -> None:
-        """A failure means that, with a cache, the model departs from the reference implementation with its own."""
+        """A failure means that the model with a cache departs from the reference implementation with its own cache."""
         lm = self.reference_model
         for name, ids, continuation, expected in self.expected.continuations():
             cache = lm.make_cache()

@@ -1,4 +1,4 @@
-"""Checks of sequences: caches, batches, causality, windows and positions, each against one plain forward pass."""
+"""Checks of sequences: caches, batches, causality, windows and positions, each compared with one plain forward pass."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from core.nn.step import StepPlan
 from core.testing.base import KitBase
 from core.testing.comparing import demand, demand_close, difference
 
-_FAR = 300  # tokens: a window that reaches further makes the checks slow
+_FAR = 300  # tokens: a longer window would make the checks slow
 _CACHE_HINT = "Positions must come from step.positions, and keys and values go through step.attend (or step.state)."
 
 
 class SequenceChecks(KitBase):
-    """What the blocks make of positions, masks and caches."""
+    """How the blocks use positions, masks and caches."""
 
     def test_cached_equals_uncached(self) -> None:
-        """A failure means that the tokens which a cache holds are not seen as they were: positions, mask or window.
+        """A failure means that tokens in a cache have another effect than without one: look at positions, mask and
+        window.
 
-        The same prompt goes through a cache in several ways of cutting it up.
+        The same prompt goes through a cache in chunks of several sizes.
         """
         tokens, whole = self._compared()
         n = tokens.shape[1]
@@ -34,7 +35,7 @@ class SequenceChecks(KitBase):
             demand(cache.lengths == [n], f"after {n} tokens the cache holds {cache.lengths}")
 
     def test_prefill_equals_stepwise(self) -> None:
-        """A failure means that decoding token by token computes something else than reading the whole prompt."""
+        """A failure means that decoding token by token gives other logits than reading the whole prompt."""
         tokens, whole = self._compared()
         found = self.subject.chunked(tokens, [1] * tokens.shape[1])
         for position in range(tokens.shape[1]):
@@ -42,10 +43,11 @@ class SequenceChecks(KitBase):
             demand_close(found[:, position], whole[:, position], self.tolerance, message)
 
     def test_batch_equals_single_rows(self) -> None:
-        """A failure means that the rows of a batch see each other, or each other's positions or padding.
+        """A failure means that the rows of a batch affect each other, or use each other's positions or padding.
 
-        Ragged prompts, padded with random tokens, are read at once and continued; each row must be what it is alone.
-        A block must not use one position for all rows, nor mix over the first axis, nor keep anything on itself.
+        Prompts of different lengths, padded with random tokens, are read together and continued. Each row must equal
+        its result alone. A block must not use one position for all rows, mix over the first axis, or store anything on
+        itself.
         """
         subject, n = self.subject, self.subject.length
         self._skip_if_rotations_depend_on_length()
@@ -63,17 +65,17 @@ class SequenceChecks(KitBase):
             found = subject.logits(padded, cache, lengths)
             how = "with" if cached else "without"
             for row, length in enumerate(lengths):
-                message = f"row {row} of a ragged batch, {length} tokens, is not what it is alone ({how} a cache)"
+                message = f"row {row} of a ragged batch, {length} tokens, differs from its result alone ({how} a cache)"
                 demand_close(found[row, :length], alone[row][0, :length], self.tolerance, message)
         for step in range(steps):
             each = [row[:, length + step] for row, length in zip(rows, lengths, strict=True)]
             found = subject.logits(mx.stack(each), cache)
             for row, length in enumerate(lengths):
-                message = f"step {step} after a ragged batch: row {row}, {length} tokens long, is not what it is alone"
+                message = f"step {step} after a ragged batch: row {row}, {length} tokens, differs from its result alone"
                 demand_close(found[row, 0], alone[row][0, length + step], self.tolerance, message)
 
     def test_future_tokens_change_nothing(self) -> None:
-        """A failure means that a token sees those after it (no causal mask), or sees none at all."""
+        """A failure means that a token sees later ones (no causal mask), or sees no other tokens."""
         tokens, whole = self._prompt()
         for position in (1, tokens.shape[1] // 2, tokens.shape[1] - 1):
             changed = mx.concatenate([tokens[:, :position], (tokens[:, position:] + 1) % self._vocabulary], axis=1)
@@ -81,13 +83,13 @@ class SequenceChecks(KitBase):
             message = f"other tokens from position {position} on change the logits before it: is the mask causal?"
             demand_close(found[:, :position], whole[:, :position], self.tolerance / 10, message)
             moved = difference(found[:, position:], whole[:, position:]) > self.tolerance
-            demand(moved, f"other tokens from position {position} on change no logit: nobody reads the tokens")
+            demand(moved, f"other tokens from position {position} on change no logit: the model ignores the tokens")
 
     def test_window_is_exact(self) -> None:
-        """A failure means that blocks see further back than their windows say, or not as far.
+        """A failure means that blocks see further back than their windows, or less far.
 
-        All blocks together reach back the sum of (window - 1) tokens: the token there counts, the one before does not.
-        Without windows, the very first token counts at the very end.
+        All blocks together reach back the sum of (window - 1) tokens: that token has an effect, the one before has
+        none. Without windows, the first token has an effect on the last logits.
         """
         subject = self.subject
         tokens, whole = self._prompt()
@@ -109,10 +111,10 @@ class SequenceChecks(KitBase):
             demand_close(hidden, whole[:, last], self.tolerance / 100, message)
 
     def test_order_of_earlier_tokens_matters(self) -> None:
-        """A failure means that a block cannot tell in which order it has seen earlier tokens: positions are not used.
+        """A failure means that a block ignores the order of earlier tokens: positions are not used.
 
-        The first block alone is given three inputs, and two of them exchanged; the output at the last must change.
-        Set ``order_matters = False`` for an architecture without positions.
+        The first block alone gets three inputs, and then two of them exchanged; the output at the last must change. Set
+        ``order_matters = False`` for an architecture without positions.
         """
         if not self.order_matters:
             pytest.skip("the architecture is said to have no positions")
@@ -125,7 +127,8 @@ class SequenceChecks(KitBase):
         demand(moved, "exchanging two earlier tokens changes nothing: does the block use step.positions?")
 
     def test_cache_is_what_its_spec_says(self) -> None:
-        """A failure means that ``make_cache`` describes something else than the blocks keep: memory is misjudged."""
+        """A failure means that ``make_cache`` describes other arrays than the blocks keep, so memory is estimated
+        wrongly."""
         cache = self.subject.model.make_cache(2)
         tokens = mx.concatenate([self.subject.tokens(5, 1), self.subject.tokens(5, 2)])
         logits = self.subject.logits(tokens, cache)
@@ -144,12 +147,13 @@ class SequenceChecks(KitBase):
             demand(block.keys.dtype == dtype, f"block {index} keeps {block.keys.dtype}, expected {dtype}")
 
     def test_a_call_leaves_no_trace(self) -> None:
-        """A failure means that a model remembers an earlier call: something is kept on a module, not in the cache."""
+        """A failure means that an earlier call changes a later one: something is stored on a module, not in the
+        cache."""
         tokens, whole = self._prompt()
         self.subject.logits(self.subject.tokens(11, 5), self.subject.model.make_cache())
         again = self.subject.logits(tokens)
         demand(
-            mx.array_equal(again, whole).item(), "the same tokens give other logits after other tokens were processed"
+            mx.array_equal(again, whole).item(), "the same tokens give different logits after a call with other tokens"
         )
 
     @property
@@ -157,12 +161,12 @@ class SequenceChecks(KitBase):
         return self.subject.config.vocab_size
 
     def _compared(self) -> tuple[mx.array, mx.array]:
-        """``_prompt``, for a comparison between lengths."""
+        """``_prompt``, for a comparison between different lengths."""
         self._skip_if_rotations_depend_on_length()
         return self._prompt()
 
     def _prompt(self) -> tuple[mx.array, mx.array]:
-        """A prompt that leaves every window behind, and its logits without a cache."""
+        """A prompt longer than all windows reach, and its logits without a cache."""
         tokens = self.subject.tokens(self.subject.length)
         whole = self.subject.logits(tokens)
         demand(bool(mx.all(mx.isfinite(whole)).item()), "the logits are not finite")

@@ -1,4 +1,4 @@
-"""Checks of the weight maps: tensors and parameters, one for one, in every layout, forwards and backwards."""
+"""Checks of the weight maps: they relate tensors and parameters one to one, in every layout and in both directions."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from core.weights.tree import all_arrays, find
 
 
 class WeightChecks(KitBase):
-    """What the plugin's ``weight_map`` says, for every layout that it has."""
+    """Checks of the plugin's ``weight_map``, for every layout that it has."""
 
     def test_layouts(self) -> None:
-        """A failure means that the plugin has other weight maps than its tests expect, or no ``hf`` one."""
+        """A failure means that the plugin has other weight maps than its tests expect, or none for ``hf``."""
         found = tuple(self.subject.maps)
         wanted = self.layouts
         if wanted is None:
@@ -35,9 +35,9 @@ class WeightChecks(KitBase):
             demand(set(found) == set(wanted), f"weight_map has the layouts {found}, expected {wanted}")
 
     def test_weight_map_is_a_bijection(self) -> None:
-        """A failure means that a parameter has no source, a tensor two uses, or that the map loses numbers.
+        """A failure means that a parameter has no source, a tensor is used twice, or numbers are lost.
 
-        The model is written through the map run backwards, loaded, and compared number for number.
+        The model is written by the map run backwards, loaded, and compared number for number.
         """
         subject = self.subject
         for layout, weight_map in subject.maps.items():
@@ -45,7 +45,7 @@ class WeightChecks(KitBase):
             forgotten = sorted(set(subject.arrays) - set(found))
             demand(not forgotten, f"layout {layout!r} has no rule for the parameters {forgotten}")
             foreign = sorted(set(found) - set(subject.arrays))
-            demand(not foreign, f"layout {layout!r} has rules for parameters that the model has not: {foreign}")
+            demand(not foreign, f"layout {layout!r} has rules for parameters that the model does not have: {foreign}")
             names = [name for inverse in found.values() for name in inverse.names]
             doubled = sorted({name for name in names if names.count(name) > 1})
             demand(not doubled, f"layout {layout!r} uses the tensors {doubled} twice")
@@ -57,10 +57,10 @@ class WeightChecks(KitBase):
                 )
 
     def test_weight_map_keeps_parts_in_order(self) -> None:
-        """A failure means that parts which the names tell apart are joined in another order than the module has them.
+        """A failure means that parts with different names are joined in another order than in the module.
 
-        The parts of a ``Concat`` must come as the ``FusedLinear`` lists them (gate before up), and a ``Stack`` must
-        count up; both ways of going wrong leave all shapes as they are.
+        The parts of a ``Concat`` must have the order of the ``FusedLinear`` (gate before up), and those of a ``Stack``
+        must count up. A wrong order changes no shape.
         """
         for layout, weight_map in self.subject.maps.items():
             for row in weight_map.expand():
@@ -77,10 +77,10 @@ class WeightChecks(KitBase):
                     demand(numbers == sorted(numbers), f"layout {layout!r} stacks {row.target!r} in another order")
 
     def test_plan_closes_from_headers(self) -> None:
-        """A failure means that a load needs weights to find out whether they fit, or that a layout is not recognised.
+        """A failure means that a plan needs more than headers, or that a layout is not recognised.
 
-        The headers of a checkpoint in each layout are planned; then one tensor is taken away, and a strange one added:
-        the plan must name both.
+        The headers of a checkpoint in each layout are planned. Then one tensor is removed, and an unknown one added:
+        the plan must report both.
         """
         subject = self.subject
         for layout in subject.maps:
@@ -112,7 +112,7 @@ class WeightChecks(KitBase):
             second, third = subject.directory / f"{layout}-second", subject.directory / f"{layout}-third"
             try:
                 _save(subject, first, second, layout)
-            except UsageError:  # a params.json says what Mistral's models are, and of others nothing
+            except UsageError:  # a params.json can only describe Mistral's models
                 demand(layout == "mistral", f"layout {layout!r}: what was loaded cannot be saved")
                 continue
             _save(subject, second, third, layout)
