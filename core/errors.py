@@ -7,6 +7,9 @@ a few lines. It has the same facts as attributes.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class CoreError(Exception):
@@ -145,3 +148,13 @@ class BenchmarkError(CoreError):
 
 class ConversationError(CoreError):
     """A conversation is malformed, cannot be read or written, or does not fit into the model's context."""
+
+
+@contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """Refusals of the operating system inside this block become errors that name the file and say what to do."""
+    try:
+        yield
+    except OSError as error:
+        hint = "Nothing is left of it. Make room or choose another place, and run it again."
+        raise SaveError(f"cannot be written: {error.strerror or error}", where=path, hint=hint) from error

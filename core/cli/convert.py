@@ -151,7 +151,7 @@ def _report(conversion: Conversion, verb: str) -> Iterator[str]:
 
 
 def _dtypes(conversion: Conversion) -> str:
-    from core.saving.table import DTYPES as SPELLINGS
+    from core.weights.dtypes import SPELLINGS
 
     sizes: dict[str, int] = {}
     for shard in conversion.target.shards:

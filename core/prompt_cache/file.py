@@ -24,13 +24,12 @@ import mlx.nn as nn
 from core.checkpoint.bounded_json import parse_object
 from core.checkpoint.header import TensorInfo, read_header
 from core.device import check_process
-from core.errors import CacheError, CheckpointError
+from core.errors import CacheError, CheckpointError, refusals
 from core.nn import Cache
 from core.prompt_cache.fingerprint import differing, fingerprint
 from core.prompt_cache.layout import IDS, Saved, check_tensors, name_of, names_of, position
 from core.prompt_cache.snapshot import snapshot
-from core.saving.table import DTYPES
-from core.saving.writer import refusals
+from core.weights.dtypes import SPELLINGS
 
 _DESCRIPTION, _CHECKSUM = "core.cache", "crc32"  # keys of the header's metadata
 _ALIGNMENT = 8
@@ -65,7 +64,7 @@ def save_cache(path: str | os.PathLike[str], cache: Cache, model: Any, ids: Sequ
     data = {name: memoryview(_bytes(array)) for name, array in tensors.items()}  # type: ignore[arg-type]
     bases = {name_of(reach): span.base[0] for reach, span in kept.spans.items()}
     text = Saved(fingerprint(model), kept.settings, kept.length, bases).to_json()
-    entries = [(name, DTYPES[array.dtype], array.shape) for name, array in tensors.items()]
+    entries = [(name, SPELLINGS[array.dtype], array.shape) for name, array in tensors.items()]
     metadata = {_DESCRIPTION: text, _CHECKSUM: _checksum(text, entries, data.values())}
     with refusals(place):
         _write(place, [_header(entries, metadata, data.values()), *data.values()])

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from core.checkpoint import Checkpoint
+from core.errors import refusals
 from core.saving.card import model_card
 from core.saving.companions import CARD, companions, copy_companions, left_behind
 from core.saving.destination import check_space, new_directory
 from core.saving.shards import index_name, index_of
 from core.saving.target import Target
-from core.saving.writer import ShardWriter, refusals
+from core.saving.writer import ShardWriter
 
 
 def files_of(target: Target, source: Checkpoint) -> list[str]:

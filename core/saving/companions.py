@@ -11,8 +11,7 @@ from pathlib import Path
 
 from core.checkpoint import Checkpoint
 from core.checkpoint.hub import is_companion
-from core.errors import SaveError
-from core.saving.writer import refusals
+from core.errors import SaveError, refusals
 
 CARD = "README.md"
 _MADE = frozenset({"config.json", "params.json", "hf_quant_config.json", "quantize_config.json", CARD})

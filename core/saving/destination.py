@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from core.errors import SaveError, UsageError
+from core.errors import SaveError, UsageError, refusals
 from core.saving.leftovers import aside, lock_of, partial_of, put_back, remove_leftovers, replaced_by, resolved
 from core.saving.rename import TAKEN, exchange, rename_new
-from core.saving.writer import refusals
 
 _MARGIN = 1 << 20  # bytes needed besides the weights, for directories and small files
 

@@ -9,7 +9,8 @@ import mlx.core as mx
 
 from core.errors import SaveError
 from core.saving.shards import Shard
-from core.saving.table import DTYPES, Tensor
+from core.saving.table import Tensor
+from core.weights.dtypes import SPELLINGS
 
 _Found = dict[str, tuple[str, tuple[int, ...]]]  # a tensor's name → its dtype and shape
 _ONE_BYTE = Shard("", (Tensor("byte", mx.uint8, (1,)),), "mlx")
@@ -24,7 +25,7 @@ def check_with_safetensors(path: Path, shard: Shard) -> None:
     if importlib.util.find_spec("numpy") is None:  # safetensors needs it to open a file, whatever the framework
         _check_header(path, shard)
         return
-    expected: _Found = {tensor.name: (DTYPES[tensor.dtype], tensor.shape) for tensor in shard.tensors}
+    expected: _Found = {tensor.name: (SPELLINGS[tensor.dtype], tensor.shape) for tensor in shard.tensors}
     found = _tensors(path)
     for name in expected | found:
         if expected.get(name) != found.get(name):

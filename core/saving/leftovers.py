@@ -13,9 +13,8 @@ import shutil
 import uuid
 from pathlib import Path
 
-from core.errors import SaveError
+from core.errors import SaveError, refusals
 from core.saving.rename import TAKEN, rename_new
-from core.saving.writer import refusals
 
 _PARTIAL, _REPLACED = "partial", "replaced"
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from core.saving.table import DTYPES, Tensor
+from core.saving.table import Tensor
+from core.weights.dtypes import SPELLINGS
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
 _ALIGNMENT = 8  # of the data in its file, as in safetensors' own writer
@@ -38,7 +39,7 @@ class Shard:
         for tensor in self.tensors:
             start, stop = stop, stop + tensor.nbytes
             shape = list(tensor.shape)
-            entries[tensor.name] = {"dtype": DTYPES[tensor.dtype], "shape": shape, "data_offsets": [start, stop]}
+            entries[tensor.name] = {"dtype": SPELLINGS[tensor.dtype], "shape": shape, "data_offsets": [start, stop]}
         text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % _ALIGNMENT)
         return len(text).to_bytes(8, "little") + text

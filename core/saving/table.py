@@ -14,27 +14,10 @@ import mlx.nn as nn
 
 from core.errors import WeightsError
 from core.weights import Quantization
-from core.weights.dtypes import spelling
+from core.weights.dtypes import SPELLINGS, spelling
 from core.weights.invert import Inverse
 from core.weights.nodes import leaves
 from core.weights.tree import find
-
-DTYPES: Mapping[mx.Dtype, str] = {
-    mx.bool_: "BOOL",
-    mx.uint8: "U8",
-    mx.int8: "I8",
-    mx.uint16: "U16",
-    mx.int16: "I16",
-    mx.float16: "F16",
-    mx.bfloat16: "BF16",
-    mx.uint32: "U32",
-    mx.int32: "I32",
-    mx.float32: "F32",
-    mx.uint64: "U64",
-    mx.int64: "I64",
-    mx.complex64: "C64",
-}
-"""MLX's dtypes in safetensors' spelling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +58,7 @@ def tabulate(
     for parameter in order:
         array = find(model, parameter)
         dtype = stored(parameter, array.dtype)
-        if dtype not in DTYPES:
+        if dtype not in SPELLINGS:
             raise WeightsError(f"parameter {parameter!r} cannot be saved", found=spelling(dtype))
         tensors += [Tensor(name, dtype, tuple(part.shape)) for name, part in found[parameter].tensors(array)]
     return tensors

@@ -9,7 +9,6 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -17,10 +16,11 @@ from typing import BinaryIO, Self
 import mlx.core as mx
 
 from core.checkpoint import open_checkpoint
-from core.errors import SaveError
+from core.errors import SaveError, refusals
 from core.saving.format_check import check_with_safetensors
 from core.saving.shards import Shard
-from core.saving.table import DTYPES, Tensor
+from core.saving.table import Tensor
+from core.weights.dtypes import SPELLINGS
 
 _CHUNK = 8 << 20  # bytes read back at a time
 
@@ -119,7 +119,7 @@ class ShardWriter:
         for shard in self._shards:
             for tensor in shard.tensors:
                 info = found.get(tensor.name)
-                expected = (shard.name, DTYPES[tensor.dtype], tensor.shape)
+                expected = (shard.name, SPELLINGS[tensor.dtype], tensor.shape)
                 if info is None or (info.shard, info.dtype, info.shape) != expected:
                     where = self._directory / shard.name
                     raise SaveError(
@@ -129,16 +129,6 @@ class ShardWriter:
             raise SaveError("holds other tensors than were written", where=self._directory)
         for shard in self._shards:
             check_with_safetensors(self._directory / shard.name, shard)
-
-
-@contextmanager
-def refusals(path: Path) -> Iterator[None]:
-    """Refusals of the operating system inside this block become errors that name the file and say what to do."""
-    try:
-        yield
-    except OSError as error:
-        hint = "Nothing is left of it. Make room or choose another place, and run it again."
-        raise SaveError(f"cannot be written: {error.strerror or error}", where=path, hint=hint) from error
 
 
 def _verify(file: BinaryIO, directory: Path, shard: Shard, checksum: int) -> None:
