@@ -1,7 +1,4 @@
-"""``corelm bench``: how fast a model loads, reads prompts and generates here, and how a peer does beside it.
-
-Knows what is asked for and how figures are shown; how they are measured is ``core.benchmark``'s.
-"""
+"""``corelm bench``: how fast a model loads, reads prompts and generates here, and how a peer does beside it."""
 
 from __future__ import annotations
 

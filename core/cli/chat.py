@@ -1,7 +1,4 @@
-"""``corelm chat``: a conversation with a model, typed or piped.
-
-Knows the command's options and what they are to a ``Conversation``; the loop is in ``core.cli.repl``.
-"""
+"""``corelm chat``: a conversation with a model, typed or piped."""
 
 from __future__ import annotations
 

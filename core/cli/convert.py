@@ -1,7 +1,4 @@
-"""``corelm convert``: a checkpoint written anew, in another layout, dtype or quantization.
-
-Knows how people write sizes and settings; the work is ``core.convert``'s.
-"""
+"""``corelm convert``: a checkpoint written anew, in another layout, dtype or quantization."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``corelm evaluate``: how well a model predicts a text file, and how far it is from another model.
-
-Knows files and how the figures are shown; what they are is ``core.evaluation``'s.
-"""
+"""``corelm evaluate``: how well a model predicts a text file, and how far it is from another model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C as a request to stop one answer. Knows signals; knows nothing of what is stopped."""
+"""Ctrl-C as a request to stop one answer."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The program: parses arguments, runs one command, and turns whatever happens into messages and an exit code.
 
 Exit codes: 0 success; 1 something is wrong (with the checkpoint, a plugin, the machine); 2 the command makes no sense;
-130 interrupted; 141 whoever read the output has gone. Knows no command's business.
+130 interrupted; 141 whoever read the output has gone.
 """
 
 from __future__ import annotations

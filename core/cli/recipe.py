@@ -1,7 +1,4 @@
-"""How a checkpoint is quantized, kind of matrix by kind of matrix, from its headers and its config alone.
-
-Knows tensor names and MLX's settings; needs no plugin, and judges nothing: the plan does.
-"""
+"""How a checkpoint is quantized, kind of matrix by kind of matrix, from its headers and its config alone."""
 
 from __future__ import annotations
 

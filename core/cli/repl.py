@@ -1,7 +1,4 @@
-"""The loop of ``corelm chat``: a message or a command in, an answer out.
-
-Knows commands and what is said about an answer; what a message does is the conversation's.
-"""
+"""The loop of ``corelm chat``: a message or a command in, an answer out."""
 
 from __future__ import annotations
 

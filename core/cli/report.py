@@ -1,7 +1,4 @@
-"""An inspection as text: a few aligned lines about the checkpoint, the plugin and the plan.
-
-Knows words and layout; everything it says is in the inspection.
-"""
+"""An inspection as text: a few aligned lines about the checkpoint, the plugin and the plan."""
 
 from __future__ import annotations
 

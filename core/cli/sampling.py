@@ -1,7 +1,6 @@
 """Options of commands that generate: how tokens are chosen, when it ends, how much a cache may keep.
 
-Knows the names that ``LanguageModel.stream`` gives them. Only what was asked for is passed on, so that the checkpoint's
-own settings hold for the rest.
+Only what was asked for is passed on, so that the checkpoint's own settings hold for the rest.
 """
 
 from __future__ import annotations

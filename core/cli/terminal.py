@@ -1,7 +1,7 @@
 """Text for people: made safe for a terminal, laid out in columns, written to stdout or stderr.
 
-Knows characters and streams; knows nothing of models. Names and texts of a checkpoint are somebody else's, and a
-terminal obeys control characters: everything that is printed goes through here.
+Names and texts of a checkpoint are somebody else's, and a terminal obeys control characters: everything that is printed
+goes through here.
 """
 
 from __future__ import annotations

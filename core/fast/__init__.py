@@ -1,7 +1,6 @@
 """The decode step as one kernel: a fast path for models made of ``core.nn``, derived from their modules.
 
-Deleting this room leaves everything working, slower. Knows modules, caches and CUDA; knows no sampling, no tokens'
-meaning and no architecture.
+Deleting this room leaves everything working, slower.
 """
 
 from core.fast.entry import compile_step, device_reason, fast_step, reason

@@ -1,7 +1,7 @@
 """A model as a fast step sees it: its shape and its arrays in the step's order, or why there is no step for it.
 
 Everything is recognised by exact type: a subclass, an adapter in a layer's place, or a block that does not state its
-parts means the ordinary path. Knows modules; knows no CUDA.
+parts means the ordinary path.
 """
 
 from __future__ import annotations

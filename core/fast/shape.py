@@ -1,7 +1,4 @@
-"""The shape of a step: everything that its CUDA text depends on.
-
-Knows sizes; knows no modules, no arrays and no text.
-"""
+"""The shape of a step: everything that its CUDA text depends on."""
 
 from __future__ import annotations
 

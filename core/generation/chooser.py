@@ -1,8 +1,8 @@
 """The next token of each row of a batch, chosen from logits; rows join and leave at any step.
 
-Knows settings, ids and logits; knows no model and no text. With equal logits, a row's ids are the same bit for bit
-whatever else is in the batch: its random numbers depend on its seed and the token's position, and a stage that other
-rows ask for leaves it unchanged. Nothing here waits for the device.
+With equal logits, a row's ids are the same bit for bit whatever else is in the batch: its random numbers depend on its
+seed and the token's position, and a stage that other rows ask for leaves it unchanged. Nothing here waits for the
+device.
 """
 
 from __future__ import annotations

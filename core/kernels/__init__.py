@@ -1,7 +1,4 @@
-"""Kernels: one object each, a reference in plain MLX and fused sources that must agree with it before they are used.
-
-Knows nothing of models, checkpoints or caches.
-"""
+"""Kernels: one object each, a reference in plain MLX and fused sources that must agree with it before they are used."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""How far two arrays are apart, and whether that is allowed.
-
-Knows dtypes and non-finite numbers; knows no kernel.
-"""
+"""How far two arrays are apart, and whether that is allowed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Dequantizing at the speed of memory: MLX's affine integers, scales and biases to floats, eight elements a thread.
 
-Knows the packing of 4 and 8 bits; knows no module. Rounds once, to the scales' dtype, where ``mx.dequantize`` rounds
-the product as well.
+Rounds once, to the scales' dtype, where ``mx.dequantize`` rounds the product as well.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""One softmax from several: what blocks that each attended to a part of the keys have found, in one (FlashDecoding).
-
-Knows partial sums; knows no keys.
-"""
+"""One softmax from several: what blocks that each attended to a part of the keys have found, in one (FlashDecoding)."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ A block takes a tile of queries of one row that share a key/value head, and only
 (FlashAttention-2; Dao, 2023). What is seen comes in an array, so that nothing is compiled or planned for a length:
 MLX's own attention plans each pair of lengths anew, for 30 ms and more, and is ten times slower with a mask
 (benchmarks/LOG.md, 9). Where the queries are too few to fill the device, several blocks share their slots, and a second
-kernel merges the parts. Knows arrays; knows no cache.
+kernel merges the parts.
 """
 
 from __future__ import annotations

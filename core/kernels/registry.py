@@ -1,7 +1,4 @@
-"""Every kernel of the process, by name.
-
-Knows where each kernel was defined; knows nothing of what it computes.
-"""
+"""Every kernel of the process, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sum of what blocks have found, each in its part of the features, rounded once. Knows sums; knows no matrix."""
+"""The sum of what blocks have found, each in its part of the features, rounded once."""
 
 from __future__ import annotations
 

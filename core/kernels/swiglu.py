@@ -1,7 +1,5 @@
 """SwiGLU in one kernel: ``silu(gate) * up``, of one fused projection or of two.
 
-Knows the formula and how to spread it over threads; knows no module and no checkpoint.
-
 Shazeer, "GLU Variants Improve Transformer", 2020 (arXiv:2002.05202), with silu(x) = x * sigmoid(x).
 """
 

@@ -1,4 +1,4 @@
-"""What becomes of generated tokens: text, the reason to stop, the result. Knows no arrays, and not who generates."""
+"""What becomes of generated tokens: text, the reason to stop, the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says of a generation where its user says nothing. Knows configs; knows no text and no arrays."""
+"""What a checkpoint says of a generation where its user says nothing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``LanguageModel``: what a caller has in hand, and the order in which prompt, settings, tokens and answer follow.
-
-Knows which part does what; knows nothing of how they do it.
-"""
+"""``LanguageModel``: what a caller has in hand, and the order in which prompt, settings, tokens and answer follow."""
 
 from __future__ import annotations
 

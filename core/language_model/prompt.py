@@ -1,4 +1,4 @@
-"""What a prompt becomes: ids, whichever of its three forms it has. Knows tokenizers; knows no model and no settings."""
+"""What a prompt becomes: ids, whichever of its three forms it has."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """The stages of a batch, in the orders that its rows ask for.
 
-Knows which stages there are and which rows use them; knows nothing of how they compute. Rows with different orders go
-through one pass for each order, in which the others are neutral.
+Rows with different orders go through one pass for each order, in which the others are neutral.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The logits of one step on their way through the stages; sorted once, however many stages need them in order.
 
-Knows nothing of settings. The logits themselves are never scaled: a temperature only divides where probabilities are
-computed, and multiplies the noise at the end, so that a tiny one overflows nothing.
+The logits themselves are never scaled: a temperature only divides where probabilities are computed, and multiplies the
+noise at the end, so that a tiny one overflows nothing.
 """
 
 from __future__ import annotations
