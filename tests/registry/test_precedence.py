@@ -219,7 +219,10 @@ def test_explicit_beats_registered_beats_all(
             "no.such.module",
             "plugin no.such.module (explicit) cannot be imported: ModuleNotFoundError: No module named 'no'",
         ),
-        ("not a path", "plugin not a path (explicit) cannot be imported: ValueError: 'not a path' is not a module's"),
+        (
+            "not a path",
+            "plugin not a path (explicit) cannot be imported: ValueError: 'not a path' is neither a module's dotted path",
+        ),
         ("", "plugin  (explicit) cannot be imported"),
         ("json:nothing", "has no attribute 'nothing'"),
         ("json", "lacks the required hooks parse_config, weight_map, build_block (found no function marked"),

@@ -8,12 +8,13 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable
-from typing import Any
+from datetime import datetime, tzinfo
+from typing import Any, Self
 
 import pytest
 
 from core.errors import ChatTemplateError
-from core.text import TemplateWarning, Tokenizer
+from core.text import TemplateWarning, Tokenizer, functions
 from core.text.encoder import encode
 from core.text.fence import Fence
 from core.text.origin import GIVEN, WRITTEN, Traced
@@ -32,9 +33,18 @@ def test_there_are_twenty_templates() -> None:
     assert len(STEMS) == 20
 
 
+class ReferenceDay(datetime):
+    """The day on which the references were made: some templates write it."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return cls(2026, 11, 21, tzinfo=tz)
+
+
 @pytest.mark.parametrize("stem", STEMS)
-def test_text_is_that_of_transformers(make: Make, stem: str) -> None:
+def test_text_is_that_of_transformers(make: Make, stem: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The text, or the template's own message, or the kind of its failure, for every conversation."""
+    monkeypatch.setattr(functions, "datetime", ReferenceDay)
     tokenizer = make("tekken")
     for case in CHATS:
         try:
