@@ -221,7 +221,7 @@ def test_explicit_beats_registered_beats_all(
         ),
         (
             "not a path",
-            "plugin not a path (explicit) cannot be imported: ValueError: 'not a path' is neither a module's dotted path",
+            "cannot be imported: ValueError: 'not a path' is neither a module's dotted path",
         ),
         ("", "plugin  (explicit) cannot be imported"),
         ("json:nothing", "has no attribute 'nothing'"),
