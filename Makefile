@@ -8,7 +8,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 EXTRA ?= cpu
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 3 --dist loadfile
 # A test that hangs ends the run, and says where.
 PYTEST_LIMITS := -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true --max-worker-restart 1
 PYTEST_GPU_ARGS ?= -n 15 --dist worksteal

@@ -20,7 +20,10 @@ from core.cpu.library import VERSION
 from core.cpu.manifest import SOURCE
 from core.cpu.processor import arm_features
 from core.cpu.wheel_tag import platform_tag
+from tests.ci import only_in_ci
 from tests.cpu.conftest import write_source
+
+pytestmark = only_in_ci
 
 CROSS = "aarch64-linux-gnu-gcc"
 ROOT_OF_ARM = "/usr/aarch64-linux-gnu"

@@ -76,7 +76,7 @@ def test_threads_with_one_model_and_with_two() -> None:
     ]
     for other in others:
         other.start()
-    for turn in range(41):  # the last size is 1: many threads wait long where there are few cores
+    for turn in range(21):  # the last size is 1: many threads wait long where there are few cores
         resize(SIZES[turn % len(SIZES)])
         gc.collect()
     generate_in_threads(models[0], expected[0], 1)

@@ -19,6 +19,7 @@ from cuda_programs import ARCHITECTURES, HOPPER, STEPS, Program, core_kernels, o
 
 from core.kernels.cuda_code import nvrtc
 from core.kernels.cuda_code.compiler import include_folders
+from tests.ci import only_in_ci
 
 _QUICK = ["-Xcicc", "-O1", "-Xptxas", "-O1"]
 
@@ -73,6 +74,7 @@ def test_each_kernel_and_each_step_gives_programs() -> None:
     }
 
 
+@only_in_ci
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_compiles(architecture: str, tmp_path: Path) -> None:
     capability = ARCHITECTURES[architecture]
@@ -80,6 +82,7 @@ def test_compiles(architecture: str, tmp_path: Path) -> None:
     compiled(chosen, architecture, tmp_path, _QUICK)
 
 
+@only_in_ci
 def test_products_of_hopper_compile_and_are_not_serialized(tmp_path: Path) -> None:
     said = compiled([each for each in programs() if is_wgmma(each)], "sm_90a", tmp_path)
     assert "wgmma" not in said, said

@@ -16,6 +16,7 @@ import mlx.core as mx
 import pytest
 
 import core
+from tests.ci import only_in_ci
 from tests.readme.memory import memory_table
 
 ROOT = Path(core.__file__).parent.parent
@@ -94,6 +95,7 @@ def test_the_two_commands_are_make_targets() -> None:
     assert "-m pytest" in planned.stdout
 
 
+@only_in_ci
 @pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the repository, to clone it")
 def test_make_demo_in_a_fresh_clone(tmp_path: Path) -> None:
