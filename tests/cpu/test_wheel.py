@@ -19,8 +19,11 @@ from core.cpu.compiler import CompilerError, find_compiler
 from core.cpu.hatch_hook import CpuLibraryHook
 from core.cpu.levels import levels_of
 from core.cpu.manifest import SOURCE, source_files
+from tests.ci import only_in_ci
 from tests.registry.conftest import ROOT
 from tests.thirdparty.environments import Environment
+
+pytestmark = only_in_ci
 
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith(("CORELM_", "PIP_")) and name != "CC"}
 NO_COMPILER = {"PATH": "/nowhere"}

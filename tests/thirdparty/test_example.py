@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.ci import only_in_ci
 from tests.thirdparty.environments import ROOT, Environment, build_wheel
+
+pytestmark = only_in_ci
 
 EXAMPLE = ROOT / "examples" / "corelm-olmo2"
 REFERENCE = EXAMPLE / "tests" / "reference"

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.ci import only_in_ci
 from tests.thirdparty.environments import Environment, build_wheel
+
+pytestmark = only_in_ci
 
 
 @pytest.mark.parametrize(
