@@ -31,7 +31,7 @@ _READING = ("plugin", "revision", "format", "strict")  # options of a load that 
 
 @dataclass(frozen=True)
 class Measured:
-    """A model that is ready to run, on our side and on that of each peer.
+    """The model to measure, loaded in core and in each peer.
 
     Attributes:
         subject: its description for the report.

@@ -19,7 +19,7 @@ class ChunkSize:
 
     Args:
         most: tokens of a chunk.
-        model: whose prompt it is. Its next prompt starts with a chunk that fits its speed. None starts small.
+        model: the model that reads the prompt. Its last speed sets the size of the first chunk. None: a small one.
         fixed: always so many, as for models whose rotary frequencies depend on where a chunk ends.
 
     Attributes:

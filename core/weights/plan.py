@@ -120,7 +120,7 @@ class Plan:
 
     @property
     def precision(self) -> str:
-        """The dtype of activations, and the dtype in which most matrices are kept if it is another; for reports."""
+        """For reports: the dtype of activations, and the dtype of most matrices in memory where it differs."""
         sizes: dict[mx.Dtype, int] = {}
         for entry in self.entries:
             if entry.storage in FLOATS:

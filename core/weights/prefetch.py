@@ -90,5 +90,5 @@ class Prefetch:
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    """One pool for the whole process, because each thread has a stream of MLX's, which is never freed."""
+    """One pool for the process: each of its threads has an MLX stream, and MLX never frees a stream."""
     return ThreadPoolExecutor(_THREADS, thread_name_prefix="corelm-read")

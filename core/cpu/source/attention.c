@@ -106,15 +106,14 @@ static void attend_item(const Item *item, const float *queries, int64_t rows, fl
   }
 }
 
-/* Rows of one item, and whether tiles compute it. */
-static int64_t queries_of(const Layer *layer, const Pass *pass, int precision, int *tiles) {
-  *tiles = 0;
+/* Whether tiles compute items of many rows. */
+static int takes_tiles(const Layer *layer, const Pass *pass, int precision) {
 #if defined(TILES)
-  *tiles = precision == ROUNDED && pass->rows >= TILES_FROM && tiles_attend_dim(layer->head_dim) && tiles_are_there();
-  if (*tiles) return TILE_QUERIES;
-#endif
+  return precision == ROUNDED && pass->rows >= TILES_FROM && tiles_attend_dim(layer->head_dim) && tiles_are_there();
+#else
   (void)pass, (void)precision, (void)layer;
-  return QUERIES;
+  return 0;
+#endif
 }
 
 /* out[rows, heads * dim] from queries in qkv and keys and values in the cache. */
@@ -122,8 +121,8 @@ void attend(Place place, const Layer *layer, const Pass *pass, int index, const 
   const View *view = pass->view + layer->view;
   const int64_t dim = layer->head_dim, group = layer->heads / layer->kv_heads;
   const int64_t line = (layer->heads + 2 * layer->kv_heads) * dim;
-  int tiles;
-  const int64_t most = queries_of(layer, pass, precision, &tiles), tokens = most / group > 0 ? most / group : 1;
+  const int tiles = takes_tiles(layer, pass, precision);
+  const int64_t most = tiles ? TILE_QUERIES : QUERIES, tokens = most / group > 0 ? most / group : 1;
   float *queries = pool_scratch(0, sizeof(float) * 2 * (size_t)(tokens * group * dim)), *attended = queries + tokens * group * dim;
   int64_t number = pool_next(place), before = 0;
   for (int which = 0; which < pass->runs; ++which) {

@@ -32,9 +32,10 @@ INLINE int64_t next_keys(const Item *item, int64_t *slot) {
    and scales what was gathered so far. */
 void soften(const Item *item, int64_t row, int64_t slot, int64_t count, float *scores, float *most, float *total, float *out);
 
-#if defined(TILES)
-#define TILE_QUERIES 128  /* rows of one item */
+#define TILE_QUERIES 128 /* rows of one item of tiles */
 #define FEW_FOR_TILES 16 /* rows below which an item is computed in float32 */
+
+#if defined(TILES)
 int tiles_attend_dim(int64_t dim);
 /* queries[rows, dim], scaled, to out[rows, dim]; numbers are rounded to bfloat16, sums and the softmax are float32. */
 void tiles_attend(const Item *item, const float *queries, int64_t rows, float *out);

@@ -11,12 +11,14 @@ EXPORT void corelm_threads(int count) { pool_resize(count); }
 
 typedef struct {
   const Product *products;
-  int count, add, precision;
+  int count;
+  enum How how;
+  int precision;
 } Multiplication;
 
 static void multiply_task(Place place, void *argument) {
   const Multiplication *m = argument;
-  multiply(place, m->products, m->count, m->add, m->precision);
+  multiply(place, m->products, m->count, m->how, m->precision);
 }
 
 static pthread_mutex_t passes = PTHREAD_MUTEX_INITIALIZER; /* one at a time: they share memory */
@@ -30,7 +32,7 @@ EXPORT void corelm_multiply(const Product *products, int count, int add, int pre
   pthread_mutex_lock(&passes);
   for (int first = 0; first < count; first += MOST_PRODUCTS) {
     const int left = count - first;
-    Multiplication m = {products + first, left < MOST_PRODUCTS ? left : MOST_PRODUCTS, add, precision};
+    Multiplication m = {products + first, left < MOST_PRODUCTS ? left : MOST_PRODUCTS, add ? ADD : REPLACE, precision};
     int64_t work = 0;
     for (int i = 0; i < m.count; ++i) work += work_of(m.products[i].matrix, m.products[i].m);
     pool_run(multiply_task, &m, work);
